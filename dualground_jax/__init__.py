@@ -1,0 +1,1 @@
+"""DualGround and its baselines for video moment retrieval and highlight detection, in JAX."""

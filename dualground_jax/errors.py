@@ -1,0 +1,9 @@
+"""What a user can mend."""
+
+
+class UserError(ValueError):
+    """Bad input or a bad setting; its text is one line and all that a user needs to see."""
+
+
+class ConfigError(UserError):
+    """A config value, or a combination of them, that cannot be used."""

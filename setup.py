@@ -1,0 +1,39 @@
+"""Packaging of dualground_jax."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name='dualground_jax',
+    version='0.1.0',
+    description='Video temporal grounding in JAX/Flax: DualGround and the models that it analyses',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['dualground_jax*', 'configs', 'data_pipelines']),
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py',
+        'clu',
+        'flax>=0.12',
+        'jax>=0.10',
+        'matplotlib',
+        'ml_collections',
+        'numpy>=2.0',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12',
+        'tensorboard',  # clu writes its events; tensorflow no longer brings it
+        # The CPU build: TensorFlow only feeds data here, accelerators belong to JAX.
+        'tensorflow-cpu; platform_system != "Darwin"',
+        'tensorflow; platform_system == "Darwin"',
+        'tensorflow-datasets',
+        'transformers',
+    ],
+    extras_require={
+        'test': ['hypothesis', 'pytest', 'ruff', 'scipy'],
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'torch': ['torch'],
+    },
+)
