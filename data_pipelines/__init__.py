@@ -1,0 +1,1 @@
+"""Data sets, annotation files and features, and the batches made of them."""

@@ -1,0 +1,169 @@
+"""Tests of data_pipelines/torch_file.py on the files of torch_files/ and, where it is, PyTorch."""
+
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from data_pipelines import torch_file
+
+FILES = pathlib.Path(__file__).parent / 'torch_files'
+ROWS = np.arange(15).reshape(3, 5) / 8
+
+
+def rewrite(name, path, **changes):
+    """Copies FILES/name.pt to path with changed members: name of the member -> old bytes -> new."""
+    with zipfile.ZipFile(FILES / f'{name}.pt') as old, zipfile.ZipFile(path, 'w') as new:
+        for member in old.namelist():
+            content = old.read(member)
+            change = changes.get(member.split('/')[-1].replace('.pkl', ''))
+            new.writestr(member, change(content) if change else content)
+    return path
+
+
+def refusal(path):
+    with pytest.raises(torch_file.TorchFileError) as info:
+        torch_file.read_tensor(path)
+    message = str(info.value)
+    assert message.startswith(f'{path}: ') and '\n' not in message
+    return message
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('f32', ROWS.astype(np.float32)),
+    ('f16', ROWS.astype(np.float16)),
+    ('bf16', ROWS.astype(np.float32)),
+    ('f64', ROWS),
+    ('i64', np.arange(-3, 3)),
+    ('u8', np.arange(250, 256).astype(np.uint8)),
+    ('bool', np.arange(6) % 3 == 0),
+    ('transposed', ROWS.T.astype(np.float32)),
+    ('sliced', ROWS[1:, 1::2].astype(np.float32)),
+    ('expanded', np.tile(ROWS[1:2], (4, 1)).astype(np.float32)),
+    ('empty', np.zeros((5, 0), np.float32)),
+    ('scalar', np.array(2.5, np.float32)),
+])  # fmt: skip
+def test_reads_tensor(name, expected):
+    found = torch_file.read_tensor(FILES / f'{name}.pt')
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
+    assert found.flags.c_contiguous and found.flags.writeable
+
+
+def test_load_returns_nested_containers():
+    nested = torch_file.load(FILES / 'nested.pt')
+    assert list(nested) == ['a', 'b'] and nested['b'][1] == {'step': 3}
+    np.testing.assert_array_equal(nested['a'], ROWS)
+    np.testing.assert_array_equal(nested['b'][0], ROWS[0])
+
+
+def test_reads_tensor_of_another_device(tmp_path):
+    def move(content):
+        assert b'X\x03\x00\x00\x00cpu' in content
+        return content.replace(b'X\x03\x00\x00\x00cpu', b'X\x06\x00\x00\x00cuda:0')
+
+    path = rewrite('f32', tmp_path / 'cuda.pt', data=move)
+    np.testing.assert_array_equal(torch_file.read_tensor(path), ROWS)
+
+
+@pytest.mark.parametrize('name, parts', [
+    ('nested', ["OrderedDict with the keys 'a', 'b'", 'expected one tensor']),
+    ('namespace', ['argparse.Namespace is refused']),
+    ('parameter', ['torch._utils._rebuild_parameter is refused']),
+    ('legacy', ['not a zip-format PyTorch file', 'torch.save(torch.load(path), path)']),
+])  # fmt: skip
+def test_refuses_other_files(name, parts):
+    message = refusal(FILES / f'{name}.pt')
+    assert all(part in message for part in parts)
+
+
+def test_refuses_damaged_files(tmp_path):
+    whole = (FILES / 'f32.pt').read_bytes()
+    path = tmp_path / 'cut.pt'
+    path.write_bytes(whole[: len(whole) // 2])
+    assert 'damaged or cut short' in refusal(path)
+
+    flipped = bytearray(whole)
+    flipped[whole.index(ROWS.astype(np.float32).tobytes()[4:])] ^= 1
+    path.write_bytes(flipped)
+    assert 'damaged' in refusal(path)
+
+    assert '14 values, expected 15' in refusal(rewrite('f32', path, **{'0': lambda old: old[:-4]}))
+    assert 'damaged (' in refusal(rewrite('f32', path, data=lambda old: old[:-20]))
+
+
+def test_refuses_zip_of_something_else(tmp_path):
+    np.savez(tmp_path / 'a.npz', features=ROWS)
+    path = (tmp_path / 'a.npz').rename(tmp_path / 'a.pt')
+    assert 'no data.pkl' in refusal(path)
+
+
+def test_refuses_big_endian(tmp_path):
+    path = rewrite('f32', tmp_path / 'big.pt', byteorder=lambda _: b'big')
+    assert "b'big', expected little" in refusal(path)
+
+
+@pytest.mark.parametrize('old, new', [
+    (b'K\x00K\x03K\x05\x86', b'K\x00K\x04K\x05\x86'),  # a row more than the storage has
+    (b'K\x00K\x03K\x05\x86', b'K\x01K\x03K\x05\x86'),  # starts one value later
+    (b'K\x05K\x01\x86', b'K\x06K\x01\x86'),  # rows further apart
+    (b'K\x00K\x03', b'J\xff\xff\xff\xffK\x03'),  # starts one value before the storage
+])  # fmt: skip
+def test_refuses_tensor_beyond_its_storage(tmp_path, old, new):
+    def change(content):
+        assert content.count(old) == 1
+        return content.replace(old, new)
+
+    assert 'storage of 15 values' in refusal(rewrite('f32', tmp_path / 'a.pt', data=change))
+
+
+class _Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+def test_runs_no_code_of_the_file(tmp_path):
+    trace = tmp_path / 'trace'
+    attack = pickle.dumps(_Attack(trace))
+    pickle.loads(attack)
+    assert trace.exists()  # the attack works where nothing stops it
+    trace.unlink()
+    message = refusal(rewrite('f32', tmp_path / 'a.pt', data=lambda _: attack))
+    assert 'is refused' in message and not trace.exists()
+
+
+@pytest.mark.parametrize('module, name', [
+    ('collections', 'OrderedDict.fromkeys'), ('collections', 'abc.sys'), ('torch', 'load'),
+    ('torch', '_utils._rebuild_tensor_v2'), ('builtins', 'eval'), ('os', 'FloatStorage'),
+])  # fmt: skip
+def test_refuses_every_other_global(tmp_path, module, name):
+    texts = b''.join(b'\x8c' + bytes([len(text)]) + text.encode() for text in (module, name))
+    path = rewrite('f32', tmp_path / 'a.pt', data=lambda _: b'\x80\x04' + texts + b'\x93.')
+    assert f'{module}.{name} is refused' in refusal(path)
+
+
+def test_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        torch_file.read_tensor(tmp_path / 'none.pt')
+
+
+def test_agrees_with_torch(tmp_path):
+    torch = pytest.importorskip('torch')
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(4, 6, 5, generator=generator)
+    views = [base, base.permute(2, 0, 1), base[1:3, ::2, 3], base[0, 0, 0], base[:, :0]]
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32,
+             torch.int16, torch.int8, torch.uint8, torch.bool]
+    for view in views:
+        for kind in kinds:
+            tensor = (view * 50).abs().to(kind)
+            torch.save(tensor, tmp_path / 'a.pt')
+            found = torch_file.read_tensor(tmp_path / 'a.pt')
+            plain = tensor.float() if kind == torch.bfloat16 else tensor
+            assert found.dtype == plain.numpy().dtype
+            np.testing.assert_array_equal(found, plain.numpy())
