@@ -1,0 +1,184 @@
+"""From a split in memory to batches of static shape.
+
+A batch is a function of (split, seed, step) alone: any process can make any step's batch, and a
+resumed run sees the very batches that the interrupted one would have seen.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import datasets
+
+# What a batch holds: shape by axis names, dtype, meaning. B batch, T clips, L words, M windows,
+# S spans; V and E are the widths of video and text features.
+BATCH = {
+    'index': ('B', np.int32),  # record of the split; -1 in the rows that fill up a last batch
+    'video': ('BTV', np.float32),  # normalised streams, then the two temporal endpoints
+    'video_mask': ('BT', np.bool_),
+    'video_id': ('B', np.int32),  # equal for queries of the same video
+    'words': ('BLE', np.float32),
+    'words_mask': ('BL', np.bool_),
+    'eos': ('BE', np.float32),
+    'duration': ('B', np.float32),  # seconds
+    'clip_length': ('B', np.float32),  # seconds
+    'windows': ('BM2', np.float32),  # true windows, [start, end] in seconds
+    'windows_mask': ('BM', np.bool_),
+    'spans': ('BS2', np.float32),  # of at most S windows: (centre, width) relative to all clips
+    'spans_mask': ('BS', np.bool_),
+    'saliency': ('BT', np.float32),  # the clips' labels, 0..12
+    'pos_clips': ('B2', np.int32),  # clips that should score higher than those in neg_clips
+    'neg_clips': ('B2', np.int32),
+    'pairs_mask': ('B', np.bool_),  # whether the sample has such clips
+}
+
+
+def batch_spec(data: Any, batch_size: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of every entry of a batch."""
+    sizes = {
+        'B': batch_size,
+        'T': data.max_clips,
+        'L': data.max_words,
+        'V': sum(data.video_dims) + 2,
+        'E': data.text_dim,
+        'M': data.max_windows,
+        'S': data.max_spans,
+        '2': 2,
+    }
+    return {name: (tuple(sizes[a] for a in axes), dtype) for name, (axes, dtype) in BATCH.items()}
+
+
+def temporal_endpoints(n_clips: int) -> np.ndarray:
+    """Relative start and end of each clip, float32[n_clips, 2]."""
+    start = np.arange(n_clips, dtype=np.float32) / n_clips
+    return np.stack([start, start + np.float32(1 / n_clips)], 1)
+
+
+def collate(
+    split: datasets.Split, data: Any, indices: np.ndarray, draws: list[np.random.Generator] | None
+) -> dict[str, np.ndarray]:
+    """Pads records to one batch.
+
+    Args:
+      split: the records and features.
+      data: the `data` section of the config.
+      indices: int[B], records; -1 leaves a row empty.
+      draws: a generator per row for the random targets (saliency pairs, and which windows become
+        spans if there are more than data.max_spans); None: no pairs, the first windows.
+
+    Returns:
+      Arrays as in `batch_spec`.
+    """
+    batch = {k: np.zeros(*spec) for k, spec in batch_spec(data, len(indices)).items()}
+    batch['index'][:] = indices
+    batch['clip_length'][:] = data.clip_length
+    for row, index in enumerate(indices):
+        if index >= 0:
+            rng = None if draws is None else draws[row]
+            _fill_row({k: v[row] for k, v in batch.items() if v.ndim > 1}, split, data, index, rng)
+            record = split.records[index]
+            batch['video_id'][row] = split.video_index[index]
+            batch['duration'][row] = record.duration
+            batch['pairs_mask'][row] = rng is not None and split.saliency[index].any()
+    return batch
+
+
+def _fill_row(row, split, data, index, rng) -> None:
+    record, words = split.records[index], split.words[index]
+    video = split.videos[split.video_index[index]]
+    n_clips = len(video)
+    row['video'][:n_clips, :-2] = video
+    row['video'][:n_clips, -2:] = temporal_endpoints(n_clips)
+    row['video_mask'][:n_clips] = True
+    row['words'][: len(words)] = words
+    row['words_mask'][: len(words)] = True
+    row['eos'][:] = split.eos[index]
+    row['saliency'][:n_clips] = split.saliency[index]
+
+    windows = record.windows
+    row['windows'][: len(windows)] = windows
+    row['windows_mask'][: len(windows)] = True
+    if len(windows) > data.max_spans:
+        order = np.arange(len(windows)) if rng is None else rng.permutation(len(windows))
+        windows = windows[order[: data.max_spans]]
+    relative = windows / (n_clips * data.clip_length)
+    row['spans'][: len(windows), 0] = relative.mean(1)
+    row['spans'][: len(windows), 1] = relative[:, 1] - relative[:, 0]
+    row['spans_mask'][: len(windows)] = True
+    if rng is not None:
+        row['pos_clips'][:], row['neg_clips'][:] = datasets.sample_saliency_pairs(
+            record, n_clips, data.saliency, rng
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def train_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Records of a training step; every epoch is shuffled anew and its incomplete batch dropped."""
+    epoch, position = divmod(step, size // batch_size)
+    order = _epoch_order(size, seed, epoch)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def train_batches(
+    split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
+
+    Raises:
+      DataError: the split has fewer records than a batch.
+    """
+    size = len(split.records)
+    if size < batch_size:
+        raise datasets.DataError(
+            f'split {split.name!r} has {size} records, expected at least one batch of '
+            f'{batch_size} (train.batch_size)'
+        )
+
+    def make(step: int) -> dict[str, np.ndarray]:
+        indices = train_indices(size, batch_size, seed, step)
+        epoch = step // (size // batch_size)
+        draws = [np.random.default_rng([seed, epoch, index]) for index in indices]
+        return collate(split, data, indices, draws)
+
+    return _prefetched(make, range(first_step, last_step), batch_spec(data, batch_size))
+
+
+def eval_batches(
+    split: datasets.Split, data: Any, *, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """All records in order; the last batch is filled up with empty rows."""
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        indices = np.arange(number * batch_size, (number + 1) * batch_size)
+        return collate(split, data, np.where(indices < len(split.records), indices, -1), None)
+
+    batches = -(-len(split.records) // batch_size)
+    return _prefetched(make, range(batches), batch_spec(data, batch_size))
+
+
+def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
+    """Yields make(number) for each number, a few of them made in parallel ahead of their use."""
+    import tensorflow as tf  # 6 seconds: only where batches are streamed
+
+    for kind in ('GPU', 'TPU'):
+        tf.config.set_visible_devices([], kind)
+
+    def load(number):
+        arrays = tf.numpy_function(
+            lambda n: list(make(int(n)).values()), [number], [d for _, d in spec.values()]
+        )
+        return {
+            name: tf.ensure_shape(array, shape)
+            for (name, (shape, _)), array in zip(spec.items(), arrays)
+        }
+
+    dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
+    # Order is kept, so parallel calls change nothing but the speed.
+    dataset = dataset.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return dataset.as_numpy_iterator()
