@@ -1,0 +1,150 @@
+"""What all configs share: every default once, the command-line argument, the small variant."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets
+from dualground_jax import models
+from dualground_jax.errors import ConfigError
+
+
+def parse_arg(arg: str | None, **defaults) -> dict:
+    """Reads a config argument such as 'model=dualground,features=iv2,runlocal'.
+
+    Args:
+      arg: comma-separated name=value; a bare name means True.
+      **defaults: the known names; values take the type of their default.
+
+    Raises:
+      ConfigError: an unknown name, listed with the known ones, or a value of another type.
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or '').split(',')):
+        name, given, value = part.partition('=')
+        if name not in defaults:
+            raise ConfigError(
+                f'unknown config argument {name!r}, known are: {", ".join(sorted(defaults))}'
+            )
+        kind = type(defaults[name])
+        if kind is bool:
+            known = {'': True, 'true': True, '1': True, 'false': False, '0': False}
+            if value.lower() not in known:
+                raise ConfigError(f'config argument {name}={value!r}: expected true or false')
+            values[name] = known[value.lower()]
+        elif not given:
+            raise ConfigError(f'config argument {name!r} needs a value: {name}=...')
+        else:
+            values[name] = kind(value)
+    return values
+
+
+def base(dataset: str, features: str, model: str, **model_values) -> ConfigDict:
+    """The full config for a data set, a release of its features and a model.
+
+    Values are DualGround's for QVHighlights with InternVideo2 features (design: dualground.md); a
+    config file changes what differs.
+
+    Raises:
+      ConfigError: an unknown model or release, listed with the known ones.
+    """
+    if model not in models.MODELS:
+        raise ConfigError(f'unknown model {model!r}, known are: {", ".join(sorted(models.MODELS))}')
+    releases = {name: values for (owner, name), values in datasets.FEATURES.items()
+                if owner == dataset}
+    if features not in releases:
+        raise ConfigError(
+            f'unknown features {features!r} for {dataset}, known are: {", ".join(sorted(releases))}'
+        )
+    row = datasets.DATASETS[dataset]
+    config = ConfigDict()
+    config.seed = 2024
+    config.model = ConfigDict(dict(name=model, **models.defaults(model)))
+    config.model.update(model_values)
+    config.data = ConfigDict(
+        dict(
+            root=f'data/{dataset}',
+            annotations=dict(train='', val='', test='') | dict(row.annotations),
+            clip_length=row.clip_length,
+            saliency=row.saliency,
+            max_windows=row.max_windows,
+            max_spans=min(row.max_windows, 5),  # as many as the references' moment queries see
+            normalize_text=True,
+            on_error='raise',
+            limit=0,
+        )
+        | releases[features]
+    )
+    config.loss = ConfigDict(
+        dict(
+            weights=dict(
+                reg=1.0, cls=5.0, sal=0.1, saliency=0.8, label=4.0, phrase=1.0, eos=1.0,
+                span=10.0, giou=1.0, query_label=4.0,
+            ),
+            attn=1.0,
+            margin=0.2,
+            dqa_r=0.3,
+            eos_form='infonce',
+            radius=1.5,
+            classification='focal',
+            regression='l1',
+            detr_cost=dict(span=10.0, giou=1.0, label=4.0),
+            detr_background=0.1,
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-4,
+            weight_decay=1e-4,
+            clip_norm=0.1,
+            schedule='constant',  # or 'cosine'
+            warmup_steps=0,
+            ema_decay=0.0,  # 0: evaluate the parameters themselves
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            batch_size=64,
+            epochs=150,
+            max_steps=0,  # > 0: stop there, whatever the epochs
+            log_every=10,  # steps
+            eval_every=5,  # epochs
+        )
+    )
+    config.evaluate = ConfigDict(
+        dict(
+            batch_size=64,
+            split='val',
+            nms=0.7,  # IoU; 1 and more: none
+            round_to=row.clip_length if row.round_to_clip else 0.0,  # seconds; 0: no rounding
+            clip_to=row.clip_to,
+            selection=row.selection,
+            pictures=4,  # grounding timelines after training
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1))
+    config.world = ConfigDict()  # parameters of the generated data; empty: the data are real
+    return config
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """Shrinks any config to run in seconds: argument `runlocal`."""
+    config.model.update(
+        {
+            name: value
+            for name, value in dict(
+                width=32, heads=4, ffn=64, t2v_layers=1, enc_layers=1, dec_layers=1,
+                dummy_layers=1, phrase_layers=1, context_layers=1, mlp_layers=2,
+            ).items()
+            if name in config.model
+        }
+    )
+    config.data.limit = 32
+    config.train.update(dict(batch_size=8, epochs=2, log_every=2, eval_every=1))
+    config.evaluate.update(dict(batch_size=8, pictures=1))
+    return config
+
+
+def world_fields(world) -> dict:
+    """A world's parameters as a plain dict."""
+    return dataclasses.asdict(world)

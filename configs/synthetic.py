@@ -1,0 +1,38 @@
+"""The planted world: the default job, generated on first use, trained on a laptop in minutes."""
+
+from configs import common
+from data_pipelines import synthetic
+
+
+def get_config(arg=None):
+    """Arguments: model=NAME, head=pyramid|detr, tokens=full|eos|words, paths=..., runlocal."""
+    args = common.parse_arg(
+        arg, model='dualground', head='pyramid', tokens='full', paths='both', runlocal=False
+    )
+    config = common.base(
+        'synthetic', 'planted', args['model'],
+        head=args['head'], tokens=args['tokens'], paths=args['paths'],
+    )
+    world = synthetic.World()
+    if args['runlocal']:
+        world = synthetic.World(train_queries=32, val_queries=16, test_queries=16)
+        config.data.root = 'data/synthetic_small'
+    config.world = common.world_fields(world)
+    config.data.update(
+        dict(
+            video_dims=(world.video_dim,),
+            text_dim=world.text_dim,
+            max_clips=world.max_clips,
+            max_words=25,
+        )
+    )
+    config.model.update(
+        dict(
+            width=64, heads=4, ffn=128, t2v_layers=2, enc_layers=1, context_layers=1,
+            mlp_layers=2, phrases=3, input_dropout=0.1,
+        )
+    )
+    config.optimizer.learning_rate = 1e-3
+    config.train.update(dict(batch_size=32, epochs=24, eval_every=4))
+    config.evaluate.batch_size = 100
+    return common.small(config) if args['runlocal'] else config

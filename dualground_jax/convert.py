@@ -1,0 +1,125 @@
+"""Maps weights of PyTorch modules to ours, driven by a model's table of names.
+
+A table maps flax module paths ('a/b_{}/c') to torch module paths ('x.y.{}.z'); `{}` stands for a
+layer index. What a leaf becomes follows from its own name: `kernel` is the transposed `weight` of
+a linear layer or convolution, `scale` and `negative_slope` are a `weight`. A torch path may end in
+'in_proj#q', '#k' or '#v': one third of a packed attention projection. A flax path that names a
+leaf itself, such as a learned token, maps to the torch parameter of that very name.
+"""
+
+import re
+from collections.abc import Mapping
+
+import flax.traverse_util
+import numpy as np
+
+from dualground_jax.errors import UserError
+
+
+class ConvertError(UserError):
+    """A state dict does not fit the model."""
+
+
+_LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'negative_slope': 'weight',
+    'embedding': 'weight',
+    'bias': 'bias',
+}
+
+
+def nest(flax_prefix: str, torch_prefix: str, table: Mapping[str, str]) -> dict[str, str]:
+    """Puts a table of a submodule under prefixes; either may be empty."""
+    join = lambda separator, *parts: separator.join(p for p in parts if p)  # noqa: E731
+    return {
+        join('/', flax_prefix, k): join('.', torch_prefix, v) for k, v in table.items()
+    }
+
+
+def subtable(table: Mapping[str, str], flax_prefix: str, torch_prefix: str) -> dict[str, str]:
+    """The part of a table under both prefixes, with them removed: the table of a submodule."""
+    return {
+        k.removeprefix(flax_prefix).lstrip('/'): v.removeprefix(torch_prefix).lstrip('.')
+        for k, v in table.items()
+        if k.startswith(flax_prefix) and v.startswith(torch_prefix)
+    }
+
+
+def _lookup(path: str, names: Mapping[str, str]) -> str | None:
+    """The torch path of a flax path, with layer indices filled in."""
+    for ours, theirs in names.items():
+        pattern = re.escape(ours).replace(r'\{\}', r'(\d+)')
+        if found := re.fullmatch(pattern, path):
+            return theirs.format(*found.groups())
+    return None
+
+
+def _torch_leaf(path: tuple[str, ...], names: Mapping[str, str]) -> tuple[str, slice | int]:
+    """Torch parameter of a flax leaf, and which third of it (-1: all)."""
+    if (whole := _lookup('/'.join(path), names)) is not None:
+        return whole, -1
+    module = _lookup('/'.join(path[:-1]), names)
+    if module is None or path[-1] not in _LEAVES:
+        return '', -1
+    leaf = _LEAVES[path[-1]]
+    base, _, part = module.partition('#')
+    if part:
+        return f'{base}_{leaf}', 'qkv'.index(part)
+    return f'{module}.{leaf}', -1
+
+
+def _to_flax(value: np.ndarray, leaf: str, third: int, shape: tuple[int, ...]) -> np.ndarray:
+    if third >= 0:
+        value = np.split(value, 3)[third]
+    if leaf == 'kernel':
+        # Conv2d with a kernel of height 1 acts along time only.
+        if value.ndim == 4 and value.shape[2] == 1:
+            value = value[:, :, 0]
+        value = value.T
+    # torch keeps axes of length 1 where we have none, such as a PReLU's slope.
+    if value.squeeze().shape == tuple(n for n in shape if n != 1):
+        value = value.reshape(shape)
+    return value
+
+
+def from_torch(
+    state: Mapping[str, np.ndarray],
+    params: Mapping,
+    names: Mapping[str, str],
+    *,
+    unused: tuple[str, ...] = (),
+) -> dict:
+    """Fills the tree of `params` with the values of a torch state dict.
+
+    Args:
+      state: torch parameter names and arrays.
+      params: our parameters, nested; only paths and shapes are used.
+      names: table of module names.
+      unused: regular expressions of torch names that are left out on purpose.
+
+    Returns:
+      A nested dict of the structure of `params`.
+
+    Raises:
+      ConvertError: a parameter of ours that no torch array fills, an array that nothing uses, or
+        one of another shape; the message lists them all.
+    """
+    flat, problems, used = {}, [], set()
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        ours = '/'.join(path)
+        theirs, third = _torch_leaf(path, names)
+        if theirs not in state:
+            problems.append(f'{ours}: nothing fills it (looked for {theirs or "no name"!r})')
+            continue
+        used.add(theirs)
+        value = _to_flax(np.asarray(state[theirs]), path[-1], third, leaf.shape)
+        if value.shape != leaf.shape:
+            problems.append(f'{ours}: shape {leaf.shape}, but {theirs} gives {value.shape}')
+        flat[path] = value
+    for name in sorted(set(state) - used):
+        if not any(re.fullmatch(pattern, name) for pattern in unused):
+            problems.append(f'{name}: nothing uses it')
+    if problems:
+        raise ConvertError('weights do not fit: ' + '; '.join(problems))
+    return flax.traverse_util.unflatten_dict(flat)

@@ -1,0 +1,177 @@
+"""From parameters and a split to predictions and metrics."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets, pipeline
+from dualground_jax import metrics, models, spans
+from dualground_jax import state as state_lib
+from dualground_jax.errors import ConfigError
+
+MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
+
+
+def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Array:
+    """Fits windows to the video and the data set's conventions, then suppresses overlaps.
+
+    Args:
+      windows: float32[B, K, 3], a score below 0 marks absence.
+      duration: float32[B], seconds.
+      section: the `evaluate` section: clip_to and round_to in seconds, nms as IoU.
+
+    Returns:
+      float32[B, K, 3], best first (FlashVTG: postprocessing.py, temporal_nms.py).
+    """
+    bounds = jnp.clip(windows[..., :2], 0.0, duration[:, None, None])
+    bounds = jnp.clip(bounds, *section.clip_to)
+    if section.round_to:
+        bounds = jnp.round(bounds / section.round_to) * section.round_to
+    # The references suppress by scores of four decimals.
+    score = jnp.round(windows[..., 2:] * 1e4) / 1e4
+    windows = jnp.concatenate([bounds, score], -1)
+    return jax.vmap(lambda w: spans.nms(w, section.nms))(windows)
+
+
+def make_predict_step(config: ConfigDict, mesh: Mesh) -> Callable:
+    """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T])."""
+    model = models.build(config.model)
+    decode = models.MODELS[config.model.name].decode
+
+    def predict_step(params, batch):
+        out = model.apply({'params': params}, batch, train=False)
+        windows, saliency = decode(out, batch)
+        windows = postprocess(windows, batch['duration'], config.evaluate)
+        return windows[:, :MAX_WINDOWS], saliency
+
+    replicated, split = state_lib.shardings(mesh)
+    return jax.jit(predict_step, in_shardings=(replicated, split), out_shardings=replicated)
+
+
+def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarray) -> dict:
+    """One row of a submission in the official format.
+
+    Args:
+      record: the query.
+      windows: float32[K, 3].
+      saliency: float32[n] of the video's clips.
+    """
+    kept = windows[windows[:, 2] >= 0].astype(np.float64).round(4)
+    return dict(
+        qid=record.qid,
+        query=record.query,
+        vid=record.vid,
+        pred_relevant_windows=kept.tolist(),
+        pred_saliency_scores=saliency.astype(np.float64).round(4).tolist(),
+    )
+
+
+def predict_split(
+    predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
+) -> list[dict]:
+    """Predictions for every record of a split, in its order."""
+    _, sharding = state_lib.shardings(mesh)
+    rows = []
+    for batch in pipeline.eval_batches(split, config.data, batch_size=config.evaluate.batch_size):
+        index = batch['index']
+        windows, saliency = jax.device_get(predict_step(params, jax.device_put(batch, sharding)))
+        for i in np.flatnonzero(index >= 0):
+            n_clips = len(split.saliency[index[i]])
+            rows.append(prediction(split.records[index[i]], windows[i], saliency[i, :n_clips]))
+    return rows
+
+
+def ground_truth(split: datasets.Split) -> list[dict]:
+    """The split's annotations in the official format, as the metrics read them."""
+    rows = []
+    for record in split.records:
+        row = dict(
+            qid=record.qid,
+            query=record.query,
+            duration=record.duration,
+            vid=record.vid,
+            relevant_windows=record.windows.tolist(),
+        )
+        if record.clip_scores is not None:
+            row |= dict(
+                relevant_clip_ids=record.clip_ids.tolist(),
+                saliency_scores=record.clip_scores.tolist(),
+            )
+        rows.append(row)
+    return rows
+
+
+def has_labels(split: datasets.Split) -> bool:
+    """Whether every record has true windows: a hidden test set has none."""
+    return all(len(record.windows) for record in split.records)
+
+
+def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
+    """Writes one JSON object a line; the file appears whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Writes one JSON value, indented; the file appears whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    os.replace(temporary, path)
+
+
+def selection_value(found: dict, section: ConfigDict) -> float:
+    """What checkpoints are compared by: the mean of the metrics that the config names.
+
+    Raises:
+      ConfigError: a metric that the evaluation did not give; lists those that it did.
+    """
+    brief = found['brief']
+    if missing := [name for name in section.selection if name not in brief]:
+        raise ConfigError(
+            f'evaluate.selection names {", ".join(missing)}; the evaluation gives '
+            f'{", ".join(brief)}'
+        )
+    return float(np.mean([brief[name] for name in section.selection]))
+
+
+def evaluate(config: ConfigDict, workdir: str) -> None:
+    """Evaluates a run's best checkpoint on a split: mode `evaluate`, and `predict` without labels.
+
+    Writes `<workdir>/<split>_predictions.jsonl` and, where the annotations have labels,
+    `<workdir>/<split>_metrics.json`.
+    """
+    name = config.evaluate.split
+    split = datasets.load_split(config.data, name)
+    report_problems(split)
+    mesh = state_lib.make_mesh(config.mesh)
+    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    abstract = state_lib.abstract_state(config, mesh)
+    train_state, progress = state_lib.Checkpoints(workdir).restore('best', abstract)
+    print(f'best checkpoint: step {int(train_state.step)}, {progress["best_value"]:.2f} on '
+          f'{" + ".join(config.evaluate.selection)}')
+    step = make_predict_step(config, mesh)
+    rows = predict_split(step, train_state.eval_params, split, config, mesh)
+    path = pathlib.Path(workdir, f'{name}_predictions.jsonl')
+    write_jsonl(path, rows)
+    print(f'wrote {path}: {len(rows)} queries')
+    if has_labels(split):
+        found = metrics.evaluate(rows, ground_truth(split))
+        print(metrics.format_table(found))
+        write_json(pathlib.Path(workdir, f'{name}_metrics.json'), found)
+
+
+def report_problems(split: datasets.Split) -> None:
+    """Prints what was skipped of a split."""
+    if split.problems:
+        print(f'split {split.name!r}: skipped {len(split.problems)} problems, '
+              f'{len(split.records)} records are left')
+        for problem in split.problems:
+            print(f'  {problem}')

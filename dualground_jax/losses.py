@@ -1,0 +1,399 @@
+"""Losses, each one pure function.
+
+Inputs carry masks, True where valid; what has no valid entry contributes 0, never NaN. Means run
+over the global batch: under sharding XLA sums over all devices, so that a loss does not depend on
+how many there are.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dualground_jax import matching
+from dualground_jax import spans as spans_lib
+
+RANKS = 12
+
+
+def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+    """Mean of `x` over the entries where `mask` (broadcastable) is True; 0 if there are none."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    total = jnp.sum(jnp.where(mask, x, 0), axis)
+    return total / jnp.maximum(jnp.sum(mask, axis), 1).astype(x.dtype)
+
+
+# Moment retrieval on points -------------------------------------------------------------------
+
+
+def assign_points(
+    points: jax.Array, windows: jax.Array, mask: jax.Array, *, radius: float = 1.5
+) -> tuple[jax.Array, jax.Array]:
+    """Assigns to each point of one sample the window that it has to predict.
+
+    A point takes a window if it lies inside, within `radius` strides of the centre, and if its
+    larger boundary distance falls into its level's range; of several the shortest wins, ties
+    within 1e-3 go to the first (FlashVTG, loss.py).
+
+    Args:
+      points: float32[P, 4], rows [time, low, high, stride] in clips.
+      windows: float32[M, 2], start and end in clips.
+      mask: bool[M].
+      radius: centre sampling radius in strides.
+
+    Returns:
+      (positive bool[P], offsets float32[P, 2]: distances to start and end in strides, 0 where not
+      positive).
+    """
+    time, low, high, stride = (points[:, i, None] for i in range(4))
+    start, end = windows[None, :, 0], windows[None, :, 1]
+    distances = jnp.stack([time - start, end - time], -1)
+    centre = (start + end) / 2
+    inside = (time >= jnp.maximum(centre - radius * stride, start)) & (
+        time <= jnp.minimum(centre + radius * stride, end)
+    )
+    farthest = distances.max(-1)
+    takes = mask & inside & (farthest >= low) & (farthest <= high)
+    length = jnp.where(takes, end - start, jnp.inf)
+    positive = takes.any(-1)
+    shortest = jnp.argmin(length, -1)
+    offsets = jnp.take_along_axis(distances, shortest[:, None, None], 1)[:, 0] / stride
+    return positive, jnp.where(positive[:, None], offsets, 0.0)
+
+
+def focal(*, logits: jax.Array, labels: jax.Array, mask: jax.Array, gamma: float = 2.0):
+    """Sigmoid focal loss without class balance, mean over valid points (arXiv 1708.02002)."""
+    loss = optax.sigmoid_focal_loss(logits, labels.astype(logits.dtype), gamma=gamma)
+    return masked_mean(loss, mask)
+
+
+def quality_focal(*, logits, labels, quality, mask, beta: float = 2.0):
+    """Quality focal loss: positives are to predict their IoU (arXiv 2006.04388, eq. 3).
+
+    The target IoU is part of the graph, as in DualGround's development code.
+
+    Args:
+      logits: float[...].
+      labels: bool[...], which entries are positive.
+      quality: float[...] in [0, 1], target of the positives.
+      mask: bool[...].
+      beta: focusing exponent.
+    """
+    target = jnp.where(labels, quality, 0.0)
+    loss = optax.sigmoid_binary_cross_entropy(logits, target)
+    return masked_mean(loss * jnp.abs(target - jax.nn.sigmoid(logits)) ** beta, mask)
+
+
+def boundary_l1(*, offsets: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean absolute error of both distances [B, P, 2] over the positive points bool[B, P]."""
+    return masked_mean(jnp.abs(offsets - targets), mask[..., None])
+
+
+def distribution_focal(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross entropy shared between the two bins that enclose a label (arXiv 2006.04388, eq. 6).
+
+    Args:
+      logits: float[..., C].
+      labels: float[...] in [0, C - 1], in bins. At exactly C - 1 the loss is 0, as in DualGround's
+        development code: clip labels below it.
+
+    Returns:
+      float[...].
+    """
+    bins = logits.shape[-1]
+    left = jnp.floor(labels)
+    lower = jnp.clip(left, 0, bins - 1)
+    upper = jnp.clip(left + 1, 0, bins - 1)
+    cross_entropy = lambda index: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
+        logits, index.astype(jnp.int32)
+    )
+    return cross_entropy(lower) * (upper - labels) + cross_entropy(upper) * (labels - lower)
+
+
+def boundary_bins(*, logits, targets, mask, radius: float = 1.5) -> jax.Array:
+    """Distribution focal loss of both distances over the positive points.
+
+    Args:
+      logits: float32[B, P, 2, C], over C distances from 0 to `radius` strides.
+      targets: float32[B, P, 2], strides; farther ones are cut to the last bin.
+      mask: bool[B, P].
+      radius: the farthest distance, in strides.
+    """
+    last = logits.shape[-1] - 1
+    labels = jnp.clip(targets / radius * last, 0.0, last - 1e-3)
+    return masked_mean(distribution_focal(logits=logits, labels=labels).mean(-1), mask)
+
+
+# Highlight detection --------------------------------------------------------------------------
+
+
+def margin_ranking(*, scores, pos_clips, neg_clips, mask, margin: float = 0.2) -> jax.Array:
+    """Hinge loss of index pairs: relu(margin + negative - positive), mean over pairs.
+
+    Args:
+      scores: float[B, T].
+      pos_clips: int[B, 2], clips that should score higher than
+      neg_clips: int[B, 2].
+      mask: bool[B], samples that have such pairs.
+      margin: wanted difference.
+    """
+    positive = jnp.take_along_axis(scores, pos_clips, 1)
+    negative = jnp.take_along_axis(scores, neg_clips, 1)
+    return masked_mean(jax.nn.relu(margin + negative - positive), mask[:, None])
+
+
+def rank_contrastive(*, scores, labels, mask, temperature: float = 0.5) -> jax.Array:
+    """Rank-aware contrastive loss of each row (QD-DETR, eq. 6).
+
+    For each rank r = 1..11 the entries labelled >= r are positives among all entries of the row.
+    The sum of these 11 terms is divided by 12, as in all public code: a constant factor that the
+    public loss weights contain.
+
+    Args:
+      scores: float[B, T].
+      labels: float[B, T], sums of annotators' scores, 0..12.
+      mask: bool[B, T].
+      temperature: divides the scores.
+
+    Returns:
+      float[B]; 0 for a row without positives.
+    """
+    # -1000 before the division is what the public code puts at padding.
+    logits = jnp.where(mask, scores, -1e3) / temperature
+    logits = logits - logits.max(-1, keepdims=True)
+    log_prob = logits - jnp.log(jnp.exp(logits).sum(-1, keepdims=True) + 1e-6)
+    ranks = jnp.arange(1, RANKS)[:, None, None]
+    positive = (labels >= ranks) & mask
+    count = positive.sum(-1)
+    mean = jnp.where(positive, log_prob, 0.0).sum(-1) / (count + 1e-6)
+    return -mean.sum(0) / RANKS
+
+
+def rank_with_negatives(*, scores, scores_neg, labels, mask, real_neg, temperature=0.5):
+    """Rank contrastive loss in which the clips also rank above those of the negative pair.
+
+    A row with a real negative pair is extended by that pair's scores, labelled 0. The means over
+    rows with and without one add up (CG-DETR, model.py: loss_saliency); a batch without any real
+    pair is thereby defined.
+
+    Args:
+      scores: float[B, T].
+      scores_neg: float[B, T], the same clips with another sample's query.
+      labels: float[B, T].
+      mask: bool[B, T].
+      real_neg: bool[B], whether that query belongs to another video.
+      temperature: divides the scores.
+    """
+    both = rank_contrastive(
+        scores=jnp.concatenate([scores, scores_neg], 1),
+        labels=jnp.concatenate([labels, jnp.zeros_like(labels)], 1),
+        mask=jnp.concatenate([mask, mask & real_neg[:, None]], 1),
+        temperature=temperature,
+    )
+    return masked_mean(both, real_neg) + masked_mean(both, ~real_neg)
+
+
+def negative_pair(*, logits, mask, real_neg) -> jax.Array:
+    """-log(1 - sigmoid(logit)) summed over clips, mean over rows with a real negative pair."""
+    per_row = jnp.where(mask, jax.nn.softplus(logits), 0.0).sum(-1)
+    return masked_mean(per_row, real_neg)
+
+
+def _log(x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(x, 1e-12))
+
+
+def _log1m(x: jax.Array) -> jax.Array:
+    return jnp.log1p(-jnp.minimum(x, 1 - 1e-6))
+
+
+def highlight(
+    *, scores, scores_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2
+) -> jax.Array:
+    """Saliency loss: margin ranking + rank contrastive + negative pairs.
+
+    Args:
+      scores: float[B, T], unbounded.
+      scores_neg: float[B, T], with another sample's query.
+      labels: float[B, T], 0..12.
+      mask: bool[B, T].
+      real_neg: bool[B].
+      pos_clips: int[B, 2]; see `margin_ranking`.
+      neg_clips: int[B, 2].
+      pairs_mask: bool[B].
+      margin: of the margin ranking.
+    """
+    return (
+        margin_ranking(
+            scores=scores,
+            pos_clips=pos_clips,
+            neg_clips=neg_clips,
+            mask=pairs_mask,
+            margin=margin,
+        )
+        + rank_with_negatives(
+            scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg
+        )
+        + negative_pair(logits=scores_neg, mask=mask, real_neg=real_neg)
+    )
+
+
+def highlight_attention(
+    *, weights, weights_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2
+) -> jax.Array:
+    """The saliency loss on the attention to the text, plus a cross entropy with the labels.
+
+    Args: as for `highlight`, but weights and weights_neg, float[B, T], lie in [0, 1].
+    """
+    target = jnp.clip(labels, 0.0, 1.0)
+    cross_entropy = -(target * _log(weights) + (1 - target) * _log1m(weights))
+    absent = jnp.where(mask, -_log1m(weights_neg), 0.0).sum(-1)
+    return (
+        margin_ranking(
+            scores=weights,
+            pos_clips=pos_clips,
+            neg_clips=neg_clips,
+            mask=pairs_mask,
+            margin=margin,
+        )
+        + rank_with_negatives(
+            scores=weights, scores_neg=weights_neg, labels=labels, mask=mask, real_neg=real_neg
+        )
+        + masked_mean(cross_entropy, mask)
+        + masked_mean(absent, real_neg)
+    )
+
+
+def sampled_nce(
+    *, similarity, labels, pos_clips, mask, pairs_mask, temperature: float = 0.07
+) -> jax.Array:
+    """InfoNCE of clip and query similarity, over the clips and over the batch.
+
+    A clip takes part if its label is not above that of the sample's positive clip (FlashVTG,
+    loss.py: SampledNCELoss).
+
+    Args:
+      similarity: float[B, T], cosine of each clip and the sample's query.
+      labels: float[B, T], saliency labels.
+      pos_clips: int[B], the positive clip.
+      mask: bool[B, T].
+      pairs_mask: bool[B], samples that have a positive clip.
+      temperature: divides the similarity; 1 / temperature is capped at 100.
+    """
+    allowed = mask & (labels <= jnp.take_along_axis(labels, pos_clips[:, None], 1))
+    logits = jnp.where(allowed, similarity * min(1 / temperature, 100.0), -1e9)
+    own = jnp.take_along_axis(logits, pos_clips[:, None], 1)[:, 0]
+    over_clips = jax.nn.logsumexp(logits, 1) - own
+    rows = jnp.where(pairs_mask[:, None], logits, -1e9)
+    over_batch = jax.nn.logsumexp(rows, 0)[pos_clips] - own
+    return masked_mean(over_clips + over_batch, pairs_mask)
+
+
+def label_alignment(*, logits, labels, mask) -> jax.Array:
+    """Mean squared difference of base-level logits and saliency labels, both scaled to [0, 1].
+
+    The scaling is by the least and the greatest valid entry of the whole batch (FlashVTG,
+    loss.py: loss_labels). A batch whose labels are all equal has no scale: 0.
+
+    Args:
+      logits: float[B, T].
+      labels: float[B, T].
+      mask: bool[B, T].
+    """
+
+    def scale(x):
+        low = jnp.where(mask, x, jnp.inf).min()
+        extent = jnp.where(mask, x, -jnp.inf).max() - low
+        return jnp.where(mask, x - low, 0.0) / jnp.where(extent > 0, extent, 1.0), extent > 0
+
+    scaled_labels, has_labels = scale(labels)
+    scaled_logits, has_logits = scale(logits)
+    return masked_mean((scaled_labels - scaled_logits) ** 2, mask & has_labels & has_logits)
+
+
+# Phrases --------------------------------------------------------------------------------------
+
+
+def phrase_diversity(*, attention, mask, r: float = 0.3) -> jax.Array:
+    """L_DQA: || A A^T - r I ||_F^2, mean over samples that have words.
+
+    Args:
+      attention: float[B, N, L], weights of the words in each phrase.
+      mask: bool[B], samples that have words.
+      r: wanted concentration of a phrase's weights.
+    """
+    gram = jnp.einsum('bnl,bml->bnm', attention, attention)
+    return masked_mean(((gram - r * jnp.eye(gram.shape[1])) ** 2).sum((1, 2)), mask)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosine of the last axes in float32, broadcast; 0 with a finite gradient for zero vectors."""
+
+    def unit(x):
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-16))
+
+    return (unit(a) * unit(b)).sum(-1)
+
+
+def eos_info_nce(*, phrase_eos, eos, mask, temperature: float = 0.1) -> jax.Array:
+    """L_EOS, the paper's form: each P_EOS is to find its own sentence in the batch.
+
+    Args:
+      phrase_eos: float[B, D], the summary of the phrases.
+      eos: float[B, D], the projected sentence tokens.
+      mask: bool[B], samples that have both.
+      temperature: divides the cosines.
+    """
+    logits = cosine(phrase_eos[:, None], eos[None]) / temperature
+    logits = jnp.where(mask[None, :], logits, -1e9)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(eos)))
+    return masked_mean(loss, mask)
+
+
+def eos_margin(*, phrase_eos, eos, mask, margin: float = 0.7) -> jax.Array:
+    """L_EOS as in the development code: relu(margin - cosine), over matched pairs only."""
+    return masked_mean(jax.nn.relu(margin - cosine(phrase_eos, eos)), mask)
+
+
+# Moment queries -------------------------------------------------------------------------------
+
+
+def set_prediction(
+    *, logits, spans, target_spans, targets_mask, cost: dict, background: float = 0.1
+) -> dict[str, jax.Array]:
+    """Matches one layer's moment queries to the targets and scores them.
+
+    Args:
+      logits: float32[B, N, 2], index 0 is foreground.
+      spans: float32[B, N, 2], (centre, width) relative to the video.
+      target_spans: float32[B, M, 2].
+      targets_mask: bool[B, M].
+      cost: weights `span`, `giou`, `label` of the matching cost.
+      background: weight of unmatched queries in the label loss, whose mean is over all queries
+        (CG-DETR, model.py: loss_labels).
+
+    Returns:
+      span: mean absolute error of centre and width over all matched pairs of the batch;
+      giou: mean of 1 - generalised IoU over them; query_label: weighted cross entropy.
+    """
+    foreground = jax.nn.softmax(logits, -1)[..., 0]
+
+    def assign(pred, probability, target, mask):
+        return matching.match(
+            matching.matching_cost(pred, probability, target, **cost), mask
+        )
+
+    matched = jax.lax.stop_gradient(jax.vmap(assign)(spans, foreground, target_spans, targets_mask))
+    chosen = jnp.take_along_axis(spans, matched[..., None], 1)
+    overlap = spans_lib.generalized_iou(
+        spans_lib.spans_to_windows(chosen), spans_lib.spans_to_windows(target_spans)
+    )
+    queries = jnp.arange(spans.shape[1])
+    is_matched = ((matched[:, :, None] == queries) & targets_mask[..., None]).any(1)
+    labels = jnp.where(is_matched, 0, 1)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return dict(
+        span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
+        giou=masked_mean(1 - overlap, targets_mask),
+        query_label=(cross_entropy * jnp.where(is_matched, 1.0, background)).mean(),
+    )

@@ -1,0 +1,80 @@
+"""Command line: `python -m dualground_jax.main --mode=MODE ...`; see README.md."""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from dualground_jax.errors import ConfigError, UserError
+
+MODES = ('train', 'evaluate', 'predict', 'simulate', 'inspect-text')
+
+flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
+flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
+flags.DEFINE_string('split', None, 'split to evaluate or predict; default: evaluate.split')
+flags.DEFINE_list('video_features', [], 'predict: feature file of each stream of one video')
+flags.DEFINE_string('query_features', None, 'predict: feature file of one query')
+config_flags.DEFINE_config_file(
+    'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
+)
+
+
+def load_config(values):
+    """The locked config of the command line, or else of the checkpoint in the workdir."""
+    config = values.config
+    if config is None:
+        if values.mode in ('train', 'simulate', 'inspect-text'):
+            raise ConfigError(f'--mode={values.mode} needs --config=configs/NAME.py')
+        from dualground_jax import state
+
+        config = state.Checkpoints(values.workdir).config('best')
+    with config.unlocked():
+        if values.split:
+            config.evaluate.split = values.split
+    return config.lock()
+
+
+def run(values) -> None:
+    """Runs the mode; each imports what it needs, since TensorFlow alone takes seconds."""
+    if values.mode != 'simulate' and values.mode != 'inspect-text' and not values.workdir:
+        raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
+    config = load_config(values)
+    if config.world and values.mode != 'predict':
+        from data_pipelines import synthetic
+
+        synthetic.generate(config.world, config.data.root)
+    if values.mode == 'train':
+        from dualground_jax import train
+
+        train.train(config, values.workdir)
+    elif values.mode == 'predict' and values.query_features:
+        from dualground_jax import predict
+
+        predict.predict_files(values.workdir, values.video_features, values.query_features)
+    elif values.mode in ('evaluate', 'predict'):
+        from dualground_jax import evaluate
+
+        evaluate.evaluate(config, values.workdir)
+    elif values.mode == 'simulate':
+        from data_pipelines import synthetic
+
+        synthetic.simulate_config(config)
+    else:
+        from data_pipelines import datasets
+
+        print(datasets.text_similarity(config.data, config.evaluate.split))
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        sys.exit(f'error: unexpected arguments {argv[1:]}')
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+    try:
+        run(flags.FLAGS)
+    except UserError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    app.run(main)

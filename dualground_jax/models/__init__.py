@@ -1,0 +1,31 @@
+"""The models, by name.
+
+A model file exports `Model`, a linen module with `apply(variables, batch, train=...) -> out`;
+`loss_fn(out, batch, config) -> (loss, metrics)`; `decode(out, batch) -> (windows, saliency)`; and
+`TORCH_NAMES`, the name table of its reference checkpoint. Nothing outside this package asks which
+model it has.
+
+Axes: B batch, T clips, L words, N phrases or moment queries, M target windows, D width, H heads,
+P points, d_v and d_t widths of the video and text features.
+"""
+
+import dataclasses
+from types import ModuleType
+
+import flax.linen as nn
+
+from dualground_jax.models import dualground
+
+MODELS: dict[str, ModuleType] = {'dualground': dualground}
+
+
+def defaults(name: str) -> dict:
+    """Field names and defaults of a model: the `model` section of its config."""
+    own = (f for f in dataclasses.fields(MODELS[name].Model) if f.name not in ('parent', 'name'))
+    return {field.name: field.default for field in own}
+
+
+def build(section) -> nn.Module:
+    """The model that a config's `model` section describes."""
+    values = {key: value for key, value in section.items() if key != 'name'}
+    return MODELS[section.name].Model(**values)

@@ -1,0 +1,337 @@
+"""Layers that the models share: masked attention, transformer layers, positions, input projections.
+
+Masks are True where valid. Softmax and normalisation run in float32 whatever the compute dtype.
+A row that may attend to nothing gets weights of zero, not NaN.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dualground_jax.errors import ConfigError
+
+# torch.nn.Linear draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# FlashVTG redraws every matrix of its transformer (transformer.py).
+transformer_normal = nn.initializers.normal(0.02)
+xavier_uniform = nn.initializers.xavier_uniform()
+
+
+def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
+    """LayerNorm with torch's epsilon."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+
+
+def masked_softmax(logits: jax.Array, mask: jax.Array | None, axis: int = -1) -> jax.Array:
+    """Softmax in float32 over the entries where `mask` (broadcastable) is True; 0 elsewhere."""
+    logits = logits.astype(jnp.float32)
+    if mask is None:
+        return jax.nn.softmax(logits, axis)
+    weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis)
+    return jnp.where(mask, weights, 0.0)
+
+
+def sine_position(mask: jax.Array, width: int, *, normalize: bool = True) -> jax.Array:
+    """Sine embedding of the running count of valid positions.
+
+    Channel i has the angle p / 10000^(2 floor(i/2) / width); even channels are sines, odd ones
+    cosines. `normalize` scales the counts of each row so that its last one becomes 2 pi
+    (Moment-DETR's position_encoding.py).
+
+    Args:
+      mask: bool[B, T].
+      width: channels.
+      normalize: whether counts are relative to the number of valid positions.
+
+    Returns:
+      float32[B, T, width].
+    """
+    count = jnp.cumsum(mask, axis=-1, dtype=jnp.float32)
+    if normalize:
+        count = count / (count[:, -1:] + 1e-6) * (2 * np.pi)
+    return sine_channels(count, width)
+
+
+def sine_channels(x: jax.Array, width: int) -> jax.Array:
+    """Interleaved sines and cosines of x[...] at `width` channels: float32[..., width]."""
+    frequency = 10000.0 ** (-2.0 * (np.arange(width) // 2) / width)
+    angle = x[..., None] * jnp.asarray(frequency, jnp.float32)
+    return jnp.where(np.arange(width) % 2 == 0, jnp.sin(angle), jnp.cos(angle))
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    mask: jax.Array | None,
+    *,
+    heads: int,
+    normalize: str = 'inputs',
+) -> jax.Array:
+    """Scaled dot-product weights of contiguous channel groups.
+
+    Args:
+      query: float[B, Q, D].
+      key: float[B, K, D].
+      mask: bool, broadcastable to [B, heads, Q, K]; None if everything is valid.
+      heads: number of channel groups.
+      normalize: 'inputs': each query's weights sum to one over the keys. 'slots': the queries
+        compete for each key, then each query's shares are rescaled to sum to one over the keys
+        (Slot Attention, arXiv 2006.15055, algorithm 1).
+
+    Returns:
+      float32[B, heads, Q, K].
+    """
+    split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
+    scale = (query.shape[-1] // heads) ** -0.5
+    logits = jnp.einsum('bqhd,bkhd->bhqk', split(query) * scale, split(key))
+    if normalize == 'inputs':
+        return masked_softmax(logits, mask)
+    if normalize == 'slots':
+        shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-2) + 1e-8
+        if mask is not None:
+            shares = jnp.where(mask, shares, 0.0)
+        return shares / jnp.maximum(shares.sum(-1, keepdims=True), 1e-8)
+    raise ConfigError(f"normalize={normalize!r}: expected 'inputs' or 'slots'")
+
+
+def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Applies weights [B, heads, Q, K] to the channel groups of value [B, K, D]: [B, Q, D]."""
+    split = value.reshape(*value.shape[:-1], weights.shape[1], -1)
+    out = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(value.dtype), split)
+    return out.reshape(*out.shape[:2], -1)
+
+
+class DropPath(nn.Module):
+    """Drops the residual branch of whole samples (stochastic depth); scales by 1 / keep."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        dims = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=deterministic)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with query, key, value and output projections; returns its weights."""
+
+    heads: int
+    dropout: float = 0.0
+    normalize: str = 'inputs'
+    dtype: str = 'float32'
+    kernel_init: Callable = xavier_uniform
+
+    @nn.compact
+    def __call__(self, query, key, value, mask=None, *, deterministic: bool):
+        """Attends from query [B, Q, D] to key and value [B, K, D].
+
+        Returns:
+          (output [B, Q, D], weights float32[B, heads, Q, K] before dropout).
+        """
+        width = query.shape[-1]
+        dense = lambda name: nn.Dense(  # noqa: E731
+            width, dtype=self.dtype, kernel_init=self.kernel_init, name=name
+        )
+        weights = attention_weights(
+            dense('query')(query),
+            dense('key')(key),
+            mask,
+            heads=self.heads,
+            normalize=self.normalize,
+        )
+        dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
+        return dense('out')(weighted_values(dropped, dense('value')(value))), weights
+
+
+class FeedForward(nn.Module):
+    """Linear, PReLU with one learned slope, linear."""
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: str = 'float32'
+    kernel_init: Callable = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        width = x.shape[-1]
+        dense = lambda features, name: nn.Dense(  # noqa: E731
+            features, dtype=self.dtype, kernel_init=self.kernel_init, name=name
+        )
+        x = nn.PReLU(negative_slope_init=0.25, name='activation')(dense(self.hidden, 'linear1')(x))
+        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        return dense(width, 'linear2')(x)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm self-attention layer; positions are added to queries and keys only."""
+
+    heads: int
+    ffn: int
+    dropout: float = 0.0
+    dtype: str = 'float32'
+    kernel_init: Callable = transformer_normal
+
+    @nn.compact
+    def __call__(self, x, position, mask, *, deterministic: bool):
+        """Maps x [B, T, D] with position [B, T, D] and mask bool[B, T] to [B, T, D]."""
+        drop = lambda y: DropPath(self.dropout)(y, deterministic=deterministic)  # noqa: E731
+        common = dict(dropout=self.dropout, dtype=self.dtype, kernel_init=self.kernel_init)
+        keys = x + position
+        update, _ = Attention(self.heads, name='attention', **common)(
+            keys, keys, x, mask[:, None, None], deterministic=deterministic
+        )
+        x = layer_norm(self.dtype, 'norm1')(x + drop(update))
+        update = FeedForward(self.ffn, name='feed_forward', **common)(
+            x, deterministic=deterministic
+        )
+        return layer_norm(self.dtype, 'norm2')(x + drop(update))
+
+
+class AdaptiveCrossAttentionLayer(nn.Module):
+    """Clips attend to dummies and text; only the text carries a value (CG-DETR; paper eq. 1).
+
+    There are no query, key and value projections. The last `value.shape[1]` keys are the ones
+    with a value; the weight that falls on the keys before them, the dummies, is lost. The
+    feed-forward residual is the un-normalised sum, as in the public code of CG-DETR and
+    FlashVTG (crossattention.py, transformer.py): trained checkpoints depend on it.
+    """
+
+    heads: int
+    ffn: int
+    dropout: float = 0.0
+    dtype: str = 'float32'
+    kernel_init: Callable = transformer_normal
+
+    @nn.compact
+    def __call__(self, clips, position, keys, values, keys_mask, *, deterministic: bool):
+        """Attends from clips + position [B, T, D] to keys [B, K, D] with values [B, V <= K, D].
+
+        Args:
+          clips: float[B, T, D].
+          position: float[B, T, D].
+          keys: float[B, K, D], dummies first, positions included.
+          values: float[B, V, D], without positions.
+          keys_mask: bool[B, K].
+          deterministic: no dropout.
+
+        Returns:
+          (clips [B, T, D], weights float32[B, heads, T, K] before dropout).
+        """
+        drop = lambda y: DropPath(self.dropout)(y, deterministic=deterministic)  # noqa: E731
+        weights = attention_weights(
+            clips + position, keys, keys_mask[:, None, None], heads=self.heads
+        )
+        dropped = nn.Dropout(self.dropout)(
+            weights[..., -values.shape[1] :], deterministic=deterministic
+        )
+        update = nn.Dense(
+            clips.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name='out'
+        )(weighted_values(dropped, values))
+        residual = clips + drop(update)
+        update = FeedForward(
+            self.ffn, self.dropout, self.dtype, self.kernel_init, name='feed_forward'
+        )(layer_norm(self.dtype, 'norm1')(residual), deterministic=deterministic)
+        return layer_norm(self.dtype, 'norm2')(residual + drop(update)), weights
+
+
+class ProjectedAttention(nn.Module):
+    """LayerNorm(x + attention(W_q x, W_k m, W_v m)) around an attention with own projections.
+
+    The outer projections are those of DualGround's development code (LGI.py).
+    """
+
+    heads: int
+    dropout: float = 0.0
+    normalize: str = 'inputs'
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x, memory, mask=None, *, deterministic: bool):
+        """Attends from x [B, Q, D] to memory [B, K, D]: ([B, Q, D], weights [B, H, Q, K])."""
+        dense = lambda name: nn.Dense(  # noqa: E731
+            x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform, name=name
+        )
+        update, weights = Attention(
+            self.heads, self.dropout, self.normalize, self.dtype, name='attention'
+        )(
+            dense('query')(x),
+            dense('key')(memory),
+            dense('value')(memory),
+            mask,
+            deterministic=deterministic,
+        )
+        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        return layer_norm(self.dtype, 'norm')(x + update), weights
+
+
+class ResidualLinear(nn.Module):
+    """LayerNorm(x + ReLU(linear(x)))."""
+
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        update = nn.relu(
+            nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform, name='linear')(x)
+        )
+        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        return layer_norm(self.dtype, 'norm')(x + update)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Self-attention with outer projections, then the residual linear layer."""
+
+    heads: int
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, *, deterministic: bool) -> jax.Array:
+        """Maps x [B, T, D] with mask bool[B, T], or None, to [B, T, D]."""
+        mask = None if mask is None else mask[:, None, None]
+        x, _ = ProjectedAttention(
+            self.heads, self.dropout, dtype=self.dtype, name='attention'
+        )(x, x, mask, deterministic=deterministic)
+        return ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
+            x, deterministic=deterministic
+        )
+
+
+class InputProjection(nn.Module):
+    """`layers` times [LayerNorm, dropout, linear], with ReLU after all but the last."""
+
+    width: int
+    layers: int = 2
+    dropout: float = 0.5
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        for i in range(self.layers):
+            x = layer_norm(self.dtype, f'norm_{i}')(x)
+            x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+            x = nn.Dense(
+                self.width, dtype=self.dtype, kernel_init=torch_uniform, name=f'linear_{i}'
+            )(x)
+            if i < self.layers - 1:
+                x = nn.relu(x)
+        return x
+
+
+class MLP(nn.Module):
+    """Linear layers of the given widths with ReLU between them."""
+
+    widths: tuple[int, ...]
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, width in enumerate(self.widths):
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=torch_uniform, name=f'linear_{i}')(x)
+            if i < len(self.widths) - 1:
+                x = nn.relu(x)
+        return x

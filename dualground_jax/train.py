@@ -1,0 +1,283 @@
+"""Training: one function, from the config to `results.json`."""
+
+import importlib.metadata
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets, pipeline
+from dualground_jax import evaluate, metrics, models
+from dualground_jax import state as state_lib
+from dualground_jax.errors import UserError
+
+
+class TrainingError(UserError):
+    """Training cannot go on."""
+
+
+def make_train_step(
+    config: ConfigDict, mesh: Mesh, tx: optax.GradientTransformation
+) -> Callable:
+    """Compiles (state, batch) -> (state, metrics); the state is donated.
+
+    Dropout depends on the seed and the step alone, so that a resumed run repeats it. Metrics are
+    the unweighted losses, `loss` and `grad_norm`, float32[] each.
+    """
+    model = models.build(config.model)
+    loss_fn = models.MODELS[config.model.name].loss_fn
+    decay = config.optimizer.ema_decay
+
+    def train_step(state, batch):
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def objective(params):
+            out = model.apply({'params': params}, batch, train=True, rngs={'dropout': rng})
+            return loss_fn(out, batch, config.loss)
+
+        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - decay)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        return state, dict(parts, loss=loss, grad_norm=optax.global_norm(grads))
+
+    replicated, split = state_lib.shardings(mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(replicated, split),
+        out_shardings=(replicated, replicated),
+    )
+
+
+class History:
+    """`metrics.jsonl` and TensorBoard, written together; also the check that losses are finite.
+
+    Metrics of steps stay on the device until `flush`: a step does not wait for its numbers.
+    """
+
+    def __init__(self, workdir: pathlib.Path, steps_per_epoch: int, first_step: int, records):
+        from clu import metric_writers  # imports TensorFlow
+
+        self.path = workdir / 'metrics.jsonl'
+        self.steps_per_epoch, self.records = steps_per_epoch, records
+        self.pending, self.writer = [], metric_writers.create_default_writer(workdir)
+        # Steps after the checkpoint that we resume from are about to be made again.
+        self.rows = [row for row in self._read() if row['step'] <= first_step]
+        evaluate.write_jsonl(self.path, self.rows)
+
+    def _read(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines()
+        # A killed run may have left half a line at the end.
+        return [json.loads(line) for line in lines if line.endswith('}')]
+
+    def add(self, step: int, device_metrics: dict, index: np.ndarray) -> None:
+        """Notes a step's metrics and which records it saw."""
+        self.pending.append((step, device_metrics, index))
+
+    def flush(self) -> None:
+        """Writes the mean of the noted steps.
+
+        Raises:
+          TrainingError: a metric was not finite; names it, the step and the batch's queries.
+        """
+        if not self.pending:
+            return
+        found = jax.device_get([m for _, m, _ in self.pending])
+        for (step, _, index), values in zip(self.pending, found):
+            bad = [name for name, value in values.items() if not np.isfinite(value)]
+            if bad:
+                qids = [self.records[i].qid for i in index]
+                raise TrainingError(
+                    f'step {step}: {", ".join(bad)} not finite; qids of the batch: {qids}'
+                )
+        mean = {f'train/{k}': float(np.mean([v[k] for v in found])) for k in found[0]}
+        step = self.pending[-1][0]
+        self.pending = []
+        self.write(step, mean)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one row."""
+        row = dict(step=step, epoch=round(step / self.steps_per_epoch, 4), **values)
+        self.rows.append(row)
+        with open(self.path, 'a') as file:
+            file.write(json.dumps(row) + '\n')
+        self.writer.write_scalars(step, values)
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains the config's model; a run that was cut off goes on from its latest checkpoint.
+
+    Writes into the workdir: checkpoints/, metrics.jsonl and TensorBoard events while it runs;
+    val_predictions.jsonl, results.json and pictures at its end.
+
+    Raises:
+      DataError: bad annotations or features; raised before anything is compiled.
+      CheckpointError: the workdir holds a run of another model.
+      TrainingError: a loss is not finite.
+    """
+    # ---- Data: everything is read and checked before any device time is spent ----------------
+    split_name = config.evaluate.split
+    train_split = datasets.load_split(config.data, 'train')
+    val_split = datasets.load_split(config.data, split_name)
+    for split in (train_split, val_split):
+        evaluate.report_problems(split)
+        if not evaluate.has_labels(split):
+            raise datasets.DataError(
+                f'split {split.name!r}: a record has no relevant_windows; training needs them'
+            )
+    batch_size = config.train.batch_size
+    steps_per_epoch = max(len(train_split.records) // batch_size, 1)
+    total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
+    eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
+
+    # ---- Mesh, state, checkpoints ------------------------------------------------------------
+    mesh = state_lib.make_mesh(config.mesh)
+    state_lib.check_batch_size(mesh, batch_size, 'train.batch_size')
+    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    replicated, sharding = state_lib.shardings(mesh)
+    tx = state_lib.make_optimizer(config.optimizer, total_steps)
+    checkpoints = state_lib.Checkpoints(workdir)
+    progress = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
+    if checkpoints.step('latest') is None:
+        state = jax.jit(lambda: state_lib.init_state(config, tx), out_shardings=replicated)()
+    else:
+        check_same_model(config, checkpoints.config('latest'))
+        abstract = state_lib.abstract_state(config, mesh, total_steps)
+        state, progress = checkpoints.restore('latest', abstract)
+        logging.info('resuming from step %d', int(state.step))
+    first_step = int(state.step)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    logging.info(
+        '%s: %d parameters, %d training and %d %s queries, %d steps of %d on %d %s',
+        config.model.name, parameters, len(train_split.records), len(val_split.records),
+        split_name, total_steps, batch_size, mesh.size, jax.default_backend(),
+    )
+
+    # ---- Steps -------------------------------------------------------------------------------
+    from clu import periodic_actions  # imports TensorFlow
+
+    train_step = make_train_step(config, mesh, tx)
+    predict_step = evaluate.make_predict_step(config, mesh)
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = History(folder, steps_per_epoch, first_step, train_split.records)
+    report = periodic_actions.ReportProgress(
+        num_train_steps=total_steps, writer=history.writer, every_secs=20.0
+    )
+    batches = pipeline.train_batches(
+        train_split, config.data, batch_size=batch_size, seed=config.seed,
+        first_step=first_step, last_step=total_steps,
+    )
+    clock = StepClock()
+    for step, batch in enumerate(batches, start=first_step + 1):
+        state, step_metrics = train_step(state, jax.device_put(batch, sharding))
+        history.add(step, step_metrics, batch['index'])
+        report(step)
+        due = step % eval_steps == 0 or step == total_steps
+        if step % config.train.log_every == 0 or due:
+            history.flush()
+            clock.lap(step)
+        if due:
+            # ---- Evaluation and checkpoints --------------------------------------------------
+            rows = evaluate.predict_split(
+                predict_step, state.eval_params, val_split, config, mesh
+            )
+            found = metrics.evaluate(rows, evaluate.ground_truth(val_split))
+            value = evaluate.selection_value(found, config.evaluate)
+            history.write(step, {f'{split_name}/{k}': v for k, v in found['brief'].items()})
+            logging.info('step %d: %s', step, found['brief'])
+            progress['steps_per_second'] = clock.rate or progress['steps_per_second']
+            if value > progress['best_value']:
+                progress.update(best_step=step, best_value=value, best_metrics=found)
+                checkpoints.save('best', state, config, progress)
+                evaluate.write_jsonl(folder / f'{split_name}_predictions.jsonl', rows)
+            checkpoints.save('latest', state, config, progress)
+            clock.restart()
+
+    # ---- Results -----------------------------------------------------------------------------
+    history.writer.close()
+    write_results(config, folder, progress, parameters, history.rows, val_split)
+
+
+class StepClock:
+    """Steps per second, without the first lap, which compiles, and without evaluations."""
+
+    def __init__(self):
+        self.seconds, self.steps, self.since, self.rate = 0.0, 0, None, 0.0
+
+    def lap(self, step: int) -> None:
+        """Ends a lap at `step`."""
+        now = time.perf_counter()
+        if self.since is not None:
+            self.seconds += now - self.since[1]
+            self.steps += step - self.since[0]
+            self.rate = self.steps / max(self.seconds, 1e-9)
+        self.since = (step, now)
+
+    def restart(self) -> None:
+        """Leaves out the time since the last lap."""
+        if self.since is not None:
+            self.since = (self.since[0], time.perf_counter())
+
+
+def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
+    """Raises CheckpointError if a checkpoint is of another model than the config."""
+    ours, theirs = config.model.to_dict(), saved.model.to_dict()
+    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if changed:
+        pairs = ', '.join(f'{k}: {theirs.get(k)} there, {ours.get(k)} here' for k in changed)
+        raise state_lib.CheckpointError(
+            f'the workdir holds a run of another model ({pairs}); use another --workdir'
+        )
+
+
+def write_results(config, folder, progress, parameters, rows, val_split) -> None:
+    """Writes results.json and the pictures of a finished run."""
+    from dualground_jax import plots  # imports matplotlib
+
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    result = dict(
+        model=config.model.name,
+        seed=config.seed,
+        best_step=progress['best_step'],
+        steps_per_second=round(progress['steps_per_second'], 3),
+        parameters=parameters,
+        versions={name: importlib.metadata.version(name) for name in names},
+        **progress['best_metrics'],
+    )
+    evaluate.write_json(folder / 'results.json', result)
+    plots.plot_training(rows, folder / 'training.png', tuple(config.evaluate.selection))
+    predictions = metrics.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
+    # Evenly spread over the split, so that the pictures are no choice of ours.
+    count = min(config.evaluate.pictures, len(predictions))
+    for i in np.linspace(0, len(predictions) - 1, count).astype(int):
+        record = val_split.records[i]
+        plots.plot_grounding(
+            dict(
+                query=record.query,
+                vid=record.vid,
+                duration=record.duration,
+                clip_length=config.data.clip_length,
+                saliency=predictions[i]['pred_saliency_scores'],
+                labels=val_split.saliency[i].tolist(),
+                windows=record.windows.tolist(),
+                predictions=predictions[i]['pred_relevant_windows'],
+            ),
+            folder / f'grounding_{record.qid}.png',
+        )
+    print(metrics.format_table(progress['best_metrics']))
+    print(f'best step {progress["best_step"]}; wrote {folder / "results.json"}')
