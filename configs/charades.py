@@ -4,9 +4,10 @@ from configs import common
 
 
 def get_config(arg=None):
-    """Arguments: features=iv2|sf_clip, model=NAME, runlocal."""
-    args = common.parse_arg(arg, features='iv2', model='dualground', runlocal=False)
-    config = common.base('charades_sta', args['features'], args['model'], phrases=3)
+    """Arguments: features=iv2|sf_clip and those of `common.ARGUMENTS`."""
+    args = common.parse_arg(arg, features='iv2', **common.ARGUMENTS)
+    config = common.base('charades_sta', args)
+    config.model.phrases = 3
     config.train.update(dict(batch_size=128, epochs=50, eval_every=1))
     config.optimizer.learning_rate = 2.5e-4
     # FlashVTG's values for this set; the paper names none.

@@ -1,12 +1,25 @@
 """What all configs share: every default once, the command-line argument, the small variant."""
 
 import dataclasses
+import os
 
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets
 from dualground_jax import models
 from dualground_jax.errors import ConfigError
+
+
+# What every config takes beside `features`.
+ARGUMENTS = dict(
+    model='dualground',
+    head='pyramid',
+    tokens='full',
+    paths='both',
+    root='',  # folder of the features; default data/<data set>
+    annotations='',  # folder of the annotation files; default: the root
+    runlocal=False,  # shrink to run in seconds
+)
 
 
 def parse_arg(arg: str | None, **defaults) -> dict:
@@ -39,8 +52,8 @@ def parse_arg(arg: str | None, **defaults) -> dict:
     return values
 
 
-def base(dataset: str, features: str, model: str, **model_values) -> ConfigDict:
-    """The full config for a data set, a release of its features and a model.
+def base(dataset: str, args: dict) -> ConfigDict:
+    """The full config for a data set and the parsed arguments.
 
     Values are DualGround's for QVHighlights with InternVideo2 features (design: dualground.md); a
     config file changes what differs.
@@ -48,6 +61,7 @@ def base(dataset: str, features: str, model: str, **model_values) -> ConfigDict:
     Raises:
       ConfigError: an unknown model or release, listed with the known ones.
     """
+    model, features = args['model'], args['features']
     if model not in models.MODELS:
         raise ConfigError(f'unknown model {model!r}, known are: {", ".join(sorted(models.MODELS))}')
     releases = {name: values for (owner, name), values in datasets.FEATURES.items()
@@ -60,11 +74,15 @@ def base(dataset: str, features: str, model: str, **model_values) -> ConfigDict:
     config = ConfigDict()
     config.seed = 2024
     config.model = ConfigDict(dict(name=model, **models.defaults(model)))
-    config.model.update(model_values)
+    config.model.update({k: args[k] for k in ('head', 'tokens', 'paths') if k in config.model})
     config.data = ConfigDict(
         dict(
-            root=f'data/{dataset}',
-            annotations=dict(train='', val='', test='') | dict(row.annotations),
+            root=args['root'] or f'data/{dataset}',
+            annotations={
+                split: os.path.abspath(os.path.join(args['annotations'], name))
+                if args['annotations'] else name  # relative to the root
+                for split, name in row.annotations.items()
+            },
             clip_length=row.clip_length,
             saliency=row.saliency,
             max_windows=row.max_windows,
@@ -128,7 +146,7 @@ def base(dataset: str, features: str, model: str, **model_values) -> ConfigDict:
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """Shrinks any config to run in seconds: argument `runlocal`."""
+    """Shrinks any config to run in seconds."""
     config.model.update(
         {
             name: value

@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg=None):
-    """Arguments: features=iv2|sf_clip, model=NAME, runlocal."""
-    args = common.parse_arg(arg, features='iv2', model='dualground', runlocal=False)
-    config = common.base('qvhighlights', args['features'], args['model'])
+    """Arguments: features=iv2|sf_clip and those of `common.ARGUMENTS`."""
+    args = common.parse_arg(arg, features='iv2', **common.ARGUMENTS)
+    config = common.base('qvhighlights', args)
     return common.small(config) if args['runlocal'] else config

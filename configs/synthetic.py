@@ -5,18 +5,13 @@ from data_pipelines import synthetic
 
 
 def get_config(arg=None):
-    """Arguments: model=NAME, head=pyramid|detr, tokens=full|eos|words, paths=..., runlocal."""
-    args = common.parse_arg(
-        arg, model='dualground', head='pyramid', tokens='full', paths='both', runlocal=False
-    )
-    config = common.base(
-        'synthetic', 'planted', args['model'],
-        head=args['head'], tokens=args['tokens'], paths=args['paths'],
-    )
+    """Arguments: those of `common.ARGUMENTS`."""
+    args = common.parse_arg(arg, features='planted', **common.ARGUMENTS)
+    config = common.base('synthetic', args)
     world = synthetic.World()
     if args['runlocal']:
         world = synthetic.World(train_queries=32, val_queries=16, test_queries=16)
-        config.data.root = 'data/synthetic_small'
+        config.data.root = args['root'] or 'data/synthetic_small'
     config.world = common.world_fields(world)
     config.data.update(
         dict(
@@ -32,7 +27,7 @@ def get_config(arg=None):
             mlp_layers=2, phrases=3, input_dropout=0.1,
         )
     )
-    config.optimizer.learning_rate = 1e-3
-    config.train.update(dict(batch_size=32, epochs=24, eval_every=4))
+    config.optimizer.update(dict(learning_rate=1.5e-3, schedule='cosine', warmup_steps=50))
+    config.train.update(dict(batch_size=32, epochs=12, eval_every=3))
     config.evaluate.batch_size = 100
     return common.small(config) if args['runlocal'] else config

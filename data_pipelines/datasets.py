@@ -576,12 +576,17 @@ def load_split(data: Any, split: str) -> Split:
     )
 
 
+def annotation_files(data: Any) -> dict[str, pathlib.Path]:
+    """The annotation file of each split that has one."""
+    return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
+
+
 def _annotation_file(data: Any, split: str) -> pathlib.Path:
-    known = {name: path for name, path in data.annotations.items() if path}
+    known = annotation_files(data)
     if split not in known:
         raise DataError(
             f'no annotation file for split {split!r}, data.annotations has {", ".join(known)}')
-    return pathlib.Path(data.root, known[split])
+    return known[split]
 
 
 def _check_config(data: Any, folders: Iterable[str]) -> None:

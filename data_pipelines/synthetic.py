@@ -63,7 +63,7 @@ class World:
     """Parameters of the planted world; a noise is the length of what is added to unit vectors."""
 
     seed: int = 0
-    train_queries: int = 1200
+    train_queries: int = 2000
     val_queries: int = 300
     test_queries: int = 300
     video_dim: int = 96
@@ -75,15 +75,15 @@ class World:
     shared_videos: float = 0.3  # share of videos with a second query: of a distractor of the first
     multi_windows: float = 0.2  # share of queries with several windows
     distractors: int = 2  # stretches per video that show some, but not all, of a query's concepts
-    swaps: float = 0.35  # share of a query's concepts that a distractor lacks at most; at least one
+    swaps: float = 0.4  # share of a query's concepts that a distractor lacks at most; at least one
     extras: float = 0.3  # concepts that each stretch shows beside its own, as a share of these
     topic_size: int = 12  # concepts that a video's background prefers, ...
     topic_weight: float = 4.0  # ... and how many times likelier than others they are
-    faintest: float = 0.5  # concepts are shown with a strength between this and 1
+    faintest: float = 0.6  # concepts are shown with a strength between this and 1
     annotator_noise: float = 0.5  # standard deviation, in saliency grades
     context: float = 0.2  # share of its neighbours in a word's feature
     word_signal: float = 1.0  # 0: word features are noise
-    eos_rank: int = 8  # 0: [EOS] is noise
+    eos_rank: int = 4  # 0: [EOS] is noise
     eos_noise: float = 0.3
     video_noise: float = 0.5
 

@@ -6,6 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from dualground_jax import cli
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'simulate', 'inspect-text')
@@ -57,9 +58,19 @@ def run(values) -> None:
 
         evaluate.evaluate(config, values.workdir)
     elif values.mode == 'simulate':
-        from data_pipelines import synthetic
+        from data_pipelines import datasets, synthetic
 
-        synthetic.simulate_config(config)
+        synthetic.simulate(
+            datasets.annotation_files(config.data),
+            config.data.root,
+            video_dims=dict(zip(config.data.video_dirs, config.data.video_dims, strict=True)),
+            text_dim=config.data.text_dim,
+            text_folder=config.data.text_dir,
+            layout=config.data.text_layout,
+            clip_length=config.data.clip_length,
+            seed=config.seed,
+            limit=config.data.limit,
+        )
     else:
         from data_pipelines import datasets
 
@@ -77,4 +88,4 @@ def main(argv) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=cli.parse)

@@ -1,0 +1,148 @@
+"""Batches: contents against the records, static shapes, determinism, targets."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets, pipeline
+
+
+def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
+    """A split of one query per video with random features."""
+    records, videos, saliency = [], [], []
+    for i, (n_clips, n_windows) in enumerate(zip(lengths, windows, strict=True)):
+        starts = np.arange(n_windows) * 4.0
+        clip_ids = np.arange(min(2, n_clips))
+        records.append(
+            datasets.Record(
+                qid=100 + i,
+                query='a dog runs',
+                vid=f'v{i}',
+                duration=2.0 * n_clips,
+                windows=np.stack([starts, starts + 2.0], 1),
+                clip_ids=clip_ids,
+                clip_scores=np.ones((len(clip_ids), 3), np.float32),
+                line=i + 1,
+            )
+        )
+        videos.append(rng.normal(size=(n_clips, sum(dims))).astype(np.float32))
+        saliency.append(datasets.saliency_labels(records[-1], n_clips, 'annotators'))
+    return datasets.Split(
+        name='train',
+        records=records,
+        videos=videos,
+        video_index=np.arange(len(records), dtype=np.int32),
+        words=[rng.normal(size=(n, text_dim)).astype(np.float32) for n in words],
+        eos=rng.normal(size=(len(records), text_dim)).astype(np.float32),
+        saliency=saliency,
+        problems=[],
+    )
+
+
+@pytest.fixture(name='data')
+def data_section():
+    return ConfigDict(
+        dict(
+            video_dims=(3, 2), text_dim=4, clip_length=2.0, saliency='annotators',
+            max_clips=9, max_words=5, max_windows=8, max_spans=3,
+        )
+    )
+
+
+@pytest.fixture(name='split')
+def random_split():
+    rng = np.random.default_rng(0)
+    return make_split([9, 4, 1, 6, 7], [5, 0, 2, 3, 1], [2, 1, 0, 7, 1], rng)
+
+
+def test_collate_holds_the_records_and_nothing_else(split, data):
+    indices = np.array([3, 0, -1, 2])
+    batch = pipeline.collate(split, data, indices, None)
+    for name, (shape, dtype) in pipeline.batch_spec(data, 4).items():
+        assert batch[name].shape == shape and batch[name].dtype == dtype, name
+    for row, index in enumerate(indices):
+        if index < 0:
+            assert not any(batch[k][row].any() for k in batch if k not in ('index', 'clip_length'))
+            continue
+        n_clips, n_words = len(split.videos[index]), len(split.words[index])
+        np.testing.assert_array_equal(batch['video'][row, :n_clips, :5], split.videos[index])
+        ends = [[i / n_clips, (i + 1) / n_clips] for i in range(n_clips)]
+        np.testing.assert_allclose(batch['video'][row, :n_clips, 5:], ends, atol=1e-6)
+        assert batch['video_mask'][row].sum() == n_clips and not batch['video'][row, n_clips:].any()
+        np.testing.assert_array_equal(batch['words'][row, :n_words], split.words[index])
+        assert batch['words_mask'][row].sum() == n_words
+        windows = split.records[index].windows
+        np.testing.assert_array_equal(batch['windows'][row, : len(windows)], windows)
+        assert batch['windows_mask'][row].sum() == len(windows)
+
+
+def test_spans_are_relative_to_the_clips_and_drawn_when_too_many(split, data):
+    draws = [np.random.default_rng(7)]
+    batch = pipeline.collate(split, data, np.array([3]), draws)
+    assert batch['spans_mask'].sum() == data.max_spans
+    extent = 6 * data.clip_length
+    starts = (batch['spans'][0, :, 0] - batch['spans'][0, :, 1] / 2) * extent
+    widths = batch['spans'][0, :, 1] * extent
+    np.testing.assert_allclose(widths, 2.0, atol=1e-5)
+    assert len(set(np.round(starts))) == 3 and set(np.round(starts)) <= set(range(0, 28, 4))
+    chosen = {
+        tuple(np.sort(pipeline.collate(split, data, np.array([3]), [np.random.default_rng(s)])
+                      ['spans'][0, :, 0]))
+        for s in range(20)
+    }
+    assert len(chosen) > 3
+
+
+def test_steps_cover_each_epoch_once_and_epochs_differ():
+    size, batch_size = 11, 3
+    per_epoch = size // batch_size
+    epochs = []
+    for epoch in range(3):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        seen = np.concatenate([pipeline.train_indices(size, batch_size, 5, s) for s in steps])
+        assert len(seen) == len(set(seen)) == per_epoch * batch_size
+        epochs.append(tuple(seen))
+    assert len(set(epochs)) == 3
+    other = np.concatenate([pipeline.train_indices(size, batch_size, 6, s) for s in range(3)])
+    assert tuple(other) != epochs[0]
+
+
+def test_a_stream_from_the_middle_equals_the_whole_stream(split, data):
+    def stream(first, seed=3):
+        return list(
+            pipeline.train_batches(
+                split, data, batch_size=2, seed=seed, first_step=first, last_step=7
+            )
+        )
+
+    whole, tail, other = stream(0), stream(4), stream(0, seed=4)
+    assert len(whole) == 7 and len(tail) == 3
+    for a, b in zip(whole[4:], tail, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert any((a['index'] != b['index']).any() for a, b in zip(whole, other, strict=True))
+
+
+def test_saliency_pairs_are_redrawn_each_epoch(data):
+    split = make_split([9] * 2, [1] * 2, [1] * 2, np.random.default_rng(0))
+    batches = list(
+        pipeline.train_batches(split, data, batch_size=2, seed=0, first_step=0, last_step=20)
+    )
+    easy = {batch['neg_clips'][list(batch['index']).index(0), 1] for batch in batches}
+    assert len(easy) > 2
+    for batch in batches:
+        assert batch['pairs_mask'].all()
+        rows = np.arange(2)[:, None]
+        positive = batch['saliency'][rows, batch['pos_clips']]
+        negative = batch['saliency'][rows, batch['neg_clips']]
+        assert (positive >= negative).all()
+
+
+def test_eval_batches_visit_every_record_once_in_order(split, data):
+    index = np.concatenate([b['index'] for b in pipeline.eval_batches(split, data, batch_size=2)])
+    np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, -1])
+
+
+def test_fewer_records_than_a_batch_is_an_error(split, data):
+    with pytest.raises(datasets.DataError, match='5 records.*batch of 6.*train.batch_size'):
+        pipeline.train_batches(split, data, batch_size=6, seed=0, first_step=0, last_step=1)

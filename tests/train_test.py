@@ -1,0 +1,269 @@
+"""Real training runs on a tiny world: results, determinism, resume after a kill, errors."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import synthetic as synthetic_config
+from data_pipelines import datasets, synthetic
+from dualground_jax import evaluate, metrics, models, predict, train
+from dualground_jax import state as state_lib
+
+REPO = pathlib.Path(__file__).parents[1]
+# As command-line overrides, so that the killed process runs the very same config.
+OVERRIDES = dict(
+    model=dict(width=16, heads=2, ffn=16, phrases=2),
+    train=dict(epochs=3, log_every=1),
+    evaluate=dict(pictures=1),
+)
+
+
+def make_config(root):
+    config = synthetic_config.get_config(f'runlocal,root={root}')
+    for section, values in OVERRIDES.items():
+        config[section].update(values)
+    synthetic.generate(config.world, config.data.root)
+    return config.lock()
+
+
+@pytest.fixture(scope='module', name='config')
+def tiny_config(tmp_path_factory):
+    return make_config(tmp_path_factory.mktemp('data') / 'world')
+
+
+@pytest.fixture(scope='module', name='finished')
+def finished_run(config, tmp_path_factory):
+    """Workdir of an uninterrupted run, and how often its functions were traced."""
+    workdir = tmp_path_factory.mktemp('runs') / 'finished'
+    traces = dict(loss_fn=0, decode=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in traces:
+            original = getattr(models.MODELS['dualground'], name)
+
+            def counted(*args, name=name, original=original):
+                traces[name] += 1
+                return original(*args)
+
+            patch.setattr(models.MODELS['dualground'], name, counted)
+        train.train(config, str(workdir))
+    return workdir, traces
+
+
+def restored(workdir, config, kind='latest'):
+    mesh = state_lib.make_mesh(config.mesh)
+    return state_lib.Checkpoints(str(workdir)).restore(
+        kind, state_lib.abstract_state(config, mesh)
+    )
+
+
+def assert_same_state(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_a_run_leaves_its_results(finished, config):
+    workdir, _ = finished
+    result = json.loads((workdir / 'results.json').read_text())
+    assert {'MR-full-mAP', 'MR-full-R1@0.5', 'HL-min-VeryGood-Hit1'} <= result['brief'].keys()
+    assert result['seed'] == config.seed and 'jax' in result['versions']
+    state, _ = restored(workdir, config)
+    assert result['parameters'] == sum(x.size for x in jax.tree.leaves(state.params))
+    assert int(state.step) == 12
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 13))
+    assert [r['step'] for r in rows if 'val/MR-full-mAP' in r] == [4, 8, 12]
+    assert (workdir / 'training.png').stat().st_size > 1000
+    assert len(list(workdir.glob('grounding_*.png'))) == 1
+    assert list(workdir.glob('events.out.tfevents*'))
+
+
+def test_loss_falls(finished):
+    rows = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_best_step_is_the_best_evaluation(finished, config):
+    rows = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+    values = {row['step']: row['val/MR-full-mAP'] for row in rows if 'val/MR-full-mAP' in row}
+    result = json.loads((finished[0] / 'results.json').read_text())
+    assert values[result['best_step']] == max(values.values())
+    state, progress = restored(finished[0], config, 'best')
+    assert int(state.step) == result['best_step'] == progress['best_step']
+
+
+def test_train_and_predict_steps_are_traced_once(finished):
+    assert finished[1] == dict(loss_fn=1, decode=1)
+
+
+def test_same_seed_same_parameters_bit_for_bit(finished, config, tmp_path):
+    train.train(config, str(tmp_path / 'again'))
+    assert_same_state(restored(finished[0], config)[0], restored(tmp_path / 'again', config)[0])
+
+
+def test_a_killed_run_resumes_to_the_same_parameters(finished, config, tmp_path):
+    workdir = tmp_path / 'killed'
+    overrides = [
+        f'--config.{section}.{key}={value}'
+        for section, values in OVERRIDES.items()
+        for key, value in values.items()
+    ]
+    process = subprocess.Popen(
+        [
+            sys.executable, '-m', 'dualground_jax.main', f'--workdir={workdir}',
+            f'--config=configs/synthetic.py:runlocal,root={config.data.root}', *overrides,
+        ],
+        cwd=REPO,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    history = workdir / 'metrics.jsonl'
+    deadline = time.time() + 300
+    # Steps 5 to 7 lie in the middle of the second epoch, after the checkpoint of step 4.
+    while process.poll() is None and time.time() < deadline:
+        if history.exists() and '"step": 6' in history.read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = state_lib.Checkpoints(str(workdir)).step('latest')
+    assert step in (4, 8), 'the run was to be killed between two checkpoints'
+    assert not (workdir / 'results.json').exists()
+
+    train.train(config, str(workdir))
+    assert_same_state(restored(finished[0], config)[0], restored(workdir, config)[0])
+    strip = lambda text: [  # noqa: E731
+        {k: v for k, v in json.loads(line).items()} for line in text.splitlines()
+    ]
+    assert strip(history.read_text()) == strip((finished[0] / 'metrics.jsonl').read_text())
+
+
+def test_a_finished_run_is_not_trained_further(finished, config):
+    before = (finished[0] / 'metrics.jsonl').read_text()
+    train.train(config, str(finished[0]))
+    assert (finished[0] / 'metrics.jsonl').read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_queries(config, tmp_path):
+    broken = config.copy_and_resolve_references()
+    with broken.unlocked():
+        broken.optimizer.learning_rate = float('nan')
+    with pytest.raises(train.TrainingError, match=r'step 2: .*loss.* not finite; qids .*\d+'):
+        train.train(broken, str(tmp_path))
+    assert state_lib.Checkpoints(str(tmp_path)).step('latest') is None
+
+
+def test_another_model_in_the_same_workdir_is_an_error(finished, config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.phrases = 3
+    with pytest.raises(state_lib.CheckpointError, match='phrases: 2 there, 3 here'):
+        train.train(other, str(finished[0]))
+
+
+def test_evaluate_writes_an_official_submission(finished, config, capsys):
+    workdir = finished[0]
+    evaluate.evaluate(config, str(workdir))
+    rows = metrics.load_jsonl(workdir / 'val_predictions.jsonl')
+    truth = metrics.load_jsonl(pathlib.Path(config.data.root) / 'val.jsonl')
+    assert [row['qid'] for row in rows] == [row['qid'] for row in truth]
+    for row, record in zip(rows, truth, strict=True):
+        assert set(row) == {'qid', 'query', 'vid', 'pred_relevant_windows', 'pred_saliency_scores'}
+        windows = np.array(row['pred_relevant_windows'])
+        assert 1 <= len(windows) <= 10 and (np.diff(windows[:, 2]) <= 0).all()
+        assert (windows[:, 0] <= windows[:, 1]).all() and windows[:, 0].min() >= 0
+        assert windows[:, 1].max() <= record['duration'] and not (windows[:, :2] % 2).any()
+        assert len(row['pred_saliency_scores']) == record['duration'] / 2
+    found = json.loads((workdir / 'val_metrics.json').read_text())
+    assert found == metrics.evaluate(rows, truth)
+    assert found['brief'] == json.loads((workdir / 'results.json').read_text())['brief']
+    assert 'MR-full-mAP' in capsys.readouterr().out
+
+
+def test_predictor_agrees_with_batched_evaluation(finished, config):
+    predictor = predict.Predictor.from_checkpoint(str(finished[0]))
+    rows = metrics.load_jsonl(finished[0] / 'val_predictions.jsonl')
+    root = pathlib.Path(config.data.root)
+    for row in rows[:3]:
+        video = np.load(root / 'video' / f'{row["vid"]}.npz')['features']
+        query = np.load(root / 'text' / f'qid{row["qid"]}.npz')['last_hidden_state']
+        windows, saliency = predictor.predict(video, query)
+        np.testing.assert_allclose(windows, row['pred_relevant_windows'], atol=1.1e-4)
+        np.testing.assert_allclose(saliency, row['pred_saliency_scores'], atol=1e-4)
+    with pytest.raises(datasets.DataError, match='query_features: width 3, expected 64'):
+        predictor.predict(video, np.zeros((4, 3)))
+    with pytest.raises(datasets.DataError, match='2 video streams, expected 1'):
+        predictor.predict([video, video], query)
+    with pytest.raises(datasets.DataError, match='nan in row 0'):
+        predictor.predict(np.full_like(video, np.nan), query)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason='needs two (forced host) devices')
+def test_parameters_do_not_depend_on_the_number_of_devices(config, tmp_path):
+    states = []
+    for devices in (1, 2):
+        sharded = config.copy_and_resolve_references()
+        with sharded.unlocked():
+            sharded.mesh.data = devices
+            sharded.train.max_steps = 3
+        train.train(sharded, str(tmp_path / str(devices)))
+        states.append(restored(tmp_path / str(devices), config)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0].params, states[1].params
+    )
+
+
+def test_ema_follows_the_parameters(config, tmp_path):
+    averaged = config.copy_and_resolve_references()
+    with averaged.unlocked():
+        averaged.optimizer.ema_decay = 0.5
+        averaged.train.max_steps = 1
+    mesh = state_lib.make_mesh(averaged.mesh)
+    tx = state_lib.make_optimizer(averaged.optimizer, 1)
+    first = jax.jit(lambda: state_lib.init_state(averaged, tx))()
+    train.train(averaged, str(tmp_path))
+    state, _ = state_lib.Checkpoints(str(tmp_path)).restore(
+        'latest', state_lib.abstract_state(averaged, mesh)
+    )
+    jax.tree.map(
+        lambda e, p, f: np.testing.assert_allclose(e, (p + f) / 2, atol=1e-6),
+        state.ema, state.params, first.params,
+    )
+
+
+@pytest.mark.parametrize(
+    'values, expected',
+    [
+        (dict(), [1.0, 1.0, 1.0]),
+        (dict(schedule='cosine'), [1.0, 0.5, 0.0]),
+        (dict(warmup_steps=4), [0.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rate_schedules(config, values, expected):
+    section = config.optimizer.copy_and_resolve_references()
+    with section.unlocked():
+        section.update(dict(learning_rate=1.0, weight_decay=0.0, clip_norm=1e9), **values)
+    tx = state_lib.make_optimizer(section, 10)
+    params = {'w': np.zeros(1, np.float32)}
+    state, sizes = tx.init(params), []
+    for _ in range(11):
+        updates, state = tx.update({'w': np.ones(1, np.float32)}, state, params)
+        sizes.append(-float(updates['w'][0]))
+    np.testing.assert_allclose([sizes[0], sizes[5], sizes[10]], expected, atol=1e-5)
+
+
+def test_mesh_and_batch_size_must_fit(config):
+    with pytest.raises(ValueError, match='mesh .* needs 1024 devices'):
+        state_lib.make_mesh(type(config.mesh)(dict(data=1024)))
+    if jax.device_count() > 1:
+        with pytest.raises(ValueError, match='train.batch_size=3 cannot be split over 2'):
+            mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2)))
+            state_lib.check_batch_size(mesh, 3, 'train.batch_size')
+
+
