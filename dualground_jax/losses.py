@@ -198,12 +198,21 @@ def negative_pair(*, logits, mask, real_neg) -> jax.Array:
     return masked_mean(per_row, real_neg)
 
 
-def _log(x: jax.Array) -> jax.Array:
-    return jnp.log(jnp.maximum(x, 1e-12))
-
-
 def _log1m(x: jax.Array) -> jax.Array:
+    """log(1 - x), finite at 1."""
     return jnp.log1p(-jnp.minimum(x, 1 - 1e-6))
+
+
+def attention_cross_entropy(*, weights, labels, mask) -> jax.Array:
+    """Binary cross entropy of attention weights in [0, 1] with labels cut to [0, 1]."""
+    target = jnp.clip(labels, 0.0, 1.0)
+    log = jnp.log(jnp.maximum(weights, 1e-12))
+    return masked_mean(-(target * log + (1 - target) * _log1m(weights)), mask)
+
+
+def attention_absence(*, weights, mask, real_neg) -> jax.Array:
+    """-log(1 - weight) summed over clips, mean over rows with a real negative pair."""
+    return masked_mean(jnp.where(mask, -_log1m(weights), 0.0).sum(-1), real_neg)
 
 
 def highlight(
@@ -244,9 +253,6 @@ def highlight_attention(
 
     Args: as for `highlight`, but weights and weights_neg, float[B, T], lie in [0, 1].
     """
-    target = jnp.clip(labels, 0.0, 1.0)
-    cross_entropy = -(target * _log(weights) + (1 - target) * _log1m(weights))
-    absent = jnp.where(mask, -_log1m(weights_neg), 0.0).sum(-1)
     return (
         margin_ranking(
             scores=weights,
@@ -258,8 +264,8 @@ def highlight_attention(
         + rank_with_negatives(
             scores=weights, scores_neg=weights_neg, labels=labels, mask=mask, real_neg=real_neg
         )
-        + masked_mean(cross_entropy, mask)
-        + masked_mean(absent, real_neg)
+        + attention_cross_entropy(weights=weights, labels=labels, mask=mask)
+        + attention_absence(weights=weights_neg, mask=mask, real_neg=real_neg)
     )
 
 

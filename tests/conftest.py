@@ -1,0 +1,23 @@
+"""Set before jax is imported: the CPU, two of them, fast compilation and a cache of it."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Unoptimised code compiles several times faster; sizes in the tests are tiny.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_force_host_platform_device_count=2',
+    ]
+)
+_CACHE = tempfile.TemporaryDirectory(prefix='compiled')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+def goldens_dir() -> pathlib.Path:
+    """Folder of the golden numbers: $GOLDENS_DIR, or the compact copy beside the tests."""
+    return pathlib.Path(os.environ.get('GOLDENS_DIR') or pathlib.Path(__file__).parent / 'goldens')

@@ -1,0 +1,650 @@
+"""Agreement with numbers made by the public PyTorch code.
+
+The numbers lie under $GOLDENS_DIR (default: `tests/goldens`, a compact copy); their READMEs say how
+they were made. Shapes, heads and layer counts are read from the files.
+
+`dualground_components` are the parts of DualGround's development code (D in dualground.py), so the
+options are D's here. Outputs agree to 1e-5 of an array's scale, gradients to 1e-5 of the
+component's largest gradient.
+"""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import goldens_dir
+
+from dualground_jax import convert, losses, spans
+from dualground_jax.models import dualground, layers
+
+FOLDER = goldens_dir() / 'dualground_components'
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / 'meta.json').is_file(), reason=f'no component goldens in {FOLDER}'
+)
+TOLERANCE = 1e-5
+
+
+def config():
+    return json.loads((FOLDER / 'meta.json').read_text())['config']
+
+
+class Golden:
+    """One component's arrays by prefix: `g.inputs['x']`, `g.out['y']`, ..."""
+
+    def __init__(self, name):
+        self.arrays = dict(np.load(FOLDER / f'{name}.npz'))
+        self.w, self.inputs, self.out = (self.part(p) for p in ('w', 'in', 'out'))
+        self.ct, self.grad_w, self.grad_in = (self.part(p) for p in ('ct', 'grad/w', 'grad/in'))
+
+    def part(self, prefix):
+        return {
+            k.removeprefix(prefix + '/'): v
+            for k, v in self.arrays.items()
+            if k.startswith(prefix + '/')
+        }
+
+
+def assert_close(actual, expected, scale=None, name=''):
+    scale = np.abs(expected).max() if scale is None else scale
+    actual = np.asarray(actual, np.float64)
+    assert actual.shape == expected.shape, name
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=TOLERANCE * max(scale, 1e-3), err_msg=name
+    )
+
+
+def names_of(flax_prefix, torch_prefix):
+    return convert.subtable(dualground.TORCH_NAMES, flax_prefix, torch_prefix)
+
+
+def check_module(golden, module, names, call, diff, unused=()):
+    """Outputs, and gradients by weights and inputs, of a module under the golden's cotangents.
+
+    Args:
+      golden: the component.
+      module: the linen module.
+      names: its table of torch names.
+      call: (module, inputs) -> dict of the outputs that the golden names.
+      diff: inputs to differentiate by.
+      unused: torch parameters that have no counterpart on purpose.
+    """
+    inputs = {k: jnp.asarray(v) for k, v in golden.inputs.items()}
+
+    def run(params, chosen):
+        values = {**inputs, **chosen}
+        return nn.apply(lambda m: call(m, values), module)({'params': params})
+
+    def start(key):
+        return nn.init(lambda m: call(m, inputs), module)(key)['params']
+
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    params = convert.from_torch(golden.w, shapes, names, unused=unused)
+    chosen = {name: inputs[name] for name in diff}
+
+    @jax.jit
+    def both(params, chosen):
+        def total(params, chosen):
+            out = run(params, chosen)
+            return sum((out[k] * golden.ct[k]).sum() for k in out), out
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, chosen)
+
+    (_, out), (grads, by_input) = both(params, chosen)
+    assert set(out) == set(golden.ct), 'every output is compared'
+    for name, value in out.items():
+        # Cotangents are zero at padded queries, which we may blank; compare where they are not.
+        seen = np.broadcast_to(golden.ct[name].any(-1, keepdims=True), golden.out[name].shape)
+        assert_close(
+            np.where(seen, value, 0),
+            np.where(seen, golden.out[name], 0),
+            np.abs(golden.out[name]).max(),
+            name,
+        )
+    scale = max(np.abs(g).max() for g in (*golden.grad_w.values(), *golden.grad_in.values()))
+    # Parameters that the code never used have no gradient.
+    state = {k: golden.grad_w.get(k, np.zeros_like(v)) for k, v in golden.w.items()}
+    expected = convert.from_torch(state, shapes, names, unused=unused)
+    jax.tree.map_with_path(
+        lambda path, a, b: assert_close(a, b, scale, jax.tree_util.keystr(path)), grads, expected
+    )
+    for name in diff:
+        assert_close(by_input[name], golden.grad_in[name], scale, name)
+
+
+def stack_size(golden, prefix):
+    """Number of layers in a torch state dict."""
+    return 1 + max(int(k.split(prefix)[1].split('.')[0]) for k in golden.w if prefix in k)
+
+
+# Positions and modules ------------------------------------------------------------------------
+
+
+def test_sine_position():
+    golden = Golden('pos_sine')
+    width = golden.out['video_raw'].shape[-1]
+    for role in ('video', 'word'):
+        mask = golden.inputs[f'{role}_valid'].astype(bool)
+        for suffix, normalize in (('raw', False), ('normalized', True)):
+            found = layers.sine_position(jnp.asarray(mask), width, normalize=normalize)
+            assert_close(found, golden.out[f'{role}_{suffix}'], name=f'{role}_{suffix}')
+    empty = golden.arrays['edge/out/normalized_all_masked']
+    assert_close(layers.sine_position(jnp.zeros(empty.shape[:2], bool), width), empty)
+
+
+def test_recurrent_phrases():
+    golden = Golden('rpg')
+    module = dualground.RecurrentPhrases(golden.out['phrases'].shape[1], positions=False)
+
+    def call(m, x):
+        phrases, attn = m(x['glob'][:, 0], x['words'], x['word_valid'], deterministic=True)
+        return dict(phrases=phrases, attn=attn)
+
+    names = names_of('phrase_encoder/generator', 'phrase_generate.sqan')
+    check_module(golden, module, names, call, ('glob', 'words'))
+
+
+def test_slot_layer():
+    golden = Golden('slot_layer')
+    module = dualground.SlotLayer(config()['heads'], normalize='words')
+
+    def call(m, x):
+        phrases, eos, attention = m(
+            x['phrases'], x['eos'][:, 0], x['words'], x['word_valid'], deterministic=True
+        )
+        return dict(phrases=phrases, eos=eos[:, None], slot_sim=attention.mean(1))
+
+    names = names_of('phrase_encoder/slot_{}', 'phrase_generate.phrase_att.{}')
+    check_module(golden, module, names, call, ('phrases', 'eos', 'words'))
+
+
+def test_phrase_encoder():
+    golden = Golden('phrase_generate')
+    module = dualground.PhraseEncoder(
+        phrases=golden.out['phrases'].shape[1],
+        phrase_layers=stack_size(golden, 'phrase_att.'),
+        heads=config()['heads'],
+        slot_normalize='words',
+        rpg_positions=False,
+    )
+
+    def call(m, x):
+        out = m(x['text'][:, 0], x['text'][:, 1:], x['text_valid'][:, 1:], deterministic=True)
+        return dict(
+            phrases=out['phrases'],
+            phrase_attn=out['phrase_attention'],
+            slot_sim=out['slot_attention'][:, -1].mean(1),
+            eos=out['phrase_eos'],
+        )
+
+    check_module(golden, module, names_of('phrase_encoder', 'phrase_generate'), call, ('text',))
+
+
+def test_phrase_encoder_is_finite_without_words():
+    """D gives NaN there; ours gives phrases that do not depend on the padding."""
+    golden = Golden('phrase_generate')
+    module = dualground.PhraseEncoder(
+        phrases=golden.out['phrases'].shape[1],
+        phrase_layers=stack_size(golden, 'phrase_att.'),
+        heads=config()['heads'],
+    )
+    text = jnp.asarray(golden.inputs['text'])
+    mask = jnp.zeros(text[:, 1:].shape[:2], bool)
+    call = lambda x: module.apply(params, x[:, 0], x[:, 1:], mask, deterministic=True)  # noqa: E731
+    params = jax.jit(
+        lambda key: module.init(key, text[:, 0], text[:, 1:], mask, deterministic=True)
+    )(jax.random.key(0))
+    out, other = jax.jit(call)(text), jax.jit(call)(text.at[:, 1:].add(1.0))
+    for name in ('phrases', 'phrase_eos', 'phrase_attention', 'slot_attention'):
+        assert np.isfinite(out[name]).all()
+        np.testing.assert_array_equal(out[name], other[name])
+
+
+def test_phrase_clip_product():
+    golden = Golden('hadamard')
+
+    def call(m, x):
+        return dict(context=m(x['phrases'], x['video']))
+
+    names = names_of('phrase_path/product', 'phrase_context.product')
+    check_module(golden, dualground.PhraseClipProduct(), names, call, ('phrases', 'video'))
+
+
+def test_projected_self_attention():
+    golden = Golden('self_attention')
+    module = layers.ProjectedAttention(config()['heads'])
+
+    def call(m, x):
+        y, attn = m(x['x'], x['x'], x['valid'][:, None, None], deterministic=True)
+        plain, plain_attn = m(x['x'], x['x'], None, deterministic=True)
+        return dict(y=y, attn=attn.mean(1), y_nomask=plain, attn_nomask=plain_attn.mean(1))
+
+    names = names_of('temporal_attention/attention', 't_sa.layers.0.t_att')
+    check_module(golden, module, names, call, ('x',))
+
+
+def test_phrase_context_layer():
+    golden = Golden('phrase_context_layer')
+    module = dualground.PhraseContextLayer(config()['heads'], across_phrases=True)
+
+    def call(m, x):
+        return dict(context=m(x['context'], x['video_valid'], deterministic=True))
+
+    names = names_of('phrase_path/layer_{}', 'phrase_context.layers.{}')
+    check_module(golden, module, names, call, ('context',))
+
+
+def test_temporal_self_attention():
+    golden = Golden('t_sa')
+    if stack_size(golden, 'layers.') != 1:
+        pytest.skip('the model has one such layer')
+
+    def call(m, x):
+        return dict(y=m(x['x'], x['valid'], deterministic=True))
+
+    names = names_of('temporal_attention', 't_sa')
+    module = layers.SelfAttentionLayer(config()['heads'])
+    # norm1 exists in D, and nothing reads it.
+    check_module(golden, module, names, call, ('x',), unused=(r'layers\.0\.norm1\..*',))
+
+
+class CrossAttentionStack(nn.Module):
+    """The cross-attention layers of `SentencePath`, on given keys."""
+
+    heads: int
+    ffn: int
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, x):
+        keys = x['text'] + x['pos_text']
+        mask = jnp.ones(keys.shape[:2], bool)
+        clips, attention = x['video'], []
+        for i in range(self.num_layers):
+            clips, weights = layers.AdaptiveCrossAttentionLayer(
+                self.heads, self.ffn, name=f't2v_{i}'
+            )(clips, x['pos_video'], keys, x['text'][:, -1:], mask, deterministic=True)
+            attention.append(weights.mean(1))
+        return dict(video=clips, attn=sum(attention) / len(attention), text=x['text'])
+
+
+@pytest.mark.parametrize('name', ['aca_layer', 'aca_stack'])
+def test_adaptive_cross_attention(name):
+    golden = Golden(name)
+    single = name == 'aca_layer'
+    module = CrossAttentionStack(
+        config()['heads'],
+        next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
+        1 if single else stack_size(golden, 'layers.'),
+    )
+    names = names_of('sentence_path/', 'transformer.t2v_encoder.')
+    if single:
+        names = {k.replace('{}', '0'): v.replace('layers.{}.', '') for k, v in names.items()}
+    diff = ('video', 'text', 'pos_video', 'pos_text')
+    diff = tuple(d for d in diff if d in golden.grad_in)
+    check_module(golden, module, names, lambda m, x: m(x), diff)
+
+
+class DummyEncoder(nn.Module):
+    """The encoder of `SentencePath` that conditions the dummies on [EOS]."""
+
+    heads: int
+    ffn: int
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, sequence, positions, mask):
+        for i in range(self.num_layers):
+            sequence = layers.EncoderLayer(self.heads, self.ffn, name=f'dummy_{i}')(
+                sequence, positions, mask, deterministic=True
+            )
+        return sequence
+
+
+def test_dummy_encoder():
+    golden = Golden('dummy_encoder')
+    module = DummyEncoder(
+        config()['heads'],
+        next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
+        stack_size(golden, 'layers.'),
+    )
+    names = names_of('sentence_path/dummy_', 'txtproj_encoder.')
+    names = {f'dummy_{k}': v for k, v in names.items()}
+
+    def call(m, x):
+        count = x['dummy_token'].shape[0]
+        tokens = jnp.broadcast_to(x['dummy_token'], (len(x['eos']), *x['dummy_token'].shape))
+        positions = jnp.pad(x['dummy_pos'], ((0, 1), (0, 0)))
+        sequence = jnp.concatenate([tokens, x['eos']], 1)
+        memory = m(sequence, positions, jnp.ones(sequence.shape[:2], bool))
+        return dict(memory=memory, dummies=memory[:, :count])
+
+    check_module(golden, module, names, call, ('dummy_token', 'dummy_pos', 'eos'))
+
+    # The same layer type encodes clips, there with a mask.
+    alt = golden.part('alt/in')
+    arguments = alt['video'], alt['pos_video'], alt['video_valid'].astype(bool)
+    shapes = jax.eval_shape(lambda key: module.init(key, *arguments), jax.random.key(0))['params']
+    params = convert.from_torch(golden.w, shapes, names)
+    found = jax.jit(lambda p: module.apply({'params': p}, *arguments))(params)
+    valid = arguments[2][..., None]
+    expected = golden.arrays['alt/out/video']
+    assert_close(
+        np.where(valid, found, 0), np.where(valid, expected, 0), np.abs(expected).max()
+    )
+
+
+def test_saliency_head_is_the_references_on_unpadded_samples():
+    """The reference averages over padding, so only each sample cut to its clips can agree."""
+    golden = Golden('saliency_proj')
+    names = names_of('saliency_head', 'saliency_proj')
+    x, valid = golden.inputs['x'], golden.inputs['valid'].astype(bool)
+    module = dualground.SaliencyHead()
+    shapes = jax.eval_shape(lambda key: module.init(key, x, valid), jax.random.key(0))['params']
+    params = convert.from_torch(golden.w, shapes, names)
+    full = [b for b in range(len(x)) if valid[b].all()]
+    assert full, 'no unpadded sample to compare'
+
+    @jax.jit
+    def both(params, x):
+        def total(params, x):
+            scores = module.apply({'params': params}, x, jnp.asarray(valid))
+            return (scores * golden.ct['scores'])[np.array(full)].sum(), scores
+
+        return jax.value_and_grad(total, argnums=1, has_aux=True)(params, x)
+
+    (_, scores), by_x = both(params, x)
+    scale = np.abs(golden.grad_in['x']).max()
+    for b in full:
+        assert_close(scores[b], golden.out['scores'][b])
+        assert_close(by_x[b], golden.grad_in['x'][b], scale)
+    # A padded sample equals itself without padding.
+    for b in set(range(len(x))) - set(full):
+        n = valid[b].sum()
+        alone = module.apply({'params': params}, x[b : b + 1, :n], valid[b : b + 1, :n])
+        np.testing.assert_allclose(scores[b, :n], alone[0], atol=1e-5)
+
+
+# Losses ---------------------------------------------------------------------------------------
+
+
+def check_loss(function, inputs, expected, gradients, keep=None):
+    """A scalar loss and its gradient by the named inputs; `keep` picks rows to compare."""
+    value, found = jax.jit(jax.value_and_grad(function))(
+        {k: jnp.asarray(inputs[k], jnp.float32) for k in gradients}
+    )
+    np.testing.assert_allclose(value, expected, rtol=TOLERANCE, atol=1e-6)
+    scale = max(np.abs(g).max() for g in gradients.values())
+    for name, gradient in gradients.items():
+        actual = np.asarray(found[name])
+        if keep is not None:
+            actual, gradient = actual[keep], gradient[keep]
+        assert_close(actual, gradient, scale, name)
+
+
+def test_phrase_diversity():
+    golden = Golden('loss_dqa')
+    for name, value in (('sqan_att', 'loss_phrase_sqan'), ('slot_att', 'loss_phrase_slot')):
+        mask = jnp.ones(len(golden.inputs[name]), bool)
+        check_loss(
+            lambda x, name=name, mask=mask: losses.phrase_diversity(
+                attention=x[name], mask=mask, r=float(golden.inputs['r'])
+            ),
+            golden.inputs,
+            golden.out[value],
+            {name: golden.arrays[f'grad/{value}/{name}']},
+        )
+
+
+def test_eos_margin_is_over_matched_pairs():
+    """D broadcasts to all pairs (`as_called`); ours is the golden's `matched_pairs`."""
+    golden = Golden('loss_eos')
+    mask = jnp.ones(len(golden.inputs['eos_slot']), bool)
+    check_loss(
+        lambda x: losses.eos_margin(
+            phrase_eos=x['eos_slot'], eos=x['eos_emb'], mask=mask,
+            margin=float(golden.inputs['margin']),
+        ),
+        golden.inputs,
+        golden.out['matched_pairs'],
+        {k: golden.arrays[f'grad/matched_pairs/{k}'] for k in ('eos_slot', 'eos_emb')},
+    )
+
+
+@pytest.mark.parametrize('value, margin', [('loss', 0.2), ('loss_margin1', 1.0)])
+def test_margin_ranking(value, margin):
+    golden = Golden('loss_margin_ranking')
+    x = golden.inputs
+    check_loss(
+        lambda y: losses.margin_ranking(
+            scores=y['scores'], pos_clips=x['pos_indices'], neg_clips=x['neg_indices'],
+            mask=jnp.ones(len(x['scores']), bool), margin=margin,
+        ),
+        x,
+        golden.out[value],
+        {'scores': golden.arrays[f'grad/{value}/scores']},
+    )
+
+
+@pytest.mark.parametrize(
+    'value, labels',
+    [
+        ('loss', 'labels'),
+        ('loss_labels_max3', 'labels_max3'),
+        ('loss_first_row_no_positive', 'labels_first_row_zero'),
+    ],
+)
+def test_rank_contrastive(value, labels):
+    golden = Golden('loss_ranking_contrastive')
+    x = golden.inputs
+    check_loss(
+        lambda y: losses.rank_contrastive(
+            scores=y['scores'], labels=x[labels], mask=x['mask'].astype(bool)
+        ).mean(),
+        x,
+        golden.out[value],
+        {'scores': golden.arrays[f'grad/{value}/scores']},
+    )
+
+
+def saliency_terms(golden):
+    """Our saliency terms; a row without a real negative pair has none in D's rank terms."""
+    x = golden.inputs
+    real = x['real_neg_mask'].astype(bool)
+    mask, labels = x['video_valid'].astype(bool), x['saliency_all_labels']
+    every = jnp.ones(len(real), bool)
+    pairs = dict(pos_clips=x['pos_indices'], neg_clips=x['neg_indices'])
+    margin = float(x['saliency_margin'])
+
+    def terms(scores, scores_neg, weights, weights_neg):
+        rank = lambda own, other: losses.rank_with_negatives(  # noqa: E731
+            scores=own[real], scores_neg=other, labels=labels[real], mask=mask[real],
+            real_neg=every[real],
+        )
+        return dict(
+            margin_sal=losses.margin_ranking(scores=scores, mask=every, margin=margin, **pairs),
+            margin_attn=losses.margin_ranking(scores=weights, mask=every, margin=margin, **pairs),
+            rank_sal=rank(scores, scores_neg),
+            rank_attn=rank(weights, weights_neg),
+            neg_pair_sal=losses.negative_pair(
+                logits=scores_neg, mask=mask[real], real_neg=every[real]
+            ),
+            neg_pair_attn=losses.attention_absence(
+                weights=weights_neg, mask=mask[real], real_neg=every[real]
+            ),
+        )
+
+    inputs = [
+        jnp.asarray(x[k])
+        for k in ('saliency_scores', 'saliency_scores_neg', 't2vattnvalues', 't2vattnvalues_neg')
+    ]
+    return terms, inputs
+
+
+def test_saliency_terms():
+    golden = Golden('loss_saliency')
+    terms, inputs = saliency_terms(golden)
+    found = jax.jit(terms)(*inputs)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, golden.out[name], rtol=TOLERANCE, err_msg=name)
+
+
+def test_saliency_total_and_gradient():
+    """The sum of all terms as the model takes it, with D's mean of the cross entropy over padding
+    exchanged for ours in the expected value; gradients where that mean has no part."""
+    golden = Golden('loss_saliency')
+    terms, inputs = saliency_terms(golden)
+    x = golden.inputs
+    mask = x['video_valid'].astype(bool)
+    cross_entropy = losses.attention_cross_entropy(
+        weights=inputs[2], labels=x['saliency_all_labels'], mask=mask
+    )
+    target = np.clip(x['saliency_all_labels'], 0, 1).astype(np.float64)
+    weights = x['t2vattnvalues'].astype(np.float64)
+    entries = -(target * np.log(weights) + (1 - target) * np.log(1 - weights))
+    np.testing.assert_allclose(cross_entropy, entries[mask].mean(), rtol=TOLERANCE)
+    np.testing.assert_allclose(golden.out['bce_attn'], entries.mean(), rtol=1e-4)
+
+    weight = float(x['lw_wattn'])
+
+    def total(inputs):
+        t = terms(*inputs)
+        saliency = t['margin_sal'] + t['rank_sal'] + t['neg_pair_sal']
+        return saliency + weight * (t['margin_attn'] + t['rank_attn'] + t['neg_pair_attn'])
+
+    value, grads = jax.jit(jax.value_and_grad(total))(inputs)
+    expected = golden.out['total'] - weight * golden.out['bce_attn']
+    np.testing.assert_allclose(value, expected, rtol=TOLERANCE)
+    for name, found in zip(
+        ('saliency_scores', 'saliency_scores_neg', 't2vattnvalues_neg'),
+        (grads[0], grads[1], grads[3]),
+        strict=True,
+    ):
+        assert_close(found, golden.arrays[f'grad/total/{name}'], name=name)
+
+
+def test_saliency_loss_is_the_sum_of_its_terms_when_all_pairs_are_real():
+    golden = Golden('loss_saliency')
+    x = golden.inputs
+    real = x['real_neg_mask'].astype(bool)
+    common = dict(
+        labels=x['saliency_all_labels'][real], mask=x['video_valid'].astype(bool)[real],
+        real_neg=np.ones(real.sum(), bool), pos_clips=x['pos_indices'][real],
+        neg_clips=x['neg_indices'][real], pairs_mask=np.ones(real.sum(), bool),
+        margin=float(x['saliency_margin']),
+    )
+    found = losses.highlight(
+        scores=x['saliency_scores'][real], scores_neg=x['saliency_scores_neg'], **common
+    )
+    margin = losses.margin_ranking(
+        scores=x['saliency_scores'][real], pos_clips=common['pos_clips'],
+        neg_clips=common['neg_clips'], mask=common['pairs_mask'], margin=common['margin'],
+    )
+    np.testing.assert_allclose(
+        found, margin + golden.out['rank_sal'] + golden.out['neg_pair_sal'], rtol=TOLERANCE
+    )
+
+
+def test_sampled_nce():
+    golden = Golden('loss_sampled_nce')
+    x = golden.inputs
+    for value, pos_clips in (('loss_sal', x['pos_indices'][:, 0]),
+                             ('both_second_pos', x['pos_indices'][:, 1])):
+        gradient = golden.arrays[f'grad/{value}/sim_score']
+        # Where a clip is excluded in all samples the reference's gradient is NaN, ours 0.
+        excluded = np.isnan(gradient)
+        check_loss(
+            lambda y, pos_clips=pos_clips: losses.sampled_nce(
+                similarity=y['sim_score'], labels=x['saliency'], pos_clips=pos_clips,
+                mask=x['video_msk'].astype(bool), pairs_mask=jnp.ones(len(pos_clips), bool),
+                temperature=float(x['temperature']),
+            ),
+            x,
+            golden.out[value],
+            {'sim_score': np.where(excluded, 0, gradient)},
+        )
+
+
+def test_label_alignment_scales_over_valid_clips():
+    """The reference also takes padding into the extremes and the mean, so: an unpadded batch."""
+    golden = Golden('loss_labels')
+    x = golden.inputs
+    labels = x['saliency_all_labels']
+    check_loss(
+        lambda y: losses.label_alignment(
+            logits=y['out_class'][:, : labels.shape[1], 0], labels=labels,
+            mask=jnp.ones(labels.shape, bool),
+        ),
+        x,
+        golden.out['loss'],
+        {'out_class': golden.arrays['grad/loss/out_class']},
+    )
+
+
+def test_distribution_focal():
+    golden = Golden('loss_dfl')
+    x = golden.inputs
+    check_loss(
+        lambda y: losses.distribution_focal(logits=y['logits'], labels=x['label']).mean(),
+        x,
+        golden.out['mean'],
+        {'logits': golden.arrays['grad/mean/logits']},
+    )
+    found = losses.distribution_focal(logits=x['logits'], labels=x['label'])
+    assert_close(found, golden.out['none'])
+
+
+def test_quality_focal():
+    golden = Golden('loss_qfl')
+    x = golden.inputs
+    arguments = dict(labels=x['label'] > 0, mask=np.ones(x['label'].shape, bool))
+    check_loss(
+        lambda y: losses.quality_focal(logits=y['logits'], quality=y['score'], **arguments),
+        x,
+        golden.out['mean'],
+        {k: golden.arrays[f'grad/mean/{k}'] for k in ('logits', 'score')},
+    )
+
+
+def test_point_targets_and_their_losses():
+    golden = Golden('loss_targets_cls_reg')
+    x = golden.inputs
+    windows = x['boundary'] * x['fps'][:, None, None]
+    exists = np.isfinite(windows).all(-1)
+    positive, offsets = jax.vmap(
+        lambda w, m: losses.assign_points(
+            jnp.asarray(x['point']), w, m, radius=float(x['sample_radius'])
+        )
+    )(np.where(exists[..., None], windows, 0.0), exists)
+    target = golden.out['cls_tgt'] > 0
+    np.testing.assert_array_equal(positive, target)
+    assert_close(np.asarray(offsets)[target], golden.out['reg_tgt'][target])
+
+    valid, logits = x['pymid_msk'].astype(bool), x['out_class'][..., 0]
+    found = losses.focal(logits=logits, labels=target, mask=valid, gamma=float(x['gamma']))
+    np.testing.assert_allclose(found, golden.out['loss_cls'], rtol=TOLERANCE)
+    found = losses.boundary_l1(offsets=x['out_coord'], targets=offsets, mask=target)
+    np.testing.assert_allclose(found, golden.out['loss_reg_l1'], rtol=TOLERANCE)
+    sides = np.float32([-1, 1])
+    overlap = spans.iou(x['out_coord'] * sides, golden.out['reg_tgt'] * sides)
+    assert_close(np.asarray(overlap)[target], golden.out['iou'][target])
+    # D clamps at the last bin in float32 to 2.999 of 3, as we do.
+    bins = int(x['num_bins'])
+    found = losses.boundary_bins(
+        logits=x['out_coord_dfl'].reshape(*target.shape, 2, bins), targets=offsets, mask=target,
+        radius=float(x['sample_radius']),
+    )
+    np.testing.assert_allclose(found, golden.out['loss_reg_dfl'], rtol=1e-4)
+
+
+def test_every_component_is_covered():
+    covered = {
+        'pos_sine', 'rpg', 'slot_layer', 'phrase_generate', 'hadamard', 'self_attention',
+        'phrase_context_layer', 't_sa', 'aca_layer', 'aca_stack', 'dummy_encoder',
+        'saliency_proj', 'loss_dqa', 'loss_eos', 'loss_margin_ranking',
+        'loss_ranking_contrastive', 'loss_saliency', 'loss_sampled_nce', 'loss_labels',
+        'loss_dfl', 'loss_qfl', 'loss_targets_cls_reg',
+    }
+    assert {path.stem for path in FOLDER.glob('*.npz')} == covered
