@@ -83,8 +83,8 @@ class World:
     annotator_noise: float = 0.5  # standard deviation, in saliency grades
     context: float = 0.2  # share of its neighbours in a word's feature
     word_signal: float = 1.0  # 0: word features are noise
-    eos_rank: int = 4  # 0: [EOS] is noise
-    eos_noise: float = 0.3
+    eos_rank: int = 3  # 0: [EOS] is noise
+    eos_noise: float = 0.6
     video_noise: float = 0.5
 
     def __post_init__(self):

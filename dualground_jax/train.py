@@ -260,7 +260,9 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
         **progress['best_metrics'],
     )
     evaluate.write_json(folder / 'results.json', result)
-    plots.plot_training(rows, folder / 'training.png', tuple(config.evaluate.selection))
+    plots.plot_training(
+        rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split
+    )
     predictions = metrics.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.
     count = min(config.evaluate.pictures, len(predictions))

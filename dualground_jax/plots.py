@@ -1,0 +1,140 @@
+"""Pictures of a run: training curves, and what the model found in single videos."""
+
+import os
+import pathlib
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+# Okabe-Ito: told apart by colour-blind readers, and in grey.
+BLUE, ORANGE, GREEN, PURPLE, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#777777'
+CURVES = (
+    ('MR-full-mAP', 'mAP', BLUE),
+    ('MR-full-R1@0.5', 'R1@0.5', ORANGE),
+    ('MR-full-R1@0.7', 'R1@0.7', GREEN),
+    ('HL-min-VeryGood-Hit1', 'HIT@1', PURPLE),
+)
+SHOWN_PREDICTIONS = 4
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a PNG; the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    try:
+        figure.savefig(temporary, format='png', dpi=150, facecolor='white')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(axes) -> None:
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) -> Figure:
+    """Losses over steps beside the validation metrics, the best step marked.
+
+    Args:
+      rows: lines of metrics.jsonl: 'train/NAME' in training rows, 'SPLIT/NAME' in evaluations.
+      selection: the metrics whose mean decides which step is best.
+      split: name of the evaluated split.
+    """
+    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    train = [row for row in rows if 'train/loss' in row]
+    parts = sorted({k for row in train for k in row if k.startswith('train/')})
+    for name in parts:
+        if name not in ('train/loss', 'train/grad_norm'):
+            points = [(row['step'], row[name]) for row in train if row.get(name, 0) > 0]
+            if points:
+                left.plot(*zip(*points, strict=True), color=GREY, lw=0.7, alpha=0.7)
+                left.annotate(
+                    name.removeprefix('train/'), points[-1], xytext=(3, 0), fontsize=6,
+                    textcoords='offset points', color=GREY, va='center',
+                )
+    left.plot([r['step'] for r in train], [r['train/loss'] for r in train], color=BLUE, lw=1.6)
+    left.set_title('training loss (blue: weighted total)', fontsize=9)
+    left.set_xlabel('step', fontsize=8)
+    if train:
+        left.set_yscale('log')
+
+    evaluations = [row for row in rows if any(k.startswith(f'{split}/') for k in row)]
+    for name, label, colour in CURVES:
+        points = [(r['step'], r[f'{split}/{name}']) for r in evaluations if f'{split}/{name}' in r]
+        if points:
+            right.plot(*zip(*points, strict=True), color=colour, marker='o', ms=3, label=label)
+    scored = [r for r in evaluations if all(f'{split}/{name}' in r for name in selection)]
+    if scored:
+        best = max(scored, key=lambda r: np.mean([r[f'{split}/{name}'] for name in selection]))
+        right.axvline(best['step'], color=GREY, lw=0.8, ls=':', label=f'best: {best["step"]}')
+    if right.get_legend_handles_labels()[0]:
+        right.legend(fontsize=7, frameon=False)
+    right.set_title(f'{split} metrics (%)', fontsize=9)
+    right.set_xlabel('step', fontsize=8)
+    for axes in (left, right):
+        _plain(axes)
+    return figure
+
+
+def grounding_figure(example: dict) -> Figure:
+    """Timeline of one query: true windows, ranked predictions, saliency.
+
+    Args:
+      example: query and vid, texts; duration and clip_length, seconds; saliency, T numbers;
+        labels, T annotated saliencies or None; windows, true [start, end]; predictions, [start,
+        end, score] best first.
+    """
+    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    bars, curve = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.1))
+    title = '\n'.join(textwrap.wrap(f'“{example["query"]}”', 100))
+    figure.suptitle(title, fontsize=10)
+
+    bars.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6)
+    for start, end in example['windows']:
+        bars.barh(0, end - start, left=start, height=0.7, color=GREEN)
+        curve.axvspan(start, end, color=GREEN, alpha=0.15, lw=0)
+    for rank, (start, end, score) in enumerate(example['predictions'][:SHOWN_PREDICTIONS], 1):
+        bars.barh(
+            -rank, end - start, left=start, height=0.7, color=BLUE, alpha=0.25 + 0.75 * score
+        )
+        bars.annotate(
+            f'{score:.2f}', (end, -rank), xytext=(3, 0), textcoords='offset points', fontsize=7,
+            va='center',
+        )
+    bars.set_yticks([0, -1], ['true', 'found'])
+
+    length = example['clip_length']
+    centres = (np.arange(len(example['saliency'])) + 0.5) * length
+    if example['labels'] is not None:
+        scale = curve.twinx()
+        scale.bar(centres, example['labels'], width=0.9 * length, color=ORANGE, alpha=0.35)
+        scale.set_ylim(0, 12)
+        scale.set_ylabel('annotators (0–12)', fontsize=7, color=ORANGE)
+        scale.spines[['top']].set_visible(False)
+        scale.tick_params(labelsize=7)
+    curve.plot(centres, example['saliency'], color=BLUE, lw=1.4, marker='.', ms=3)
+    curve.set_ylabel('predicted saliency', fontsize=7, color=BLUE)
+    curve.set_xlabel(f'time in {example["vid"]}', fontsize=8)
+    curve.set_xlim(0, example['duration'])
+    if example['duration'] > 90:
+        minutes = FuncFormatter(lambda t, _: f'{int(t // 60)}:{int(t % 60):02d}')
+        curve.xaxis.set_major_formatter(minutes)
+    else:
+        curve.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:g} s'))
+    for axes in (bars, curve):
+        _plain(axes)
+    return figure
+
+
+def plot_training(rows, path, selection: tuple[str, ...], split: str) -> None:
+    """Writes `training_figure` to a PNG file."""
+    save(training_figure(rows, selection, split), path)
+
+
+def plot_grounding(example: dict, path) -> None:
+    """Writes `grounding_figure` to a PNG file."""
+    save(grounding_figure(example), path)
