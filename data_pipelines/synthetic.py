@@ -63,18 +63,18 @@ class World:
     """Parameters of the planted world; a noise is the length of what is added to unit vectors."""
 
     seed: int = 0
-    train_queries: int = 2000
+    train_queries: int = 4000
     val_queries: int = 300
     test_queries: int = 300
     video_dim: int = 96
     text_dim: int = 64
-    min_clips: int = 24
-    max_clips: int = 40
+    min_clips: int = 20
+    max_clips: int = 32
     min_concepts: int = 2  # that a query names
     max_concepts: int = 10
     shared_videos: float = 0.3  # share of videos with a second query: of a distractor of the first
     multi_windows: float = 0.2  # share of queries with several windows
-    distractors: int = 2  # stretches per video that show some, but not all, of a query's concepts
+    distractors: int = 1  # stretches per video that show some, but not all, of a query's concepts
     swaps: float = 0.4  # share of a query's concepts that a distractor lacks at most; at least one
     extras: float = 0.3  # concepts that each stretch shows beside its own, as a share of these
     topic_size: int = 12  # concepts that a video's background prefers, ...
@@ -83,9 +83,9 @@ class World:
     annotator_noise: float = 0.5  # standard deviation, in saliency grades
     context: float = 0.2  # share of its neighbours in a word's feature
     word_signal: float = 1.0  # 0: word features are noise
-    eos_rank: int = 3  # 0: [EOS] is noise
+    eos_rank: int = 2  # 0: [EOS] is noise
     eos_noise: float = 0.6
-    video_noise: float = 0.5
+    video_noise: float = 0.4
 
     def __post_init__(self):
         most_scenes = MAX_WINDOWS + self.distractors  # each needs a clip, and one before the next

@@ -148,7 +148,7 @@ def test_recurrent_phrases():
 
 def test_slot_layer():
     golden = Golden('slot_layer')
-    module = dualground.SlotLayer(config()['heads'], normalize='words')
+    module = dualground.SlotLayer(config()['heads'], normalize='inputs')
 
     def call(m, x):
         phrases, eos, attention = m(
@@ -166,7 +166,7 @@ def test_phrase_encoder():
         phrases=golden.out['phrases'].shape[1],
         phrase_layers=stack_size(golden, 'phrase_att.'),
         heads=config()['heads'],
-        slot_normalize='words',
+        slot_normalize='inputs',
         rpg_positions=False,
     )
 

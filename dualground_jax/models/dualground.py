@@ -139,7 +139,7 @@ class SlotLayer(nn.Module):
         phrases, weights = layers.ProjectedAttention(
             self.heads,
             self.dropout,
-            'slots' if self.normalize == 'slots' else 'inputs',
+            self.normalize,
             self.dtype,
             name='words_attention',
         )(phrases, words, words_mask[:, None, None], deterministic=deterministic)
@@ -368,7 +368,7 @@ class Model(nn.Module):
     phrases: int = 4  # N: 4 on QVHighlights, 3 on Charades-STA (P)
     phrase_layers: int = 2
     rpg_positions: bool = True  # P; D: False
-    slot_normalize: str = 'slots'  # P; D: 'words'
+    slot_normalize: str = 'slots'  # P; D: 'inputs', the words
     context_layers: int = 2
     across_phrases: bool = False  # D: True
     fusion: str = 'sum'
