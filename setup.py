@@ -31,7 +31,7 @@ setup(
         'transformers',
     ],
     extras_require={
-        'test': ['hypothesis', 'pytest', 'ruff', 'scipy'],
+        'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy'],
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],

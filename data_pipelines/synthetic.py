@@ -83,12 +83,13 @@ class World:
     annotator_noise: float = 0.5  # standard deviation, in saliency grades
     context: float = 0.2  # share of its neighbours in a word's feature
     word_signal: float = 1.0  # 0: word features are noise
-    eos_rank: int = 2  # 0: [EOS] is noise
+    eos_rank: int = 3  # 0: [EOS] is noise
     eos_noise: float = 0.6
     video_noise: float = 0.4
 
     def __post_init__(self):
-        most_scenes = MAX_WINDOWS + self.distractors  # each needs a clip, and one before the next
+        # Each scene needs a clip, and one before the next.
+        most_scenes = MAX_WINDOWS + 2 * self.distractors + 1
         limits = {
             'video_dim': (1, math.inf),
             'text_dim': (1, math.inf),
@@ -241,12 +242,12 @@ def _draw_clause(rng, size, pools, articles):
     return words
 
 
-def _swap_concepts(rng, words, share):
-    """Swaps at most a share of a sentence's concepts within their class: a hard distractor."""
+def _swap_concepts(rng, words, least, most):
+    """Swaps a share of a sentence's concepts, from least to most, at least one, in their class."""
     places = [i for i, word in enumerate(words) if word in WORD_CLASS]
-    most = max(1, int(share * len(places)))
+    low, high = (max(1, int(share * len(places))) for share in (least, most))
     swapped = list(words)
-    for i in rng.choice(places, int(rng.integers(1, most + 1)), replace=False):
+    for i in rng.choice(places, int(rng.integers(low, high + 1)), replace=False):
         others = [w for w in LEXICON[WORD_CLASS[words[i]]] if w not in {*words, *swapped}]
         swapped[i] = str(rng.choice(others))
     return tuple(swapped)
@@ -265,17 +266,21 @@ def _draw_video(rng, world, may_share, seen):
     shared = rng.random() < world.shared_videos and may_share
     while True:
         sentence = _draw_sentence(rng, world, seen)
-        decoys = [_swap_concepts(rng, sentence, world.swaps) for _ in range(world.distractors)]
+        decoys = [_swap_concepts(rng, sentence, 0, world.swaps) for _ in range(world.distractors)]
         if shared and several:
             decoys = decoys[:1] * len(decoys)  # so that the second query has several windows, too
+        # Scenes that resemble one another without the query: likeness alone must not tell.
+        foil = _swap_concepts(rng, sentence, 1, 1)
+        foils = [foil, *(_swap_concepts(rng, foil, 0, world.swaps) for _ in decoys)]
         sentences = [sentence, decoys[0]] if shared else [sentence]
         if not seen.intersection(sentences):
             break
     seen.update(sentences)
     windows = int(rng.integers(2, MAX_WINDOWS + 1)) if several else 1
     clips = int(rng.integers(world.min_clips, world.max_clips + 1))
-    lengths = [*_draw_lengths(rng, clips, windows), *_draw_lengths(rng, clips, len(decoys))]
-    planted = [_concept_ids(words) for words in [sentence] * windows + decoys]
+    lengths = [*_draw_lengths(rng, clips, windows),
+               *_draw_lengths(rng, clips, len(decoys) + len(foils))]
+    planted = [_concept_ids(words) for words in [sentence] * windows + decoys + foils]
     order = rng.permutation(len(planted))
     starts, ends = _lay_out(rng, clips, np.array(lengths)[order])
     stretches = list(zip(starts, ends, [planted[i] for i in order], strict=True))
