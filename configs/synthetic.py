@@ -28,6 +28,6 @@ def get_config(arg=None):
         )
     )
     config.optimizer.update(dict(learning_rate=1.5e-3, schedule='cosine', warmup_steps=50))
-    config.train.update(dict(batch_size=32, epochs=7, eval_every=1))
+    config.train.update(dict(batch_size=32, epochs=8, eval_every=1))
     config.evaluate.batch_size = 100
     return common.small(config) if args['runlocal'] else config

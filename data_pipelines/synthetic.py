@@ -79,7 +79,7 @@ class World:
     extras: float = 0.3  # concepts that each stretch shows beside its own, as a share of these
     topic_size: int = 12  # concepts that a video's background prefers, ...
     topic_weight: float = 4.0  # ... and how many times likelier than others they are
-    faintest: float = 0.6  # concepts are shown with a strength between this and 1
+    faintest: float = 0.7  # concepts are shown with a strength between this and 1
     annotator_noise: float = 0.5  # standard deviation, in saliency grades
     context: float = 0.2  # share of its neighbours in a word's feature
     word_signal: float = 1.0  # 0: word features are noise
