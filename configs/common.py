@@ -9,7 +9,6 @@ from data_pipelines import datasets
 from dualground_jax import models
 from dualground_jax.errors import ConfigError
 
-
 # What every config takes beside `features`.
 ARGUMENTS = dict(
     model='dualground',

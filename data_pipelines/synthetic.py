@@ -22,6 +22,8 @@ import tempfile
 
 import numpy as np
 
+from dualground_jax.errors import UserError
+
 VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
 SPLITS = ('train', 'val', 'test')
 SALIENCY_SECONDS = 2  # of a clip that annotators grade, in real files; of any clip here
@@ -109,7 +111,7 @@ class World:
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise ValueError(
+                raise UserError(
                     f'world.{name} is {getattr(self, name)}, expected {low} to {high}')
 
 
@@ -163,7 +165,7 @@ def generate(world, folder):
         The folder's path. A folder that holds this very world already is left as it is.
 
     Raises:
-        ValueError: a parameter is out of range, or `folder` holds something else.
+        UserError: a parameter is out of range, or `folder` holds something else.
     """
     fields = dataclasses.fields(World)
     world = World(**{field.name: getattr(world, field.name) for field in fields})
@@ -427,10 +429,10 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
         The folder's path. A folder that holds this very stand-in already is left as it is.
 
     Raises:
-        ValueError: an unknown layout, a record we cannot use, or `folder` holds something else.
+        UserError: an unknown layout, a record we cannot use, or `folder` holds something else.
     """
     if layout not in PROMPT_ROWS:
-        raise ValueError(f'layout is {layout!r}, expected one of {sorted(PROMPT_ROWS)}')
+        raise UserError(f'layout is {layout!r}, expected one of {sorted(PROMPT_ROWS)}')
     settings = {'video_dims': dict(video_dims), 'text_dim': text_dim, 'layout': layout,
                 'clip_length': clip_length, 'seed': seed, 'limit': limit,
                 'text_folder': text_folder, 'video_noise': video_noise, 'eos_noise': eos_noise}
@@ -518,7 +520,8 @@ def _standin_text(vector, record, settings):
     words = [vector('text', _plain(word), width) for word in record['query'].split()]
     code = sum(vector('summary', word, STANDIN_EOS_RANK) for word in _content(record['query']))
     basis = np.stack([vector('basis', str(i), width) for i in range(STANDIN_EOS_RANK)])
-    eos = _unit(np.einsum('k,kd->d', code, basis)) + settings['eos_noise'] * _noise(rng, 1, width)[0]
+    eos = _unit(np.einsum('k,kd->d', code, basis))
+    eos = eos + settings['eos_noise'] * _noise(rng, 1, width)[0]
     return np.stack([*prompt, *words, eos])
 
 
@@ -555,7 +558,7 @@ def _read_records(path, limit):
             except json.JSONDecodeError as error:
                 problem = f'no JSON ({error}), expected a record'
             if problem:
-                raise ValueError(f'{path}:{number}: {problem}')
+                raise UserError(f'{path}:{number}: {problem}')
     return records
 
 
@@ -583,7 +586,7 @@ def _fill_once(folder, record_name, record, write):
     """Makes `folder` with `write(path)`, so that it and its record are there when whole, or never.
 
     Raises:
-        ValueError: `folder` exists with other contents.
+        UserError: `folder` exists with other contents.
     """
     folder = pathlib.Path(folder)
     if _holds(folder, record_name, record):
@@ -611,11 +614,11 @@ def _holds(folder, record_name, record):
     try:
         found = json.loads((folder / record_name).read_text(encoding='utf-8'))
     except (OSError, ValueError):
-        raise ValueError(
+        raise UserError(
             f'{folder}: no readable {record_name} in it, expected a new or empty folder') from None
     if found != record:
         differing = ', '.join(f'{key} {found.get(key)!r}, asked for {record.get(key)!r}'
                               for key in sorted({*found, *record})
                               if found.get(key) != record.get(key))
-        raise ValueError(f'{folder}: holds other data, expected the same or none: {differing}')
+        raise UserError(f'{folder}: holds other data, expected the same or none: {differing}')
     return True

@@ -183,9 +183,8 @@ def test_loss_and_gradient_are_finite_on_awkward_samples(options):
         assert np.isfinite(loss) and all(np.isfinite(v) for v in parts.values())
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert loss.dtype == jnp.float32
-    named = {'sal', 'saliency'} | (
-        {'span', 'giou', 'query_label'} if options.get('head') == 'detr' else {'cls', 'reg', 'label'}
-    )
+    on_head = dict(pyramid={'cls', 'reg', 'label'}, detr={'span', 'giou', 'query_label'})
+    named = {'sal', 'saliency'} | on_head[options.get('head', 'pyramid')]
     named |= set() if options.get('paths') == 'sentence' else {'phrase', 'eos'}
     assert set(parts) == named
     np.testing.assert_allclose(
@@ -239,9 +238,8 @@ def test_names_all_lead_to_parameters():
     batch = make_batch()
     model = dualground.Model(**{**TINY, 'across_phrases': True})
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))['params']
-    paths = {
-        '/'.join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    paths = {'/'.join(str(k.key) for k in path) for path, _ in leaves}
     for name in dualground.TORCH_NAMES:
         filled = name.replace('{}', '0')
         assert any(p == filled or p.startswith(filled + '/') for p in paths), name
