@@ -22,6 +22,7 @@ import tempfile
 
 import numpy as np
 
+from data_pipelines import datasets
 from dualground_jax.errors import UserError
 
 VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
@@ -445,6 +446,15 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
                       functools.partial(_write_standin, settings, files))
 
 
+def simulate_data(data, seed):
+    """Runs `simulate` for a config's `data` section: features that it then reads."""
+    return simulate(
+        datasets.annotation_files(data), data.root,
+        video_dims=dict(zip(data.video_dirs, data.video_dims, strict=True)),
+        text_dim=data.text_dim, text_folder=data.text_dir, layout=data.text_layout,
+        clip_length=data.clip_length, seed=seed, limit=data.limit)
+
+
 def _write_standin(settings, files, folder):
     videos = collections.defaultdict(list)
     vocabulary_of = {}
@@ -548,7 +558,7 @@ def _hashed_vector(seed, space, word, width):
 
 
 def _read_records(path, limit):
-    """Returns the records of an annotation file; ValueError names file and line of a bad one."""
+    """Returns the records of an annotation file; UserError names file and line of a bad one."""
     records = []
     with open(path, encoding='utf-8') as lines:
         for number, line in enumerate(itertools.islice(lines, limit or None), start=1):
@@ -608,7 +618,7 @@ def _fill_once(folder, record_name, record, write):
 
 
 def _holds(folder, record_name, record):
-    """Says whether `folder` holds what `record` says; ValueError if it holds anything else."""
+    """Says whether `folder` holds what `record` says; UserError if it holds anything else."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return False
     try:

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dualground_jax import cli
@@ -30,15 +30,14 @@ def load_config(values):
         from dualground_jax import state
 
         config = state.Checkpoints(values.workdir).config('best')
-    with config.unlocked():
-        if values.split:
-            config.evaluate.split = values.split
+    if values.split:
+        config.evaluate.split = values.split
     return config.lock()
 
 
 def run(values) -> None:
     """Runs the mode; each imports what it needs, since TensorFlow alone takes seconds."""
-    if values.mode != 'simulate' and values.mode != 'inspect-text' and not values.workdir:
+    if values.mode in ('train', 'evaluate', 'predict') and not values.workdir:
         raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
     config = load_config(values)
     if config.world and values.mode != 'predict':
@@ -58,19 +57,9 @@ def run(values) -> None:
 
         evaluate.evaluate(config, values.workdir)
     elif values.mode == 'simulate':
-        from data_pipelines import datasets, synthetic
+        from data_pipelines import synthetic
 
-        synthetic.simulate(
-            datasets.annotation_files(config.data),
-            config.data.root,
-            video_dims=dict(zip(config.data.video_dirs, config.data.video_dims, strict=True)),
-            text_dim=config.data.text_dim,
-            text_folder=config.data.text_dir,
-            layout=config.data.text_layout,
-            clip_length=config.data.clip_length,
-            seed=config.seed,
-            limit=config.data.limit,
-        )
+        print(f'stand-in features in {synthetic.simulate_data(config.data, config.seed)}')
     else:
         from data_pipelines import datasets
 
@@ -81,6 +70,10 @@ def main(argv) -> None:
     if len(argv) > 1:
         sys.exit(f'error: unexpected arguments {argv[1:]}')
     sys.path.insert(0, str(pathlib.Path.cwd()))
+    # Orbax tells a dozen lines about each save.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > 20 or 'orbax' not in record.pathname
+    )
     try:
         run(flags.FLAGS)
     except UserError as error:

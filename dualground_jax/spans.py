@@ -14,12 +14,6 @@ def spans_to_windows(spans: jax.Array) -> jax.Array:
     return jnp.stack([centre - width / 2, centre + width / 2], -1)
 
 
-def windows_to_spans(windows: jax.Array) -> jax.Array:
-    """(start, end) [..., 2] -> (centre, width) [..., 2]."""
-    start, end = windows[..., 0], windows[..., 1]
-    return jnp.stack([(start + end) / 2, end - start], -1)
-
-
 def _overlap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Intersection, union and hull lengths of windows a and b [..., 2], broadcast."""
     inter = jnp.maximum(
