@@ -117,7 +117,7 @@ DAMAGES = {
     ),
     'more clips than the limit': (
         lambda world: save_features(first_video(world), lambda x: np.tile(x, (3, 1))),
-        ['train_00000.npz', 'clips, expected at most 40', 'data.max_clips'],
+        ['train_00000.npz', f'expected at most {synthetic.World().max_clips}', 'data.max_clips'],
     ),
 }
 
