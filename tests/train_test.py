@@ -212,11 +212,17 @@ def test_parameters_do_not_depend_on_the_number_of_devices(config, tmp_path):
         with sharded.unlocked():
             sharded.mesh.data = devices
             sharded.train.max_steps = 3
+            sharded.optimizer.warmup_steps = 0
         train.train(sharded, str(tmp_path / str(devices)))
         states.append(restored(tmp_path / str(devices), config)[0])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0].params, states[1].params
-    )
+
+    def compare(path, a, b):
+        # What all logits of a softmax share has no gradient but rounding, which Adam makes a step.
+        invariant = path[-1].key == 'bias' and path[-2].key in ('key', 'score')
+        if not invariant:
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+    jax.tree.map_with_path(compare, states[0].params, states[1].params)
 
 
 def test_ema_follows_the_parameters(config, tmp_path):
@@ -224,6 +230,7 @@ def test_ema_follows_the_parameters(config, tmp_path):
     with averaged.unlocked():
         averaged.optimizer.ema_decay = 0.5
         averaged.train.max_steps = 1
+        averaged.optimizer.warmup_steps = 0  # else the first step is one of length 0
     mesh = state_lib.make_mesh(averaged.mesh)
     tx = state_lib.make_optimizer(averaged.optimizer, 1)
     first = jax.jit(lambda: state_lib.init_state(averaged, tx))()
@@ -248,7 +255,8 @@ def test_ema_follows_the_parameters(config, tmp_path):
 def test_learning_rate_schedules(config, values, expected):
     section = config.optimizer.copy_and_resolve_references()
     with section.unlocked():
-        section.update(dict(learning_rate=1.0, weight_decay=0.0, clip_norm=1e9), **values)
+        section.update(dict(learning_rate=1.0, weight_decay=0.0, clip_norm=1e9))
+        section.update(dict(schedule='constant', warmup_steps=0) | values)
     tx = state_lib.make_optimizer(section, 10)
     params = {'w': np.zeros(1, np.float32)}
     state, sizes = tx.init(params), []
