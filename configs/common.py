@@ -84,6 +84,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             },
             clip_length=row.clip_length,
             saliency=row.saliency,
+            segments=row.segments,
             max_windows=row.max_windows,
             max_spans=min(row.max_windows, 5),  # as many as the references' moment queries see
             normalize_text=True,
@@ -92,23 +93,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
         )
         | releases[features]
     )
-    config.loss = ConfigDict(
-        dict(
-            weights=dict(
-                reg=1.0, cls=5.0, sal=0.1, saliency=0.8, label=4.0, phrase=1.0, eos=1.0,
-                span=10.0, giou=1.0, query_label=4.0,
-            ),
-            attn=1.0,
-            margin=0.2,
-            dqa_r=0.3,
-            eos_form='infonce',
-            radius=1.5,
-            classification='focal',
-            regression='l1',
-            detr_cost=dict(span=10.0, giou=1.0, label=4.0),
-            detr_background=0.1,
-        )
-    )
+    config.loss = ConfigDict(models.MODELS[model].LOSS)
     config.optimizer = ConfigDict(
         dict(
             learning_rate=1e-4,
@@ -132,7 +117,8 @@ def base(dataset: str, args: dict) -> ConfigDict:
         dict(
             batch_size=64,
             split='val',
-            nms=0.7,  # IoU; 1 and more: none
+            nms=0.7,  # IoU; above 1: none
+            nms_kind='normal',  # or 'linear', 'hard': nms.py
             round_to=row.clip_length if row.round_to_clip else 0.0,  # seconds; 0: no rounding
             clip_to=row.clip_to,
             selection=row.selection,

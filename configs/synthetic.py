@@ -18,7 +18,7 @@ def get_config(arg=None):
             video_dims=(world.video_dim,),
             text_dim=world.text_dim,
             max_clips=world.max_clips,
-            max_words=25,
+            max_tokens=27,  # 25 words
         )
     )
     config.model.update(

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import datasets
+from data_pipelines import datasets, saliency
 
-# What a batch holds: shape by axis names, dtype, meaning. B batch, T clips, L words, M windows,
+# What a batch holds: shape by axis names, dtype, meaning. B batch, T clips, L tokens, M windows,
 # S spans; V and E are the widths of video and text features.
 BATCH = {
     'index': ('B', np.int32),  # record of the split; -1 in the rows that fill up a last batch
     'video': ('BTV', np.float32),  # normalised streams, then the two temporal endpoints
     'video_mask': ('BT', np.bool_),
-    'video_id': ('B', np.int32),  # equal for queries of the same video
-    'words': ('BLE', np.float32),
-    'words_mask': ('BL', np.bool_),
-    'eos': ('BE', np.float32),
+    'video_id': ('B', np.int32),  # equal for queries of the same source video
+    'text': ('BLE', np.float32),  # token by token
+    'text_role': ('BL', np.int32),  # what each token is, see `tokens`; 0 is padding
     'duration': ('B', np.float32),  # seconds
     'clip_length': ('B', np.float32),  # seconds
     'windows': ('BM2', np.float32),  # true windows, [start, end] in seconds
@@ -29,6 +28,7 @@ BATCH = {
     'spans': ('BS2', np.float32),  # of at most S windows: (centre, width) relative to all clips
     'spans_mask': ('BS', np.bool_),
     'saliency': ('BT', np.float32),  # the clips' labels, 0..12
+    'relevant': ('BT', np.bool_),  # clips annotated as relevant, also those labelled 0
     'pos_clips': ('B2', np.int32),  # clips that should score higher than those in neg_clips
     'neg_clips': ('B2', np.int32),
     'pairs_mask': ('B', np.bool_),  # whether the sample has such clips
@@ -40,7 +40,7 @@ def batch_spec(data: Any, batch_size: int) -> dict[str, tuple[tuple[int, ...], t
     sizes = {
         'B': batch_size,
         'T': data.max_clips,
-        'L': data.max_words,
+        'L': data.max_tokens,
         'V': sum(data.video_dims) + 2,
         'E': data.text_dim,
         'M': data.max_windows,
@@ -79,23 +79,23 @@ def collate(
             rng = None if draws is None else draws[row]
             _fill_row({k: v[row] for k, v in batch.items() if v.ndim > 1}, split, data, index, rng)
             record = split.records[index]
-            batch['video_id'][row] = split.video_index[index]
+            batch['video_id'][row] = split.source_index[index]
             batch['duration'][row] = record.duration
             batch['pairs_mask'][row] = rng is not None and split.saliency[index].any()
     return batch
 
 
 def _fill_row(row, split, data, index, rng) -> None:
-    record, words = split.records[index], split.words[index]
+    record, text = split.records[index], split.text[index]
     video = split.videos[split.video_index[index]]
     n_clips = len(video)
     row['video'][:n_clips, :-2] = video
     row['video'][:n_clips, -2:] = temporal_endpoints(n_clips)
     row['video_mask'][:n_clips] = True
-    row['words'][: len(words)] = words
-    row['words_mask'][: len(words)] = True
-    row['eos'][:] = split.eos[index]
+    row['text'][: len(text)] = text
+    row['text_role'][: len(text)] = split.roles[index]
     row['saliency'][:n_clips] = split.saliency[index]
+    row['relevant'][:n_clips] = saliency.relevant_clips(record, n_clips, data.saliency)
 
     windows = record.windows
     row['windows'][: len(windows)] = windows
@@ -108,7 +108,7 @@ def _fill_row(row, split, data, index, rng) -> None:
     row['spans'][: len(windows), 1] = relative[:, 1] - relative[:, 0]
     row['spans_mask'][: len(windows)] = True
     if rng is not None:
-        row['pos_clips'][:], row['neg_clips'][:] = datasets.sample_saliency_pairs(
+        row['pos_clips'][:], row['neg_clips'][:] = saliency.sample_pairs(
             record, n_clips, data.saliency, rng
         )
 

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A config value, or a combination of them, that cannot be used."""
+
+
+class DataError(UserError):
+    """A file of a data set, or what the config says of it, is not as expected."""

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline
+from data_pipelines import datasets, features, pipeline
 from dualground_jax import evaluate
 from dualground_jax import state as state_lib
 
@@ -67,11 +67,11 @@ class Predictor:
         data = self.config.data
         video = datasets.join_streams(
             data,
-            [datasets.check_rows(rows, f'video_features[{i}]') for i, rows in enumerate(streams)],
+            [features.check_rows(rows, f'video_features[{i}]') for i, rows in enumerate(streams)],
             names=[f'video_features[{i}]' for i in range(len(streams))],
         )
-        words, eos = datasets.split_query(
-            data, datasets.check_rows(query_features, 'query_features'), 'query_features'
+        text, roles = datasets.label_query(
+            data, features.check_rows(query_features, 'query_features'), 'query_features'
         )
         record = datasets.Record(
             qid=0,
@@ -88,8 +88,9 @@ class Predictor:
             records=[record],
             videos=[video],
             video_index=np.zeros(1, np.int32),
-            words=[words],
-            eos=eos[None],
+            source_index=np.zeros(1, np.int32),
+            text=[text],
+            roles=[roles],
             saliency=[np.zeros(len(video), np.float32)],
             problems=[],
         )
@@ -105,8 +106,8 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
     """Prints the moments of one query in one video as JSON: mode `predict` with feature files."""
     predictor = Predictor.from_checkpoint(workdir)
     data = predictor.config.data
-    streams = [datasets.read_features(path, datasets.VIDEO_KEY) for path in video_files]
-    rows = datasets.read_features(query_file, datasets.TEXT_KEY)
+    streams = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
+    rows = features.read_features(query_file, features.TEXT_KEY)
     windows, saliency = predictor.predict(streams, rows)
     print(
         json.dumps(

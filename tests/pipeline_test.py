@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline
+from data_pipelines import datasets, pipeline, saliency
+from data_pipelines.tokens import EOS, PADDING, START, WORD
 
 
 def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
-    """A split of one query per video with random features."""
-    records, videos, saliency = [], [], []
+    """A split of one query per video with random features; videos 2i and 2i + 1 share a source."""
+    records, videos, labels = [], [], []
     for i, (n_clips, n_windows) in enumerate(zip(lengths, windows, strict=True)):
         starts = np.arange(n_windows) * 4.0
         clip_ids = np.arange(min(2, n_clips))
@@ -26,15 +27,16 @@ def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
             )
         )
         videos.append(rng.normal(size=(n_clips, sum(dims))).astype(np.float32))
-        saliency.append(datasets.saliency_labels(records[-1], n_clips, 'annotators'))
+        labels.append(saliency.clip_labels(records[-1], n_clips, 'annotators'))
     return datasets.Split(
         name='train',
         records=records,
         videos=videos,
         video_index=np.arange(len(records), dtype=np.int32),
-        words=[rng.normal(size=(n, text_dim)).astype(np.float32) for n in words],
-        eos=rng.normal(size=(len(records), text_dim)).astype(np.float32),
-        saliency=saliency,
+        source_index=np.arange(len(records), dtype=np.int32) // 2,
+        text=[rng.normal(size=(n + 2, text_dim)).astype(np.float32) for n in words],
+        roles=[np.array([START, *[WORD] * n, EOS], np.int32) for n in words],
+        saliency=labels,
         problems=[],
     )
 
@@ -44,7 +46,7 @@ def data_section():
     return ConfigDict(
         dict(
             video_dims=(3, 2), text_dim=4, clip_length=2.0, saliency='annotators',
-            max_clips=9, max_words=5, max_windows=8, max_spans=3,
+            max_clips=9, max_tokens=7, max_windows=8, max_spans=3,
         )
     )
 
@@ -64,16 +66,47 @@ def test_collate_holds_the_records_and_nothing_else(split, data):
         if index < 0:
             assert not any(batch[k][row].any() for k in batch if k not in ('index', 'clip_length'))
             continue
-        n_clips, n_words = len(split.videos[index]), len(split.words[index])
+        n_clips, n_tokens = len(split.videos[index]), len(split.text[index])
         np.testing.assert_array_equal(batch['video'][row, :n_clips, :5], split.videos[index])
         ends = [[i / n_clips, (i + 1) / n_clips] for i in range(n_clips)]
         np.testing.assert_allclose(batch['video'][row, :n_clips, 5:], ends, atol=1e-6)
         assert batch['video_mask'][row].sum() == n_clips and not batch['video'][row, n_clips:].any()
-        np.testing.assert_array_equal(batch['words'][row, :n_words], split.words[index])
-        assert batch['words_mask'][row].sum() == n_words
+        np.testing.assert_array_equal(batch['text'][row, :n_tokens], split.text[index])
+        assert not batch['text'][row, n_tokens:].any()
         windows = split.records[index].windows
         np.testing.assert_array_equal(batch['windows'][row, : len(windows)], windows)
         assert batch['windows_mask'][row].sum() == len(windows)
+
+
+def test_roles_say_what_each_token_is(split, data):
+    roles = pipeline.collate(split, data, np.array([0, 1, 3, -1]), None)['text_role']
+    assert roles.tolist() == [
+        [START, WORD, WORD, WORD, WORD, WORD, EOS],
+        [START, EOS, *[PADDING] * 5],
+        [START, WORD, WORD, WORD, EOS, PADDING, PADDING],
+        [PADDING] * 7,
+    ]
+
+
+def test_relevant_clips_are_those_of_the_record_also_without_a_label(split, data):
+    split.records[3].clip_ids = np.array([5, 1, 8])  # the features have 6 clips
+    split.records[3].clip_scores = np.array([[0, 0, 0], [1, 0, 2], [4, 4, 4]], np.float32)
+    split.saliency[3] = saliency.clip_labels(split.records[3], 6, 'annotators')
+    indices = np.array([3, -1, 2, 0])
+    batch = pipeline.collate(split, data, indices, None)
+    clips = [np.flatnonzero(row).tolist() for row in batch['relevant']]
+    assert clips == [[1, 5], [], [0], [0, 1]]
+    labels = [np.flatnonzero(row).tolist() for row in batch['saliency']]
+    assert labels == [[1], [], [0], [0, 1]]
+
+    data.saliency = 'window'  # the first window is [0, 2] seconds; record 2 has none
+    relevant = pipeline.collate(split, data, indices, None)['relevant']
+    assert [np.flatnonzero(row).tolist() for row in relevant] == [[0], [], [], [0]]
+
+
+def test_queries_of_one_source_share_their_video_id(split, data):
+    batch = pipeline.collate(split, data, np.array([4, 0, 3, 1, 2]), None)
+    assert batch['video_id'].tolist() == [2, 0, 1, 0, 1]
 
 
 def test_spans_are_relative_to_the_clips_and_drawn_when_too_many(split, data):
