@@ -123,3 +123,26 @@ def from_torch(
     if problems:
         raise ConvertError('weights do not fit: ' + '; '.join(problems))
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def read_options(module, options: Mapping, state: Mapping) -> tuple[dict, dict]:
+    """What the options and weights of a public checkpoint say of a model.
+
+    Args:
+      module: the model file; its TORCH_OPTIONS and TORCH_LOSS name our fields' public options.
+      options: of the checkpoint.
+      state: torch parameter names and arrays; what no option tells follows from them.
+
+    Returns:
+      (fields of `Model`, values of its `loss` section).
+
+    Raises:
+      ConvertError: options that are missing; the message lists them all.
+    """
+    wanted = {**module.TORCH_OPTIONS, **module.TORCH_LOSS}
+    missing = sorted(set(wanted.values()) - set(options))
+    if missing:
+        raise ConvertError(f'options of the checkpoint lack {", ".join(missing)}')
+    fields = {ours: options[theirs] for ours, theirs in module.TORCH_OPTIONS.items()}
+    loss = {tuple(ours.split('/')): options[theirs] for ours, theirs in module.TORCH_LOSS.items()}
+    return fields | module.torch_fields(state), flax.traverse_util.unflatten_dict(loss)

@@ -11,6 +11,7 @@ import optax
 
 from dualground_jax import matching
 from dualground_jax import spans as spans_lib
+from dualground_jax.errors import ConfigError
 
 RANKS = 12
 
@@ -216,7 +217,8 @@ def attention_absence(*, weights, mask, real_neg) -> jax.Array:
 
 
 def highlight(
-    *, scores, scores_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2
+    *, scores, scores_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
+    margin_weight=1.0,
 ) -> jax.Array:
     """Saliency loss: margin ranking + rank contrastive + negative pairs.
 
@@ -230,9 +232,12 @@ def highlight(
       neg_clips: int[B, 2].
       pairs_mask: bool[B].
       margin: of the margin ranking.
+      margin_weight: of the margin ranking: 1 in DualGround's development code, 2 in the others,
+        which sum over a sample's two pairs.
     """
     return (
-        margin_ranking(
+        margin_weight
+        * margin_ranking(
             scores=scores,
             pos_clips=pos_clips,
             neg_clips=neg_clips,
@@ -247,14 +252,16 @@ def highlight(
 
 
 def highlight_attention(
-    *, weights, weights_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2
+    *, weights, weights_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
+    margin_weight=1.0,
 ) -> jax.Array:
     """The saliency loss on the attention to the text, plus a cross entropy with the labels.
 
     Args: as for `highlight`, but weights and weights_neg, float[B, T], lie in [0, 1].
     """
     return (
-        margin_ranking(
+        margin_weight
+        * margin_ranking(
             scores=weights,
             pos_clips=pos_clips,
             neg_clips=neg_clips,
@@ -365,7 +372,14 @@ def eos_margin(*, phrase_eos, eos, mask, margin: float = 0.7) -> jax.Array:
 
 
 def set_prediction(
-    *, logits, spans, target_spans, targets_mask, cost: dict, background: float = 0.1
+    *,
+    logits: jax.Array,
+    spans: jax.Array,
+    target_spans: jax.Array,
+    targets_mask: jax.Array,
+    cost: dict,
+    label: str = 'cross_entropy',
+    background: float = 0.1,
 ) -> dict[str, jax.Array]:
     """Matches one layer's moment queries to the targets and scores them.
 
@@ -375,12 +389,16 @@ def set_prediction(
       target_spans: float32[B, M, 2].
       targets_mask: bool[B, M].
       cost: weights `span`, `giou`, `label` of the matching cost.
-      background: weight of unmatched queries in the label loss, whose mean is over all queries
-        (CG-DETR, model.py: loss_labels).
+      label: 'cross_entropy' of the two classes, its mean over all queries (CG-DETR, model.py:
+        loss_labels), or 'focal': sigmoid focal loss of both logits (TR-DETR, model.py).
+      background: weight of unmatched queries in the cross entropy.
 
     Returns:
       span: mean absolute error of centre and width over all matched pairs of the batch;
-      giou: mean of 1 - generalised IoU over them; query_label: weighted cross entropy.
+      giou: mean of 1 - generalised IoU over them; query_label: the label loss.
+
+    Raises:
+      ConfigError: another value of label.
     """
     foreground = jax.nn.softmax(logits, -1)[..., 0]
 
@@ -397,9 +415,18 @@ def set_prediction(
     queries = jnp.arange(spans.shape[1])
     is_matched = ((matched[:, :, None] == queries) & targets_mask[..., None]).any(1)
     labels = jnp.where(is_matched, 0, 1)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label == 'cross_entropy':
+        label_loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        label_loss *= jnp.where(is_matched, 1.0, background)
+    elif label == 'focal':
+        classes = jax.nn.one_hot(labels, 2)
+        label_loss = optax.sigmoid_focal_loss(logits, classes, alpha=0.25, gamma=2.0)
+    else:
+        raise ConfigError(
+            f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'"
+        )
     return dict(
         span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
         giou=masked_mean(1 - overlap, targets_mask),
-        query_label=(cross_entropy * jnp.where(is_matched, 1.0, background)).mean(),
+        query_label=label_loss.mean(),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import qvh
+from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import convert, models
 from dualground_jax.errors import ConfigError
 from dualground_jax.models import dualground
@@ -20,6 +21,11 @@ TINY = dict(
 )
 
 
+def roles(words, padding=0):
+    """Token roles of a query: start-of-text, words, [EOS], padding."""
+    return np.int32([START, *[WORD] * words, EOS, *[PADDING] * padding])
+
+
 def make_batch(seed=0):
     """A batch with junk in its padding: an odd length, a 1-clip video, a query without words."""
     rng = np.random.default_rng(seed)
@@ -31,9 +37,8 @@ def make_batch(seed=0):
         video=normal(size, CLIPS, VIDEO_DIM),
         video_mask=video_mask,
         video_id=np.arange(size, dtype=np.int32),
-        words=normal(size, WORDS, TEXT_DIM),
-        words_mask=np.arange(WORDS) < np.array(WORD_COUNTS)[:, None],
-        eos=normal(size, TEXT_DIM),
+        text=normal(size, 2 + WORDS, TEXT_DIM),
+        text_role=np.stack([roles(n, WORDS - n) for n in WORD_COUNTS]),
         duration=np.float32(LENGTHS) * 2,
         clip_length=np.full(size, 2, np.float32),
         windows=windows.astype(np.float32),
@@ -67,8 +72,8 @@ def trimmed(batch, b):
     one = {k: v[b : b + 1] for k, v in batch.items()}
     for key in ('video', 'video_mask', 'saliency'):
         one[key] = one[key][:, :n]
-    for key in ('words', 'words_mask'):
-        one[key] = one[key][:, : max(w, 1)]
+    for key in ('text', 'text_role'):
+        one[key] = one[key][:, : 2 + w]
     return one
 
 
@@ -90,7 +95,7 @@ def test_a_sample_does_not_depend_on_padding_or_batch_mates(head):
         close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
         close(saliency[b, :n], alone_saliency[0])
         close(out['attention'][b, :n], alone['attention'][0])
-        close(out['phrase_attention'][b, :, :w], alone['phrase_attention'][0][:, :w])
+        close(out['phrase_attention'][b, :, : 2 + w], alone['phrase_attention'][0])
         close(out['phrase_eos'][b], alone['phrase_eos'][0])
         close(out['clips'][b, :n], alone['clips'][0])
         if head == 'pyramid':
@@ -114,17 +119,18 @@ def test_reversed_batch_gives_reversed_output():
 
 
 @pytest.mark.parametrize(
-    'tokens, ignored, seen', [('eos', 'words', 'eos'), ('words', 'eos', 'words')]
+    'tokens, ignored, seen', [('eos', WORD, EOS), ('words', EOS, WORD)]
 )
 def test_a_role_that_is_off_is_not_seen(tokens, ignored, seen):
     batch = make_batch()
     model, params = make(batch, tokens=tokens)
     run = jax.jit(lambda b: model.apply(params, b, train=False))
     out = run(batch)
-    other = run({**batch, ignored: batch[ignored] + 1.0})
+    change = lambda role: np.float32(batch['text_role'] == role)[..., None]  # noqa: E731
+    other = run({**batch, 'text': batch['text'] + change(ignored)})
     for name in ('saliency', 'logits', 'offsets', 'attention'):
         np.testing.assert_array_equal(out[name], other[name], err_msg=name)
-    other = run({**batch, seen: -batch[seen]})
+    other = run({**batch, 'text': batch['text'] * (1 - 2 * change(seen))})
     assert np.abs(out['saliency'] - other['saliency']).max() > 1e-4
     if tokens == 'words':
         assert not out['attention'].any()
@@ -137,7 +143,7 @@ def test_negative_pairs_are_the_next_samples_queries():
     batch['video_id'] = np.array([0, 1, 1, 2], np.int32)
     model, params = make(batch)
     out = jax.jit(lambda b: model.apply(params, b, train=True))(batch)
-    text = ('words', 'words_mask', 'eos')
+    text = ('text', 'text_role')
     rolled = {k: np.roll(v, -1, 0) if k in text else v for k, v in batch.items()}
     expected = jax.jit(lambda b: model.apply(params, b, train=False))(rolled)
     np.testing.assert_allclose(out['saliency_neg'], expected['saliency'], atol=1e-5)

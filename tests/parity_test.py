@@ -9,16 +9,20 @@ component's largest gradient.
 """
 
 import json
+import re
 
 import flax.linen as nn
+import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import goldens_dir
+from ml_collections import ConfigDict
 
-from dualground_jax import convert, losses, spans
-from dualground_jax.models import dualground, layers
+from dualground_jax import convert, losses, spans, state
+from dualground_jax.models import cross_attention, dualground, highlight, layers, phrases
 
 FOLDER = goldens_dir() / 'dualground_components'
 pytestmark = pytest.mark.skipif(
@@ -136,7 +140,7 @@ def test_sine_position():
 
 def test_recurrent_phrases():
     golden = Golden('rpg')
-    module = dualground.RecurrentPhrases(golden.out['phrases'].shape[1], positions=False)
+    module = phrases.RecurrentPhrases(golden.out['phrases'].shape[1], positions=False)
 
     def call(m, x):
         phrases, attn = m(x['glob'][:, 0], x['words'], x['word_valid'], deterministic=True)
@@ -148,7 +152,7 @@ def test_recurrent_phrases():
 
 def test_slot_layer():
     golden = Golden('slot_layer')
-    module = dualground.SlotLayer(config()['heads'], normalize='inputs')
+    module = phrases.SlotLayer(config()['heads'], normalize='inputs')
 
     def call(m, x):
         phrases, eos, attention = m(
@@ -162,7 +166,7 @@ def test_slot_layer():
 
 def test_phrase_encoder():
     golden = Golden('phrase_generate')
-    module = dualground.PhraseEncoder(
+    module = phrases.PhraseEncoder(
         phrases=golden.out['phrases'].shape[1],
         phrase_layers=stack_size(golden, 'phrase_att.'),
         heads=config()['heads'],
@@ -185,7 +189,7 @@ def test_phrase_encoder():
 def test_phrase_encoder_is_finite_without_words():
     """D gives NaN there; ours gives phrases that do not depend on the padding."""
     golden = Golden('phrase_generate')
-    module = dualground.PhraseEncoder(
+    module = phrases.PhraseEncoder(
         phrases=golden.out['phrases'].shape[1],
         phrase_layers=stack_size(golden, 'phrase_att.'),
         heads=config()['heads'],
@@ -209,7 +213,7 @@ def test_phrase_clip_product():
         return dict(context=m(x['phrases'], x['video']))
 
     names = names_of('phrase_path/product', 'phrase_context.product')
-    check_module(golden, dualground.PhraseClipProduct(), names, call, ('phrases', 'video'))
+    check_module(golden, phrases.PhraseClipProduct(), names, call, ('phrases', 'video'))
 
 
 def test_projected_self_attention():
@@ -227,7 +231,7 @@ def test_projected_self_attention():
 
 def test_phrase_context_layer():
     golden = Golden('phrase_context_layer')
-    module = dualground.PhraseContextLayer(config()['heads'], across_phrases=True)
+    module = phrases.PhraseContextLayer(config()['heads'], across_phrases=True)
 
     def call(m, x):
         return dict(context=m(x['context'], x['video_valid'], deterministic=True))
@@ -250,75 +254,48 @@ def test_temporal_self_attention():
     check_module(golden, module, names, call, ('x',), unused=(r'layers\.0\.norm1\..*',))
 
 
-class CrossAttentionStack(nn.Module):
-    """The cross-attention layers of `SentencePath`, on given keys."""
-
-    heads: int
-    ffn: int
-    num_layers: int
-
-    @nn.compact
-    def __call__(self, x):
-        keys = x['text'] + x['pos_text']
-        mask = jnp.ones(keys.shape[:2], bool)
-        clips, attention = x['video'], []
-        for i in range(self.num_layers):
-            clips, weights = layers.AdaptiveCrossAttentionLayer(
-                self.heads, self.ffn, name=f't2v_{i}'
-            )(clips, x['pos_video'], keys, x['text'][:, -1:], mask, deterministic=True)
-            attention.append(weights.mean(1))
-        return dict(video=clips, attn=sum(attention) / len(attention), text=x['text'])
-
-
 @pytest.mark.parametrize('name', ['aca_layer', 'aca_stack'])
 def test_adaptive_cross_attention(name):
     golden = Golden(name)
     single = name == 'aca_layer'
-    module = CrossAttentionStack(
+    module = cross_attention.CrossAttention(
+        1 if single else stack_size(golden, 'layers.'),
         config()['heads'],
         next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
-        1 if single else stack_size(golden, 'layers.'),
     )
-    names = names_of('sentence_path/', 'transformer.t2v_encoder.')
+
+    def call(m, x):
+        keys = x['text'] + x['pos_text']
+        mask = jnp.ones(keys.shape[:2], bool)
+        clips, weights = m(
+            x['video'], x['pos_video'], keys, x['text'][:, -1:], mask, deterministic=True
+        )
+        return dict(video=clips, attn=weights.mean((1, 2)), text=x['text'])
+
+    names = names_of('sentence_path/cross_attention', 'transformer.t2v_encoder')
     if single:
         names = {k.replace('{}', '0'): v.replace('layers.{}.', '') for k, v in names.items()}
     diff = ('video', 'text', 'pos_video', 'pos_text')
     diff = tuple(d for d in diff if d in golden.grad_in)
-    check_module(golden, module, names, lambda m, x: m(x), diff)
-
-
-class DummyEncoder(nn.Module):
-    """The encoder of `SentencePath` that conditions the dummies on [EOS]."""
-
-    heads: int
-    ffn: int
-    num_layers: int
-
-    @nn.compact
-    def __call__(self, sequence, positions, mask):
-        for i in range(self.num_layers):
-            sequence = layers.EncoderLayer(self.heads, self.ffn, name=f'dummy_{i}')(
-                sequence, positions, mask, deterministic=True
-            )
-        return sequence
+    check_module(golden, module, names, call, diff)
 
 
 def test_dummy_encoder():
     golden = Golden('dummy_encoder')
-    module = DummyEncoder(
+    module = layers.Encoder(
+        stack_size(golden, 'layers.'),
         config()['heads'],
         next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
-        stack_size(golden, 'layers.'),
     )
-    names = names_of('sentence_path/dummy_', 'txtproj_encoder.')
-    names = {f'dummy_{k}': v for k, v in names.items()}
+    names = names_of('sentence_path/dummy_encoder/encoder', 'txtproj_encoder')
 
     def call(m, x):
         count = x['dummy_token'].shape[0]
         tokens = jnp.broadcast_to(x['dummy_token'], (len(x['eos']), *x['dummy_token'].shape))
         positions = jnp.pad(x['dummy_pos'], ((0, 1), (0, 0)))
         sequence = jnp.concatenate([tokens, x['eos']], 1)
-        memory = m(sequence, positions, jnp.ones(sequence.shape[:2], bool))
+        mask = jnp.ones(sequence.shape[:2], bool)
+        memory = m(sequence, positions, mask, deterministic=True)
         return dict(memory=memory, dummies=memory[:, :count])
 
     check_module(golden, module, names, call, ('dummy_token', 'dummy_pos', 'eos'))
@@ -326,9 +303,13 @@ def test_dummy_encoder():
     # The same layer type encodes clips, there with a mask.
     alt = golden.part('alt/in')
     arguments = alt['video'], alt['pos_video'], alt['video_valid'].astype(bool)
-    shapes = jax.eval_shape(lambda key: module.init(key, *arguments), jax.random.key(0))['params']
+    shapes = jax.eval_shape(
+        lambda key: module.init(key, *arguments, deterministic=True), jax.random.key(0)
+    )['params']
     params = convert.from_torch(golden.w, shapes, names)
-    found = jax.jit(lambda p: module.apply({'params': p}, *arguments))(params)
+    found = jax.jit(
+        lambda p: module.apply({'params': p}, *arguments, deterministic=True)
+    )(params)
     valid = arguments[2][..., None]
     expected = golden.arrays['alt/out/video']
     assert_close(
@@ -341,7 +322,12 @@ def test_saliency_head_is_the_references_on_unpadded_samples():
     golden = Golden('saliency_proj')
     names = names_of('saliency_head', 'saliency_proj')
     x, valid = golden.inputs['x'], golden.inputs['valid'].astype(bool)
-    module = dualground.SaliencyHead()
+    class Head(highlight.SaliencyHead):
+        @nn.compact
+        def __call__(self, x, mask):
+            return super().__call__(x, losses.masked_mean(x, mask[..., None], axis=1))
+
+    module = Head()
     shapes = jax.eval_shape(lambda key: module.init(key, x, valid), jax.random.key(0))['params']
     params = convert.from_torch(golden.w, shapes, names)
     full = [b for b in range(len(x)) if valid[b].all()]
@@ -648,3 +634,170 @@ def test_every_component_is_covered():
         'loss_dfl', 'loss_qfl', 'loss_targets_cls_reg',
     }
     assert {path.stem for path in FOLDER.glob('*.npz')} == covered
+
+
+# Whole models ---------------------------------------------------------------------------------
+#
+# Parity is with the reference on batches without padding and on single samples without padding.
+# Losses agree to 1e-5, gradients to 1e-4 of each parameter's scale.
+
+FORWARD = dict(
+    flash_vtg=lambda out: dict(
+        saliency_scores=out['saliency'],
+        t2vattnvalues=out['attention'],
+        saliency_scores_neg=out['saliency_neg'],
+        t2vattnvalues_neg=out['attention_neg'],
+        point=out['points'],
+        out_class=out['logits'][..., None],
+        out_coord=out['offsets'],
+        video_emb=out['clips'],
+        query_emb=out['query'][:, None],
+    ),
+)
+LOSSES = dict(
+    flash_vtg=dict(
+        reg='loss_reg', cls='loss_cls', sal='loss_sal', saliency='loss_saliency',
+        label='loss_label',
+    ),
+)
+models_found = pytest.mark.parametrize('folder', golden_models.folders())
+
+
+def loss_and_out(golden, params, batch):
+    out = golden.model.apply(params, batch, train=True)
+    loss, parts = golden.module.loss_fn(out, batch, golden.loss)
+    return loss, (parts, out)
+
+
+def expected_losses(golden, individual):
+    """Golden values by our names; ours are sums over the decoder's layers."""
+    return {
+        ours: sum(v for k, v in individual.items() if re.fullmatch(rf'{theirs}(_\d+)?', k))
+        for ours, theirs in LOSSES[golden.name].items()
+    }
+
+
+@models_found
+def test_training_batch(folder):
+    """Outputs, every loss and every gradient on a batch without padding."""
+    golden = golden_models.golden_model(folder)
+    step = jax.jit(
+        jax.value_and_grad(lambda p, b: loss_and_out(golden, p, b), has_aux=True)
+    )
+    (loss, (parts, out)), grads = step(golden.params, golden.train_batch)
+    expected = golden.arrays('full/outputs_train.npz')
+    for name, value in FORWARD[golden.name](out).items():
+        seen = np.isfinite(expected[name])
+        np.testing.assert_array_equal(np.isfinite(value), seen)
+        assert_close(np.where(seen, value, 0), np.where(seen, expected[name], 0), name=name)
+    numbers = golden.json('full/losses.json')['main']
+    individual = expected_losses(golden, numbers['individual'])
+    assert set(parts) == set(individual)
+    for name, value in individual.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(loss, numbers['total'], rtol=1e-5)
+
+    stored = golden.arrays('full/grads.npz')
+    # What gets no gradient there is not in the file.
+    state = {k: stored.get(k, np.zeros_like(v)) for k, v in golden.state.items()}
+    expected = {'params': golden.from_torch(state)}
+    # What is zero in exact arithmetic (softmax does not see key biases) is noise here and there.
+    noise = 1e-8 * np.sqrt(sum((np.float64(g) ** 2).sum() for g in stored.values()))
+
+    def compare(path, found, wanted):
+        scale = np.abs(wanted).max()
+        tolerance = noise if scale < noise else 1e-4 * scale
+        np.testing.assert_allclose(
+            found, wanted, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        )
+
+    jax.tree.map_with_path(compare, grads, expected)
+
+
+EVALUATED = dict(flash_vtg=dict(prefix='trim', saliency='saliency_scores', windows='boundary'))
+
+
+@models_found
+def test_single_samples(folder):
+    """Each sample alone as in the official evaluation, and the same inside a padded batch."""
+    golden = golden_models.golden_model(folder)
+    if not (golden.folder / 'outputs_eval.npz').is_file():
+        pytest.skip('no evaluation outputs in this folder')
+    expected = golden.arrays('outputs_eval.npz')
+    names = EVALUATED[golden.name]
+
+    @jax.jit
+    def predict(batch):
+        out = golden.model.apply(golden.params, batch, train=False)
+        return golden.module.decode(out, batch)
+
+    batch = golden.batch('inputs.npz')
+    together = predict(batch)
+    for b in range(len(batch['video'])):
+        one = golden_models.trimmed(batch, b)
+        clips = one['video'].shape[1]
+        sample = jax.tree.map(lambda x: x[b : b + 1], together)  # noqa: B023
+        for windows, saliency in (predict(one), sample):
+            name = f"{names['prefix']}/s{b}/{names['saliency']}"
+            assert_close(saliency[:, :clips], expected[name], name=name)
+            wanted = expected[f"{names['prefix']}/s{b}/{names['windows']}"]
+            found = windows[0][windows[0, :, 2] >= 0]
+            assert found.shape == wanted.shape
+            assert (np.diff(found[:, 2]) <= 0).all()
+            # Equal scores come in any order.
+            order = lambda w: w[np.lexsort((w[:, 0].round(3), w[:, 2].round(5)))]  # noqa: E731
+            np.testing.assert_allclose(order(found), order(wanted), rtol=1e-4, atol=1e-4)
+
+
+def divergence(curves, comparable=1e-5):
+    """How far rounding alone drives the reference's own curves apart, and until which step.
+
+    Returns:
+      (relative difference float[S], its running maximum; number of the steps before it exceeds
+      `comparable`, from where on single values say nothing).
+    """
+    base = curves['float32_total']
+    # A float64 run that saturates where float32 does differs by rounding alone, a plain one not.
+    exact = 'float64sat_total' if 'float64sat_total' in curves else 'float64_total'
+    apart = np.maximum(*(np.abs(curves[k] - base) / base for k in (exact, 'float32ulp_total')))
+    apart = np.maximum.accumulate(apart)
+    return apart, int(np.searchsorted(apart, comparable, side='right'))
+
+
+@models_found
+def test_trajectory(folder):
+    """The loss over the recorded optimiser steps, from the recorded weights and batches."""
+    golden = golden_models.golden_model(folder)
+    curves = golden.arrays('trajectory/losses.npz')
+    apart, comparable = divergence(curves)
+    config = ConfigDict(
+        dict(
+            learning_rate=golden.learning_rate(), weight_decay=1e-4, clip_norm=0.1,
+            schedule='constant', warmup_steps=0,
+        )
+    )
+    steps = len(apart)
+    tx = state.make_optimizer(config, steps)
+    count = len(list((golden.folder / 'trajectory').glob('batch*.npz')))
+    batches = [golden.batch(f'trajectory/batch{i}.npz') for i in range(count)]
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        objective = lambda p: loss_and_out(golden, p, batch)[0]  # noqa: E731
+        loss, grads = jax.value_and_grad(objective)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    params, opt_state, found = golden.params, tx.init(golden.params), []
+    for i in range(steps):
+        params, opt_state, loss = step(params, opt_state, batches[i % count])
+        found.append(float(loss))
+    off = np.abs(found - curves['float32_total']) / curves['float32_total']
+    allowed = 3 * apart + 1e-4
+    assert comparable > 10
+    assert (off[:comparable] <= allowed[:comparable]).all(), off
+    # Later the level is left to compare.
+    last = slice(steps - count, steps)
+    np.testing.assert_allclose(
+        np.mean(found[last]), curves['float32_total'][last].mean(), rtol=0.02
+    )

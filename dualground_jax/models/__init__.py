@@ -1,9 +1,10 @@
 """The models, by name.
 
 A model file exports `Model`, a linen module with `apply(variables, batch, train=...) -> out`;
-`loss_fn(out, batch, config) -> (loss, metrics)`; `decode(out, batch) -> (windows, saliency)`; and
-`TORCH_NAMES`, the name table of its reference checkpoint. Nothing outside this package asks which
-model it has.
+`loss_fn(out, batch, config) -> (loss, metrics)` with `LOSS`, the defaults of its config;
+`decode(out, batch) -> (windows, saliency)`; and `TORCH_NAMES`, the name table of its reference
+checkpoint, with `TORCH_UNUSED`, patterns of the torch names that nothing reads. Nothing outside
+this package asks which model it has.
 
 Axes: B batch, T clips, L words, N phrases or moment queries, M target windows, D width, H heads,
 P points, d_v and d_t widths of the video and text features.
@@ -14,9 +15,9 @@ from types import ModuleType
 
 import flax.linen as nn
 
-from dualground_jax.models import dualground
+from dualground_jax.models import dualground, flash_vtg
 
-MODELS: dict[str, ModuleType] = {'dualground': dualground}
+MODELS: dict[str, ModuleType] = {'dualground': dualground, 'flash_vtg': flash_vtg}
 
 
 def defaults(name: str) -> dict:

@@ -13,6 +13,13 @@ import numpy as np
 from dualground_jax import losses, spans
 from dualground_jax.models import layers
 
+# What every set loss needs of a config's `loss` section.
+LOSS = dict(
+    detr_cost=dict(span=10.0, giou=1.0, label=4.0),
+    detr_label='cross_entropy',  # or 'focal'
+    detr_background=0.1,  # weight of unmatched queries in the cross entropy
+)
+
 
 def inverse_sigmoid(x: jax.Array, eps: float = 1e-3) -> jax.Array:
     """Logit of x, cut so that neither x nor 1 - x goes below eps."""
@@ -39,6 +46,7 @@ class DecoderLayer(nn.Module):
     first: bool
     dropout: float = 0.0
     dtype: str = 'float32'
+    drop_path: bool = True
 
     @nn.compact
     def __call__(self, x, query_position, query_sine, memory, position, mask, *, deterministic):
@@ -60,7 +68,8 @@ class DecoderLayer(nn.Module):
         dense = lambda name: nn.Dense(  # noqa: E731
             width, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
         )
-        drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)  # noqa: E731
+        drop = layers.residual_dropout(self.dropout, self.drop_path, deterministic)
+        drop_weights = nn.Dropout(self.dropout, deterministic=deterministic)
 
         weights = layers.attention_weights(
             dense('self_query_content')(x) + dense('self_query_position')(query_position),
@@ -68,7 +77,7 @@ class DecoderLayer(nn.Module):
             None,
             heads=self.heads,
         )
-        update = layers.weighted_values(drop(weights), dense('self_value')(x))
+        update = layers.weighted_values(drop_weights(weights), dense('self_value')(x))
         x = layers.layer_norm(self.dtype, 'norm1')(x + drop(dense('self_out')(update)))
 
         query = dense('cross_query_content')(x)
@@ -86,11 +95,11 @@ class DecoderLayer(nn.Module):
             mask[:, None, None],
             heads=self.heads,
         )
-        update = layers.weighted_values(drop(weights), dense('cross_value')(memory))
+        update = layers.weighted_values(drop_weights(weights), dense('cross_value')(memory))
         x = layers.layer_norm(self.dtype, 'norm2')(x + drop(dense('cross_out')(update)))
 
         update = layers.FeedForward(
-            self.ffn, self.dropout, self.dtype, layers.xavier_uniform, name='feed_forward'
+            self.ffn, self.dropout, self.dtype, layers.XAVIER.linear, name='feed_forward'
         )(x, deterministic=deterministic)
         return layers.layer_norm(self.dtype, 'norm3')(x + drop(update)), weights
 
@@ -104,6 +113,7 @@ class MomentDecoder(nn.Module):
     ffn: int = 1024
     dropout: float = 0.1
     dtype: str = 'float32'
+    drop_path: bool = True
 
     @nn.compact
     def __call__(self, memory, position, mask, *, deterministic: bool) -> dict[str, jax.Array]:
@@ -137,7 +147,13 @@ class MomentDecoder(nn.Module):
             if i > 0:
                 modulated = modulated * query_scale(x)
             x, weights = DecoderLayer(
-                self.heads, self.ffn, i == 0, self.dropout, self.dtype, name=f'layer_{i}'
+                self.heads,
+                self.ffn,
+                i == 0,
+                self.dropout,
+                self.dtype,
+                self.drop_path,
+                name=f'layer_{i}',
             )(
                 x,
                 query_position(sine),
@@ -162,18 +178,18 @@ class MomentDecoder(nn.Module):
         )
 
 
-def decode_moments(out: dict, extent: jax.Array) -> jax.Array:
+def decode_moments(out: dict, seconds: jax.Array) -> jax.Array:
     """Windows of the last decoder layer, best first.
 
     Args:
       out: what `MomentDecoder` returned.
-      extent: float32[B], seconds that the valid clips cover.
+      seconds: float32[B], what a span of width 1 covers.
 
     Returns:
       float32[B, N, 3]: start and end in seconds, not yet clamped to the video, and a probability.
     """
     score = jax.nn.softmax(out['pred_logits'][-1], -1)[..., :1]
-    bounds = spans.spans_to_windows(out['pred_spans'][-1]) * extent[:, None, None]
+    bounds = spans.spans_to_windows(out['pred_spans'][-1]) * seconds[:, None, None]
     windows = jnp.concatenate([bounds, score], -1)
     order = jnp.argsort(-score[..., 0], axis=1, stable=True)
     return jnp.take_along_axis(windows, order[..., None], 1)
@@ -185,7 +201,7 @@ def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
     Args:
       out: what `MomentDecoder` returned.
       batch: needs spans float32[B, M, 2] and spans_mask bool[B, M].
-      config: the `loss` section: detr_cost and detr_background.
+      config: the `loss` section; see `LOSS`.
 
     Returns:
       span, giou and query_label, each summed over the layers.
@@ -198,6 +214,7 @@ def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
             target_spans=batch['spans'],
             targets_mask=batch['spans_mask'],
             cost=dict(config.detr_cost),
+            label=config.detr_label,
             background=config.detr_background,
         )
 

@@ -5,6 +5,7 @@ A row that may attend to nothing gets weights of zero, not NaN.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,29 @@ from dualground_jax.errors import ConfigError
 
 # torch.nn.Linear draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-# FlashVTG redraws every matrix of its transformer (transformer.py).
-transformer_normal = nn.initializers.normal(0.02)
 xavier_uniform = nn.initializers.xavier_uniform()
+# torch.nn.MultiheadAttention draws query, key and value projections as one matrix [3 D, D].
+packed_xavier = nn.initializers.variance_scaling(1 / 2, 'fan_in', 'uniform')
+normal = nn.initializers.normal(0.02)
+
+
+class Init(NamedTuple):
+    """How the matrices of a transformer start.
+
+    Attributes:
+      qkv: of an attention's query, key and value projections.
+      out: of its output projection.
+      linear: of the feed-forward.
+    """
+
+    qkv: Callable
+    out: Callable
+    linear: Callable
+
+
+TORCH = Init(packed_xavier, torch_uniform, torch_uniform)
+XAVIER = Init(packed_xavier, xavier_uniform, xavier_uniform)  # redrawn by CG-DETR and TR-DETR
+NORMAL = Init(normal, normal, normal)  # redrawn by FlashVTG (transformer.py)
 
 
 def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
@@ -115,6 +136,12 @@ class DropPath(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=deterministic)
 
 
+def residual_dropout(rate: float, drop_path: bool, deterministic: bool) -> Callable:
+    """Dropout for a residual branch: of whole samples, or of single entries."""
+    kind = DropPath if drop_path else nn.Dropout
+    return lambda x: kind(rate)(x, deterministic=deterministic)
+
+
 class Attention(nn.Module):
     """Multi-head attention with query, key, value and output projections; returns its weights."""
 
@@ -122,7 +149,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     normalize: str = 'inputs'
     dtype: str = 'float32'
-    kernel_init: Callable = xavier_uniform
+    inits: Init = TORCH
 
     @nn.compact
     def __call__(self, query, key, value, mask=None, *, deterministic: bool):
@@ -132,8 +159,8 @@ class Attention(nn.Module):
           (output [B, Q, D], weights float32[B, heads, Q, K] before dropout).
         """
         width = query.shape[-1]
-        dense = lambda name: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=self.kernel_init, name=name
+        dense = lambda name, init=self.inits.qkv: nn.Dense(  # noqa: E731
+            width, dtype=self.dtype, kernel_init=init, name=name
         )
         weights = attention_weights(
             dense('query')(query),
@@ -143,7 +170,7 @@ class Attention(nn.Module):
             normalize=self.normalize,
         )
         dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        return dense('out')(weighted_values(dropped, dense('value')(value))), weights
+        return dense('out', self.inits.out)(weighted_values(dropped, dense('value')(value))), weights
 
 
 class FeedForward(nn.Module):
@@ -172,69 +199,48 @@ class EncoderLayer(nn.Module):
     ffn: int
     dropout: float = 0.0
     dtype: str = 'float32'
-    kernel_init: Callable = transformer_normal
+    drop_path: bool = True
+    inits: Init = TORCH
 
     @nn.compact
     def __call__(self, x, position, mask, *, deterministic: bool):
-        """Maps x [B, T, D] with position [B, T, D] and mask bool[B, T] to [B, T, D]."""
-        drop = lambda y: DropPath(self.dropout)(y, deterministic=deterministic)  # noqa: E731
-        common = dict(dropout=self.dropout, dtype=self.dtype, kernel_init=self.kernel_init)
+        """Maps x [B, T, D] with position [..., T, D] and mask bool[B, T] to [B, T, D]."""
+        drop = residual_dropout(self.dropout, self.drop_path, deterministic)
         keys = x + position
-        update, _ = Attention(self.heads, name='attention', **common)(
-            keys, keys, x, mask[:, None, None], deterministic=deterministic
-        )
+        update, _ = Attention(
+            self.heads, self.dropout, dtype=self.dtype, inits=self.inits, name='attention'
+        )(keys, keys, x, mask[:, None, None], deterministic=deterministic)
         x = layer_norm(self.dtype, 'norm1')(x + drop(update))
-        update = FeedForward(self.ffn, name='feed_forward', **common)(
-            x, deterministic=deterministic
-        )
+        update = FeedForward(
+            self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
+        )(x, deterministic=deterministic)
         return layer_norm(self.dtype, 'norm2')(x + drop(update))
 
 
-class AdaptiveCrossAttentionLayer(nn.Module):
-    """Clips attend to dummies and text; only the text carries a value (CG-DETR; paper eq. 1).
+class Encoder(nn.Module):
+    """A stack of encoder layers; see there for arguments and shapes."""
 
-    There are no query, key and value projections. The last `value.shape[1]` keys are the ones
-    with a value; the weight that falls on the keys before them, the dummies, is lost. The
-    feed-forward residual is the un-normalised sum, as in the public code of CG-DETR and
-    FlashVTG (crossattention.py, transformer.py): trained checkpoints depend on it.
-    """
-
+    num_layers: int
     heads: int
     ffn: int
     dropout: float = 0.0
     dtype: str = 'float32'
-    kernel_init: Callable = transformer_normal
+    drop_path: bool = True
+    inits: Init = TORCH
 
     @nn.compact
-    def __call__(self, clips, position, keys, values, keys_mask, *, deterministic: bool):
-        """Attends from clips + position [B, T, D] to keys [B, K, D] with values [B, V <= K, D].
-
-        Args:
-          clips: float[B, T, D].
-          position: float[B, T, D].
-          keys: float[B, K, D], dummies first, positions included.
-          values: float[B, V, D], without positions.
-          keys_mask: bool[B, K].
-          deterministic: no dropout.
-
-        Returns:
-          (clips [B, T, D], weights float32[B, heads, T, K] before dropout).
-        """
-        drop = lambda y: DropPath(self.dropout)(y, deterministic=deterministic)  # noqa: E731
-        weights = attention_weights(
-            clips + position, keys, keys_mask[:, None, None], heads=self.heads
-        )
-        dropped = nn.Dropout(self.dropout)(
-            weights[..., -values.shape[1] :], deterministic=deterministic
-        )
-        update = nn.Dense(
-            clips.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name='out'
-        )(weighted_values(dropped, values))
-        residual = clips + drop(update)
-        update = FeedForward(
-            self.ffn, self.dropout, self.dtype, self.kernel_init, name='feed_forward'
-        )(layer_norm(self.dtype, 'norm1')(residual), deterministic=deterministic)
-        return layer_norm(self.dtype, 'norm2')(residual + drop(update)), weights
+    def __call__(self, x, position, mask, *, deterministic: bool):
+        for i in range(self.num_layers):
+            x = EncoderLayer(
+                self.heads,
+                self.ffn,
+                self.dropout,
+                self.dtype,
+                self.drop_path,
+                self.inits,
+                name=f'layer_{i}',
+            )(x, position, mask, deterministic=deterministic)
+        return x
 
 
 class ProjectedAttention(nn.Module):
@@ -311,6 +317,7 @@ class InputProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        x = x.astype(self.dtype)
         for i in range(self.layers):
             x = layer_norm(self.dtype, f'norm_{i}')(x)
             x = nn.Dropout(self.dropout)(x, deterministic=deterministic)

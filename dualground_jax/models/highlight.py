@@ -1,0 +1,61 @@
+"""Highlight detection: the saliency head and losses of DualGround, FlashVTG and CG-DETR."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dualground_jax import losses
+from dualground_jax.models import layers
+
+
+class SaliencyHead(nn.Module):
+    """<W_1 f_t, W_2 g> / sqrt(D): how well each clip f_t goes with a summary g."""
+
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, clips: jax.Array, summary: jax.Array) -> jax.Array:
+        """Scores clips [B, T, D] by summary [B, D]: float32[B, T]."""
+        width = clips.shape[-1]
+        dense = lambda name: nn.Dense(  # noqa: E731
+            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+        )
+        scores = jnp.einsum('btd,bd->bt', dense('clip')(clips), dense('video')(summary))
+        return scores.astype(jnp.float32) * width**-0.5
+
+
+def with_negatives(tree):
+    """Appends the next sample's entries to each [B, ...], for negative pairs: [2B, ...]."""
+    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.roll(x, -1, 0)]), tree)
+
+
+def split_negatives(out: dict, size: int, names: tuple[str, ...]) -> dict:
+    """Cuts entries [2B, ...] to the first `size` rows; the other half of `names` becomes *_neg."""
+    halves = {f'{name}_neg': out[name][size:] for name in names}
+    return {name: value[:size] for name, value in out.items()} | halves
+
+
+def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
+    """The saliency loss on the scores and, weighted by config.attn, on the attention to the text.
+
+    Args:
+      out: saliency and saliency_neg float32[B, T], real_neg bool[B]; attention and attention_neg
+        float32[B, T] where the model attends to text.
+      batch: saliency float32[B, T], video_mask bool[B, T], pos_clips and neg_clips int32[B, 2],
+        pairs_mask bool[B].
+      config: the `loss` section: margin, margin_weight and attn.
+    """
+    shared = {name: batch[name] for name in ('pos_clips', 'neg_clips', 'pairs_mask')}
+    shared |= dict(
+        labels=batch['saliency'],
+        mask=batch['video_mask'],
+        real_neg=out['real_neg'],
+        margin=config.margin,
+        margin_weight=config.margin_weight,
+    )
+    loss = losses.highlight(scores=out['saliency'], scores_neg=out['saliency_neg'], **shared)
+    if 'attention' in out:
+        loss += config.attn * losses.highlight_attention(
+            weights=out['attention'], weights_neg=out['attention_neg'], **shared
+        )
+    return loss

@@ -1,0 +1,215 @@
+"""DualGround's phrase path: words -> phrases -> phrase-clip contexts (paper eq. 2 to 4).
+
+(P) and (D) say which source is followed where they differ; see dualground.py.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dualground_jax.models import layers
+
+
+class RecurrentPhrases(nn.Module):
+    """Recurrent phrase generator: each phrase is a weighting of the words (P eq. 2, D: LGI.py).
+
+    Each step is guided by the sentence and by the phrase before it. With `positions` the scored
+    words carry a position embedding, so that neighbours group (P); the sum is over plain words.
+    The loop is unrolled: its N steps, 3 or 4, have weights of their own.
+    """
+
+    phrases: int
+    positions: bool = True
+    dropout: float = 0.1
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, eos, words, words_mask, *, deterministic: bool):
+        """Clusters words [B, L, D] under eos [B, D]: (phrases [B, N, D], weights [B, N, L])."""
+        width = words.shape[-1]
+        dense = lambda features, name: nn.Dense(  # noqa: E731
+            features, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+        )
+        guide, key, score = dense(width, 'guide'), dense(width, 'key'), dense(1, 'score')
+        scored = words
+        if self.positions:
+            scored = words + layers.sine_position(words_mask, width, normalize=False)
+        scored = dense(width, 'word')(scored.astype(words.dtype))
+
+        phrase, phrases, attention = jnp.zeros_like(eos), [], []
+        for n in range(self.phrases):
+            query = dense(width, f'query_{n}')(eos)
+            guided = nn.relu(guide(jnp.concatenate([query, phrase], -1)))
+            logits = score(jnp.tanh(scored + key(guided)[:, None]))[..., 0]
+            weights = layers.masked_softmax(logits, words_mask)
+            dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
+            phrase = jnp.einsum('bl,bld->bd', dropped.astype(words.dtype), words)
+            phrases.append(phrase)
+            attention.append(weights)
+        return jnp.stack(phrases, 1), jnp.stack(attention, 1)
+
+
+class SlotLayer(nn.Module):
+    """Refines the phrases by the words, and P_EOS by the phrases (P, D: LGI.py).
+
+    P_EOS sees itself and all phrases; the phrases do not see P_EOS.
+    """
+
+    heads: int
+    normalize: str = 'slots'
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, phrases, phrase_eos, words, words_mask, *, deterministic: bool):
+        """Refines phrases [B, N, D] and phrase_eos [B, D] by words [B, L, D] with positions.
+
+        Returns:
+          (phrases, phrase_eos, weights float32[B, heads, N, L]).
+        """
+        phrases, weights = layers.ProjectedAttention(
+            self.heads,
+            self.dropout,
+            self.normalize,
+            self.dtype,
+            name='words_attention',
+        )(phrases, words, words_mask[:, None, None], deterministic=deterministic)
+
+        sequence = jnp.concatenate([phrase_eos[:, None], phrases], 1)
+        size = sequence.shape[1]
+        visible = jnp.ones((size, size), bool).at[1:, 0].set(False)
+        update, _ = layers.Attention(
+            self.heads, self.dropout, dtype=self.dtype, name='self_attention'
+        )(sequence, sequence, sequence, visible, deterministic=deterministic)
+        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        sequence = layers.layer_norm(self.dtype, 'self_norm')(sequence + update)
+        sequence = layers.ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
+            sequence, deterministic=deterministic
+        )
+        return sequence[:, 1:], sequence[:, 0], weights
+
+
+class PhraseEncoder(nn.Module):
+    """Words -> phrases and their summary P_EOS: recurrent generator, then slot refinement."""
+
+    phrases: int
+    phrase_layers: int
+    heads: int
+    slot_normalize: str = 'slots'
+    rpg_positions: bool = True
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, eos, words, words_mask, *, deterministic: bool) -> dict[str, jax.Array]:
+        """Clusters words [B, L, D] under eos [B, D].
+
+        Returns:
+          phrases [B, N, D]; phrase_eos [B, D]; phrase_attention float32[B, N, L], of the
+          generator; slot_attention float32[B, phrase_layers, heads, N, L].
+        """
+        width = words.shape[-1]
+        phrases, attention = RecurrentPhrases(
+            self.phrases, self.rpg_positions, self.dropout, self.dtype, name='generator'
+        )(eos, words, words_mask, deterministic=deterministic)
+        positioned = words + layers.sine_position(words_mask, width, normalize=False)
+        token = self.param('phrase_eos', nn.initializers.normal(1.0), (width,))
+        phrase_eos = jnp.broadcast_to(token, eos.shape).astype(words.dtype)
+        slot_attention = []
+        for i in range(self.phrase_layers):
+            phrases, phrase_eos, weights = SlotLayer(
+                self.heads, self.slot_normalize, self.dropout, self.dtype, name=f'slot_{i}'
+            )(
+                phrases,
+                phrase_eos,
+                positioned.astype(words.dtype),
+                words_mask,
+                deterministic=deterministic,
+            )
+            slot_attention.append(weights)
+        return dict(
+            phrases=phrases,
+            phrase_eos=phrase_eos,
+            phrase_attention=attention,
+            slot_attention=jnp.stack(slot_attention, 1),
+        )
+
+
+class PhraseClipProduct(nn.Module):
+    """f_ctx(f_p(phrase) * f_v(clip)) for every pair of phrase and clip (P eq. 3, D)."""
+
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, phrases: jax.Array, clips: jax.Array) -> jax.Array:
+        """Combines phrases [B, N, D] and clips [B, T, D] to [B, N, T, D]."""
+        dense = lambda name: nn.Dense(  # noqa: E731
+            clips.shape[-1], dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+        )
+        product = (
+            nn.relu(dense('phrase')(phrases))[:, :, None] * nn.relu(dense('clip')(clips))[:, None]
+        )
+        product = layers.layer_norm(self.dtype, 'norm1')(product)
+        return nn.relu(layers.layer_norm(self.dtype, 'norm2')(dense('context')(product)))
+
+
+class PhraseContextLayer(nn.Module):
+    """Self-attention over time for each phrase; optionally over the phrases of each clip (D)."""
+
+    heads: int
+    across_phrases: bool = False
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, context, clips_mask, *, deterministic: bool) -> jax.Array:
+        """Maps context [B, N, T, D] with clips_mask bool[B, T] to [B, N, T, D]."""
+        batch, phrases, clips, width = context.shape
+        layer = lambda name: layers.SelfAttentionLayer(  # noqa: E731
+            self.heads, self.dropout, self.dtype, name=name
+        )
+        context = layer('time')(
+            context.reshape(batch * phrases, clips, width),
+            jnp.repeat(clips_mask, phrases, 0),
+            deterministic=deterministic,
+        ).reshape(context.shape)
+        if self.across_phrases:
+            by_clip = context.swapaxes(1, 2)
+            context = layer('phrases')(
+                by_clip.reshape(batch * clips, phrases, width), None, deterministic=deterministic
+            ).reshape(by_clip.shape).swapaxes(1, 2)
+        return context
+
+
+class PhrasePath(nn.Module):
+    """Phrase-clip contexts, and their sum weighted by how each phrase matches P_EOS (P eq. 3-4)."""
+
+    heads: int
+    context_layers: int = 2
+    across_phrases: bool = False
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, phrases, phrase_eos, clips, clips_mask, *, deterministic: bool):
+        """Maps phrases [B, N, D], phrase_eos [B, D] and clips [B, T, D] to V_p.
+
+        Returns:
+          (V_p [B, T, D], weights float32[B, N] of the phrases, energy float32[B, N, T]: norm of
+          each phrase's context at each clip).
+        """
+        width = clips.shape[-1]
+        context = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
+        position = layers.sine_position(clips_mask, width, normalize=False)
+        context = context + position[:, None].astype(context.dtype)
+        for i in range(self.context_layers):
+            context = PhraseContextLayer(
+                self.heads, self.across_phrases, self.dropout, self.dtype, name=f'layer_{i}'
+            )(context, clips_mask, deterministic=deterministic)
+        dense = lambda name: nn.Dense(  # noqa: E731
+            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+        )
+        logits = jnp.einsum('bd,bnd->bn', dense('query')(phrase_eos), dense('key')(phrases))
+        weights = layers.masked_softmax(logits * width**-0.5, None)
+        summed = jnp.einsum('bn,bntd->btd', weights.astype(context.dtype), context)
+        return summed, weights, jnp.linalg.norm(context.astype(jnp.float32), axis=-1)
