@@ -5,6 +5,7 @@ import os
 
 from ml_collections import ConfigDict
 
+from configs import recipes
 from data_pipelines import datasets
 from dualground_jax import models
 from dualground_jax.errors import ConfigError
@@ -54,8 +55,7 @@ def parse_arg(arg: str | None, **defaults) -> dict:
 def base(dataset: str, args: dict) -> ConfigDict:
     """The full config for a data set and the parsed arguments.
 
-    Values are DualGround's for QVHighlights with InternVideo2 features (design: dualground.md); a
-    config file changes what differs.
+    Values are those of the model's public recipe (`recipes`) where there is one for the data set.
 
     Raises:
       ConfigError: an unknown model or release, listed with the known ones.
@@ -127,20 +127,23 @@ def base(dataset: str, args: dict) -> ConfigDict:
     )
     config.mesh = ConfigDict(dict(data=-1))
     config.world = ConfigDict()  # parameters of the generated data; empty: the data are real
+    if (recipe := recipes.recipe(model, dataset, features)) is not None:
+        config.lock()  # a key that does not exist is an error
+        config.update_from_flattened_dict(recipe.values)
+        config.unlock()
     return config
+
+
+def resize(config: ConfigDict, **sizes) -> None:
+    """Sets those of the sizes that the config's model has."""
+    config.model.update({name: value for name, value in sizes.items() if name in config.model})
 
 
 def small(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to run in seconds."""
-    config.model.update(
-        {
-            name: value
-            for name, value in dict(
-                width=32, heads=4, ffn=64, t2v_layers=1, enc_layers=1, dec_layers=1,
-                dummy_layers=1, phrase_layers=1, context_layers=1, mlp_layers=2,
-            ).items()
-            if name in config.model
-        }
+    resize(
+        config, width=32, heads=4, ffn=64, t2v_layers=1, enc_layers=1, dec_layers=1,
+        dummy_layers=1, dummies=3, phrase_layers=1, context_layers=1, mlp_layers=2,
     )
     config.data.limit = 32
     config.train.update(dict(batch_size=8, epochs=2, log_every=2, eval_every=1))

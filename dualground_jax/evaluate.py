@@ -1,7 +1,5 @@
 """From parameters and a split to predictions and metrics."""
 
-import json
-import os
 import pathlib
 from collections.abc import Callable
 
@@ -15,6 +13,7 @@ from data_pipelines import datasets, pipeline
 from dualground_jax import metrics, models, spans
 from dualground_jax import state as state_lib
 from dualground_jax.errors import ConfigError
+from dualground_jax.rows import write_json, write_jsonl
 
 MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 
@@ -25,10 +24,10 @@ def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) ->
     Args:
       windows: float32[B, K, 3], a score below 0 marks absence.
       duration: float32[B], seconds.
-      section: the `evaluate` section: clip_to and round_to in seconds, nms as IoU.
+      section: the `evaluate` section: clip_to and round_to in seconds, nms as IoU, nms_kind.
 
     Returns:
-      float32[B, K, 3], best first (FlashVTG: postprocessing.py, temporal_nms.py).
+      float32[B, K', 3], best first (FlashVTG: postprocessing.py, inference.py).
     """
     bounds = jnp.clip(windows[..., :2], 0.0, duration[:, None, None])
     bounds = jnp.clip(bounds, *section.clip_to)
@@ -37,7 +36,7 @@ def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) ->
     # The references suppress by scores of four decimals.
     score = jnp.round(windows[..., 2:] * 1e4) / 1e4
     windows = jnp.concatenate([bounds, score], -1)
-    return jax.vmap(lambda w: spans.nms(w, section.nms))(windows)
+    return spans.nms(windows, section.nms, section.nms_kind)
 
 
 def make_predict_step(config: ConfigDict, mesh: Mesh) -> Callable:
@@ -111,20 +110,6 @@ def ground_truth(split: datasets.Split) -> list[dict]:
 def has_labels(split: datasets.Split) -> bool:
     """Whether every record has true windows: a hidden test set has none."""
     return all(len(record.windows) for record in split.records)
-
-
-def write_jsonl(path: pathlib.Path, rows: list[dict]) -> None:
-    """Writes one JSON object a line; the file appears whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value: dict) -> None:
-    """Writes one JSON value, indented; the file appears whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(json.dumps(value, indent=2) + '\n')
-    os.replace(temporary, path)
 
 
 def selection_value(found: dict, section: ConfigDict) -> float:
