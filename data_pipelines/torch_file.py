@@ -1,17 +1,21 @@
-"""Reads tensors out of files of `torch.save` without PyTorch.
+"""Reads files of `torch.save` without PyTorch.
 
 Such a file is a zip archive: `<name>/data.pkl` pickles the object, with each tensor's memory (its
-storage) as raw bytes in `<name>/data/<key>`. Unpickling runs whatever function a file names, so
-only the few names that a tensor needs are allowed, and they lead to code of this module or to a
-plain container.
+storage) as raw bytes in `<name>/data/<key>`. Before PyTorch 1.6 it was one stream: the pickle, the
+keys of the storages, their bytes. Unpickling runs whatever function a file names, so only the few
+names that a tensor needs are looked up, and they lead to code of this module or to a plain
+container. What else a file names is refused (`load`), or kept as text beside the data that it came
+with (`read_checkpoint`).
 """
 
 import collections
 import os
 import pickle
+import re
 import zipfile
 import zlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,18 +25,66 @@ from dualground_jax.errors import UserError
 _STORAGE_DTYPES = {
     'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': '<u2', 'DoubleStorage': '<f8',
     'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '|i1',
-    'ByteStorage': '|u1', 'BoolStorage': '|b1',
+    'ByteStorage': '|u1', 'BoolStorage': '|b1', 'ComplexFloatStorage': '<c8',
+    'ComplexDoubleStorage': '<c16',
 }
+
+# How a file from before PyTorch 1.6 begins: a pickled number.
+_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_LEGACY_PROTOCOL = 1001
 
 # What pickle and zipfile raise on damaged content (RuntimeError: zipfile, on encrypted members).
 _DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError, ImportError,
-    IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError,
+    IndexError, KeyError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError,
 )
 
 
 class TorchFileError(UserError):
     """A file of `torch.save` is damaged, or holds what this module doesn't read."""
+
+
+class Record:
+    """An object of a file whose class is neither imported nor called: its name and its data.
+
+    Attributes:
+        kind: 'module.name' of the class, or of the function that was to make the object.
+        args: what it was to be called with.
+        fields: its attributes and, if it is a mapping, its items.
+        elements: if it is a list or a set.
+        state: what would restore it, if that isn't a dict of attributes.
+    """
+
+    kind = ''
+
+    def __new__(cls, *args, **kwargs):
+        record = super().__new__(cls)
+        record.args, record.fields, record.elements, record.state = args, dict(kwargs), [], None
+        return record
+
+    def __repr__(self):
+        return f'<{self.kind}>'
+
+    # The rest is what pickle does to an object.
+
+    def __setitem__(self, key, value):
+        self.fields[key] = value
+
+    def __setstate__(self, state):
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        if all(isinstance(part, dict | None) for part in parts):
+            for part in parts:
+                self.fields.update(part or {})
+        else:
+            self.state = state
+
+    def append(self, element):
+        self.elements.append(element)
+
+    add = append
+
+    def extend(self, elements):
+        self.elements.extend(elements)
 
 
 class _Storage(NamedTuple):
@@ -46,8 +98,7 @@ def load(path: str | os.PathLike) -> Any:
     """Returns the object in a file of `torch.save`, its tensors as numpy arrays.
 
     Args:
-        path: a zip-format file (PyTorch 1.6 and later) of tensors, numbers, texts and (nested)
-            containers of them.
+        path: a file of tensors, numbers, texts and (nested) containers of them.
 
     Returns:
         The object. Tensors are row-major copies, on whatever device they were; bfloat16 becomes
@@ -58,21 +109,20 @@ def load(path: str | os.PathLike) -> Any:
             or function that a tensor doesn't need. The message names the file.
         OSError: the file can't be opened.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Unpickler(archive).load()
-    except TorchFileError as error:
-        raise TorchFileError(f'{path}: {error}') from error
-    except zipfile.BadZipFile as error:
-        with open(path, 'rb') as file:
-            is_zip = file.read(2) == b'PK'
-        advice = 'damaged or cut short' if is_zip else (
-            'not a zip-format PyTorch file; if PyTorch older than 1.6 wrote it, save it again with '
-            'a newer one: torch.save(torch.load(path), path)')
-        raise TorchFileError(f'{path}: {advice}') from error
-    except _DAMAGE as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise TorchFileError(f'{path}: damaged ({reason})') from error
+    return _load(path, _Unpickler)
+
+
+def read_checkpoint(path: str | os.PathLike) -> Any:
+    """Returns the object in a file of `torch.save` that holds more than tensors.
+
+    As `load`, but an object of a class that it doesn't know, such as an `argparse.Namespace` of
+    options, becomes a `Record`; numpy's scalars become numbers. No code of the file is run.
+
+    Raises:
+        TorchFileError: as `load`, but for unknown names.
+        OSError: the file can't be opened.
+    """
+    return _load(path, _CheckpointUnpickler)
 
 
 def read_tensor(path: str | os.PathLike) -> np.ndarray:
@@ -89,41 +139,108 @@ def read_tensor(path: str | os.PathLike) -> np.ndarray:
     raise TorchFileError(f'{path}: holds a {type(value).__name__}{keys}, expected one tensor')
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles `data.pkl` of an open archive; `find_class` is the gate."""
+def _load(path: str | os.PathLike, unpickler: type['_Unpickler']) -> Any:
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(64)
+            file.seek(0)
+            read = _read_legacy if start.startswith(_LEGACY_START) else _read_zip
+            return read(file, unpickler)
+    except TorchFileError as error:
+        raise TorchFileError(f'{path}: {error}') from error
+    except zipfile.BadZipFile as error:
+        reason = 'not a PyTorch file'
+        if start.startswith(b'PK'):
+            reason = 'damaged or cut short'
+        elif start.startswith(b'version https://git-lfs'):
+            reason = 'not the file but a pointer of Git LFS to it; `git lfs pull` gets the file'
+        raise TorchFileError(f'{path}: {reason}') from error
+    except _DAMAGE as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise TorchFileError(f'{path}: damaged ({reason})') from error
 
-    def __init__(self, archive: zipfile.ZipFile):
+
+def _read_zip(file: BinaryIO, unpickler: type['_Unpickler']) -> Any:
+    with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith('/data.pkl') and name.count('/') == 1]
         if len(pickles) != 1:
             raise TorchFileError('a zip file without a PyTorch object (no data.pkl)')
-        self._archive = archive
-        self._folder = pickles[0].removesuffix('data.pkl')
-        self._storages: dict[str, _Storage] = {}
-        byte_order = self._folder + 'byteorder'  # PyTorch before 2.1 doesn't write it
+        folder = pickles[0].removesuffix('data.pkl')
+        byte_order = folder + 'byteorder'  # PyTorch before 2.1 doesn't write it
         if byte_order in names and (found := archive.read(byte_order)) != b'little':
             raise TorchFileError(f'byte order is {found!r}, expected little')
-        super().__init__(archive.open(pickles[0]), encoding='utf-8')
+
+        def read_storage(dtype: str, key: str, _: int) -> np.ndarray:
+            return np.frombuffer(archive.read(f'{folder}data/{key}'), dtype)
+
+        return unpickler(archive.open(pickles[0]), read_storage).load()
+
+
+def _read_legacy(file: BinaryIO, unpickler: type['_Unpickler']) -> Any:
+    """Reads the pickle twice: the types of the storages, which follow it, are in it."""
+    _, protocol, system = (_Unpickler(file).load() for _ in range(3))
+    if protocol != _LEGACY_PROTOCOL or not system['little_endian']:
+        raise TorchFileError(f'protocol {protocol} on {system}, expected {_LEGACY_PROTOCOL} and a '
+                             'little-endian machine')
+    begin, size = file.tell(), os.fstat(file.fileno()).st_size
+    dtypes, storages = {}, {}
+
+    def measure(dtype: str, key: str, n_values: int) -> np.ndarray:
+        dtypes[key] = np.dtype(dtype)
+        if not 0 <= n_values * dtypes[key].itemsize <= size:
+            raise TorchFileError(f'storage {key}: {n_values} values in a file of {size} bytes')
+        return np.zeros(n_values, dtype)
+
+    unpickler(file, measure).load()
+    for key in _Unpickler(file).load():
+        n_bytes = int.from_bytes(file.read(8), 'little') * dtypes[key].itemsize
+        storages[key] = np.frombuffer(file.read(n_bytes), dtypes[key])
+    file.seek(begin)
+    return unpickler(file, lambda dtype, key, n_values: storages[key]).load()
+
+
+def _no_storage(dtype: str, key: str, n_values: int) -> np.ndarray:
+    raise TorchFileError('a tensor where none belongs')
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles tensors and plain containers; `find_class` is the gate."""
+
+    def __init__(self, file: BinaryIO,
+                 read_storage: Callable[[str, str, int], np.ndarray] = _no_storage):
+        """`read_storage` maps dtype, key and number of values to the values in 1-D."""
+        super().__init__(file, encoding='utf-8')
+        self._read_storage = read_storage
+        self._storages: dict[str, _Storage] = {}
+        self._known = {
+            ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
+            ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+            ('collections', 'OrderedDict'): collections.OrderedDict,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks a global up in the list of the allowed ones; nothing is imported."""
-        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-            return self._tensor
-        if (module, name) == ('collections', 'OrderedDict'):
-            return collections.OrderedDict
+        if (module, name) in self._known:
+            return self._known[module, name]
         if module == 'torch' and name in _STORAGE_DTYPES:
             # A text: unlike a class or an object, the pickle can't call it or set its attributes.
             return name
+        return self._unknown(module, name)
+
+    def _unknown(self, module: str, name: str) -> Any:
         raise TorchFileError(f'{module}.{name} is refused, only tensors and containers are read')
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Reads the storage that (tag, class, key, device, number of values) refers to."""
-        tag, kind, key, _, n_values = pid
-        if tag != 'storage' or not isinstance(key, str):
+        tag, kind, key, _, n_values, *view = pid
+        if tag != 'storage' or not isinstance(key, str) or view not in ([], [None]):
             raise TorchFileError(f'reference to {tag!r} {key!r}, expected a storage')
+        if not isinstance(kind, str) or kind not in _STORAGE_DTYPES:
+            raise TorchFileError(f'storage {key}: of an unknown type, expected one of '
+                                 f'{", ".join(_STORAGE_DTYPES)}')
         if key not in self._storages:
-            content = self._archive.read(f'{self._folder}data/{key}')
-            values = np.frombuffer(content, _STORAGE_DTYPES[kind])
+            values = self._read_storage(_STORAGE_DTYPES[kind], key, n_values)
             if len(values) != n_values:
                 raise TorchFileError(f'storage {key}: {len(values)} values, expected {n_values}')
             self._storages[key] = _Storage(kind, values)
@@ -148,3 +265,27 @@ class _Unpickler(pickle.Unpickler):
             # The shift makes a scalar of a 0-d array.
             return np.asarray(values.astype(np.uint32) << 16).view(np.float32)
         return values
+
+
+class _CheckpointUnpickler(_Unpickler):
+    """Unpickles also what it doesn't know, as a `Record`."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._known |= {
+            ('numpy.core.multiarray', 'scalar'): _numpy_scalar,
+            ('numpy._core.multiarray', 'scalar'): _numpy_scalar,
+            ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),  # of bytes
+        }
+
+    def _unknown(self, module: str, name: str) -> Any:
+        # A class of its own, since pickle makes objects of classes alone.
+        return type('Record', (Record,), dict(kind=f'{module}.{name}'))
+
+
+def _numpy_scalar(dtype: Record, content: bytes) -> int | float | complex | bool:
+    """Stands in for `numpy.core.multiarray.scalar`."""
+    code, order = dtype.args[0], dtype.state[1]
+    if not re.fullmatch(r'[biufc]\d+', code):
+        raise TorchFileError(f'numpy scalar of type {code!r}, expected a number')
+    return np.frombuffer(content, order + code).item()

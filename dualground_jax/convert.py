@@ -1,14 +1,17 @@
-"""Maps weights of PyTorch modules to ours, driven by a model's table of names.
+"""Maps weights of PyTorch modules to ours and back, driven by a model's table of names.
 
 A table maps flax module paths ('a/b_{}/c') to torch module paths ('x.y.{}.z'); `{}` stands for a
 layer index. What a leaf becomes follows from its own name: `kernel` is the transposed `weight` of
 a linear layer or convolution, `scale` and `negative_slope` are a `weight`. A torch path may end in
 'in_proj#q', '#k' or '#v': one third of a packed attention projection. A flax path that names a
 leaf itself, such as a learned token, maps to the torch parameter of that very name.
+
+Axes of length one that torch has and we have not are dropped without a word; on the way back a
+table of axes restores them. Files and configs are the matter of `torch_checkpoint`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import flax.traverse_util
 import numpy as np
@@ -55,8 +58,8 @@ def _lookup(path: str, names: Mapping[str, str]) -> str | None:
     return None
 
 
-def _torch_leaf(path: tuple[str, ...], names: Mapping[str, str]) -> tuple[str, slice | int]:
-    """Torch parameter of a flax leaf, and which third of it (-1: all)."""
+def torch_leaf(path: tuple[str, ...], names: Mapping[str, str]) -> tuple[str, int]:
+    """Torch parameter of a flax leaf, '' if there is none, and which third of it (-1: all)."""
     if (whole := _lookup('/'.join(path), names)) is not None:
         return whole, -1
     module = _lookup('/'.join(path[:-1]), names)
@@ -81,6 +84,11 @@ def _to_flax(value: np.ndarray, leaf: str, third: int, shape: tuple[int, ...]) -
     if value.squeeze().shape == tuple(n for n in shape if n != 1):
         value = value.reshape(shape)
     return value
+
+
+def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
+    """The names that a regular expression matches."""
+    return {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
 
 
 def from_torch(
@@ -108,7 +116,7 @@ def from_torch(
     flat, problems, used = {}, [], set()
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         ours = '/'.join(path)
-        theirs, third = _torch_leaf(path, names)
+        theirs, third = torch_leaf(path, names)
         if theirs not in state:
             problems.append(f'{ours}: nothing fills it (looked for {theirs or "no name"!r})')
             continue
@@ -117,12 +125,43 @@ def from_torch(
         if value.shape != leaf.shape:
             problems.append(f'{ours}: shape {leaf.shape}, but {theirs} gives {value.shape}')
         flat[path] = value
-    for name in sorted(set(state) - used):
-        if not any(re.fullmatch(pattern, name) for pattern in unused):
-            problems.append(f'{name}: nothing uses it')
+    left = set(state) - used - matching(state, unused)
+    problems += [f'{name}: nothing uses it' for name in sorted(left)]
     if problems:
         raise ConvertError('weights do not fit: ' + '; '.join(problems))
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def to_torch(params: Mapping, names: Mapping[str, str], axes: Mapping) -> dict[str, np.ndarray]:
+    """The torch state dict of our parameters: what `from_torch` reads, bit for bit.
+
+    Args:
+      params: our parameters, nested.
+      names: table of module names.
+      axes: regular expression of torch names -> index that gives a value, transposed as torch has
+        it, the axes of length one that torch has.
+
+    Raises:
+      ConvertError: parameters without a torch name; the message lists them all.
+    """
+    state, parts, problems = {}, {}, []
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        theirs, third = torch_leaf(path, names)
+        value = np.asarray(leaf).T if path[-1] == 'kernel' else np.asarray(leaf)
+        if not theirs:
+            problems.append('/'.join(path))
+        elif third >= 0:
+            parts.setdefault(theirs, {})[third] = value
+        else:
+            state[theirs] = value
+    if problems:
+        raise ConvertError(f'PyTorch has no name for {", ".join(problems)}')
+    state |= {name: np.concatenate([thirds[i] for i in range(3)]) for name, thirds in parts.items()}
+    for name in state:
+        for pattern, index in axes.items():
+            if re.fullmatch(pattern, name):
+                state[name] = state[name][index]
+    return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in state.items()}
 
 
 def read_options(module, options: Mapping, state: Mapping) -> tuple[dict, dict]:

@@ -6,19 +6,22 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli
+from dualground_jax import cli, score
 from dualground_jax.errors import ConfigError, UserError
 
-MODES = ('train', 'evaluate', 'predict', 'simulate', 'inspect-text')
+MODES = ('train', 'evaluate', 'predict', 'score', 'convert', 'simulate', 'inspect-text')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
 flags.DEFINE_string('split', None, 'split to evaluate or predict; default: evaluate.split')
 flags.DEFINE_list('video_features', [], 'predict: feature file of each stream of one video')
 flags.DEFINE_string('query_features', None, 'predict: feature file of one query')
+flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch training code')
+flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
+score.define_flags()
 
 
 def load_config(values):
@@ -35,8 +38,16 @@ def load_config(values):
     return config.lock()
 
 
-def run(values) -> None:
+def run(values, files) -> None:
     """Runs the mode; each imports what it needs, since TensorFlow alone takes seconds."""
+    if values.mode == 'score':
+        return score.run(values, files)
+    if files:
+        raise UserError(f'unexpected arguments {files}')
+    if values.mode == 'convert':
+        from dualground_jax import torch_checkpoint
+
+        return torch_checkpoint.run(values)
     if values.mode in ('train', 'evaluate', 'predict') and not values.workdir:
         raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
     config = load_config(values)
@@ -67,15 +78,13 @@ def run(values) -> None:
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        sys.exit(f'error: unexpected arguments {argv[1:]}')
     sys.path.insert(0, str(pathlib.Path.cwd()))
     # Orbax tells a dozen lines about each save.
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno > 20 or 'orbax' not in record.pathname
     )
     try:
-        run(flags.FLAGS)
+        run(flags.FLAGS, argv[1:])
     except UserError as error:
         sys.exit(f'error: {error}')
 

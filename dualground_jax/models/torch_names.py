@@ -3,6 +3,8 @@
 See `dualground_jax.convert` for how a table is read.
 """
 
+import numpy as np
+
 from dualground_jax.convert import nest
 
 ATTENTION = {'query': 'in_proj#q', 'key': 'in_proj#k', 'value': 'in_proj#v', 'out': 'out_proj'}
@@ -31,11 +33,11 @@ TEXT_GUIDED_ENCODER = {
     **nest('cross_attention/layer_{}', 'transformer.t2v_encoder.layers.{}', CROSS_LAYER),
     **nest('encoder/layer_{}', 'transformer.encoder.layers.{}', ENCODER_LAYER),
 }
-INPUTS = {
+PROJECTIONS = {
     **nest('text_projection', 'input_txt_proj', PROJECTION),
     **nest('video_projection', 'input_vid_proj', PROJECTION),
-    'token_types': 'token_type_embeddings.weight',
 }
+INPUTS = {**PROJECTIONS, 'token_types': 'token_type_embeddings.weight'}
 _SCORE_HEAD = {'conv_{}': 'convs.{}', 'mlp/linear_{}': 'fc.layers.{}'}
 PYRAMID_HEAD = {
     # A block of the reference's chain is [permute, conv, permute, norm, ReLU].
@@ -78,6 +80,15 @@ DECODER = {
 }
 # In every checkpoint, and read by nothing: text has no positions.
 UNUSED = (r'txt_position_embed\..*',)
+# Pattern of torch names -> index that gives our value the axes of length one that torch has.
+AXES = {
+    r'.*\.activation\.weight': np.s_[None],  # PReLU: a slope in a vector
+    r'(class|conf)_head\.convs\.\d+\.weight': np.s_[:, :, None],  # Conv2d
+    r'.*\.conv1d\.weight|.*\.cqa_linear\..*\.weight': np.s_[..., None],  # Conv1d of width 1
+    r'global_rep_pos|.*\.w4mlu': np.s_[None],
+    r'x': np.s_[0],  # here a vector, there a number
+    r'.*\.w4[CQ]|.*\.weighted_pool\.weight': np.s_[0, :, None],  # a matrix times its right
+}
 # Field of a model -> name in the options that a public checkpoint carries.
 OPTIONS = dict(
     width='hidden_dim',
@@ -87,3 +98,12 @@ OPTIONS = dict(
     input_dropout='input_dropout',
     input_layers='n_input_proj',
 )
+# Entry of a config's `loss` section -> name there, for the losses of moment queries.
+SET_LOSS = {
+    'weights/span': 'span_loss_coef',
+    'weights/giou': 'giou_loss_coef',
+    'weights/query_label': 'label_loss_coef',
+    'detr_cost/span': 'set_cost_span',
+    'detr_cost/giou': 'set_cost_giou',
+    'detr_cost/label': 'set_cost_class',
+}
