@@ -338,34 +338,36 @@ def phrase_diversity(*, attention, mask, r: float = 0.3) -> jax.Array:
     return masked_mean(((gram - r * jnp.eye(gram.shape[1])) ** 2).sum((1, 2)), mask)
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """x / |x| over the last axis in float32; 0 with a moderate gradient for zero vectors."""
+    x = x.astype(jnp.float32)
+    square = (x * x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 1e-16, square, 1.0))
+
+
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Cosine of the last axes in float32, broadcast; 0 with a finite gradient for zero vectors."""
-
-    def unit(x):
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-16))
-
+    """Cosine of the last axes in float32, broadcast; 0 for zero vectors."""
     return (unit(a) * unit(b)).sum(-1)
 
 
-def eos_info_nce(*, phrase_eos, eos, mask, temperature: float = 0.1) -> jax.Array:
-    """L_EOS, the paper's form: each P_EOS is to find its own sentence in the batch.
+def info_nce(a, b, *, mask, temperature: float = 0.1) -> jax.Array:
+    """Each row of a is to find its own row of b in the batch (DualGround's L_EOS: P_EOS and [EOS]).
 
     Args:
-      phrase_eos: float[B, D], the summary of the phrases.
-      eos: float[B, D], the projected sentence tokens.
+      a: float[B, D].
+      b: float[B, D].
       mask: bool[B], samples that have both.
       temperature: divides the cosines.
     """
-    logits = cosine(phrase_eos[:, None], eos[None]) / temperature
+    logits = cosine(a[:, None], b[None]) / temperature
     logits = jnp.where(mask[None, :], logits, -1e9)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(eos)))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(b)))
     return masked_mean(loss, mask)
 
 
-def eos_margin(*, phrase_eos, eos, mask, margin: float = 0.7) -> jax.Array:
+def cosine_margin(a, b, *, mask, margin: float = 0.7) -> jax.Array:
     """L_EOS as in the development code: relu(margin - cosine), over matched pairs only."""
-    return masked_mean(jax.nn.relu(margin - cosine(phrase_eos, eos)), mask)
+    return masked_mean(jax.nn.relu(margin - cosine(a, b)), mask)
 
 
 # Moment queries -------------------------------------------------------------------------------

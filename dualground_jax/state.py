@@ -104,7 +104,8 @@ def init_state(config: ConfigDict, tx: optax.GradientTransformation) -> TrainSta
     """Fresh state for the config's model and seed; trace it to get its shapes alone."""
     model = models.build(config.model)
     batch = dummy_batch(config, 2)
-    params = model.init(jax.random.key(config.seed), batch, train=False)['params']
+    # Some parameters are of training alone.
+    params = model.init(jax.random.key(config.seed), batch, train=True)['params']
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 

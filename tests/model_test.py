@@ -1,24 +1,37 @@
-"""DualGround's invariants, at tiny sizes."""
+"""What holds for every model, and what DualGround's options do, at tiny sizes."""
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import qvh
 from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import convert, models
 from dualground_jax.errors import ConfigError
-from dualground_jax.models import dualground
+from dualground_jax.models import cg_detr, dualground
 
 CLIPS, WORDS, WINDOWS = 11, 5, 2
 VIDEO_DIM, TEXT_DIM = 7, 6
 LENGTHS, WORD_COUNTS = (11, 7, 1, 4), (5, 2, 3, 0)
 TINY = dict(
     width=16, heads=2, ffn=16, dropout=0.0, input_dropout=0.0, t2v_layers=1, enc_layers=1,
-    dummy_layers=1, phrases=2, phrase_layers=1, context_layers=1, mlp_layers=2, dec_layers=2,
-    queries=4, strides=(1, 2, 4),
+    dummies=3, dummy_layers=1, dummy_heads=2, phrases=2, phrase_layers=1, context_layers=1,
+    mlp_layers=2, dec_layers=2, queries=4, strides=(1, 2, 4), prompts=5, used_prompts=2,
 )
+# Every model, with options that bring all of its parts in.
+CASES = [
+    ('dualground', dict(across_phrases=True)),
+    ('dualground', dict(head='detr')),
+    ('flash_vtg', {}),
+    ('cg_detr', {}),
+    ('tr_detr', {}),
+]
+every_case = pytest.mark.parametrize('name, options', CASES, ids=str)
+every_model = pytest.mark.parametrize('name', models.MODELS)
 
 
 def roles(words, padding=0):
@@ -46,16 +59,23 @@ def make_batch(seed=0):
         spans=rng.uniform(0.2, 0.5, (size, WINDOWS, 2)).astype(np.float32),
         spans_mask=np.array([[1, 1], [1, 0], [1, 0], [1, 0]], bool),
         saliency=rng.integers(0, 13, (size, CLIPS)).astype(np.float32) * video_mask,
+        relevant=(rng.random((size, CLIPS)) < 0.5) & video_mask,
         pos_clips=np.zeros((size, 2), np.int32),
         neg_clips=np.array([[3, 4], [2, 2], [0, 0], [1, 3]], np.int32),
         pairs_mask=np.ones(size, bool),
     )
 
 
-def make(batch, **options):
+def tiny(name, **options):
+    """A tiny model of that name."""
+    fields = models.defaults(name)
+    return models.MODELS[name].Model(**{k: v for k, v in TINY.items() if k in fields} | options)
+
+
+def make(batch, name='dualground', **options):
     """A model with random parameters; drawn here, since compiling its own draws takes longer."""
-    model = dualground.Model(**{**TINY, **options})
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
+    model = tiny(name, **options)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -66,48 +86,79 @@ def make(batch, **options):
     return model, jax.tree.map_with_path(draw, shapes)
 
 
+def loss_of(name, model, config):
+    """(params, batch) -> (loss, losses by name)."""
+
+    def loss(params, batch):
+        out = model.apply(params, batch, train=True, rngs={'dropout': jax.random.key(1)})
+        return models.MODELS[name].loss_fn(out, batch, config)
+
+    return loss
+
+
+def default_loss(name):
+    return ConfigDict(models.MODELS[name].LOSS)
+
+
 def trimmed(batch, b):
     """Sample b alone, without padding."""
     n, w = LENGTHS[b], WORD_COUNTS[b]
     one = {k: v[b : b + 1] for k, v in batch.items()}
-    for key in ('video', 'video_mask', 'saliency'):
+    for key in ('video', 'video_mask', 'saliency', 'relevant'):
         one[key] = one[key][:, :n]
     for key in ('text', 'text_role'):
         one[key] = one[key][:, : 2 + w]
     return one
 
 
-@pytest.mark.parametrize('head', ['pyramid', 'detr'])
-def test_a_sample_does_not_depend_on_padding_or_batch_mates(head):
+@every_case
+def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
     batch = make_batch()
-    model, params = make(batch, head=head)
+    model, params = make(batch, name, **options)
 
     @jax.jit
     def run(batch):
         out = model.apply(params, batch, train=False)
-        windows, saliency = dualground.decode(out, batch)
-        return out, windows, saliency
+        return out, *models.MODELS[name].decode(out, batch)
 
     out, windows, saliency = run(batch)
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
     for b in range(len(LENGTHS)):
-        n, w = LENGTHS[b], WORD_COUNTS[b]
         alone, alone_windows, alone_saliency = run(trimmed(batch, b))
-        close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
-        close(saliency[b, :n], alone_saliency[0])
-        close(out['attention'][b, :n], alone['attention'][0])
-        close(out['phrase_attention'][b, :, : 2 + w], alone['phrase_attention'][0])
-        close(out['phrase_eos'][b], alone['phrase_eos'][0])
-        close(out['clips'][b, :n], alone['clips'][0])
-        if head == 'pyramid':
-            close(out['logits'][b][out['points_mask'][b]], alone['logits'][0])
-            close(out['offsets'][b][out['points_mask'][b]], alone['offsets'][0])
+        close(saliency[b, : LENGTHS[b]], alone_saliency[0])
+        for key, value in alone.items():
+            # Layers come before samples in what a decoder predicts; padding comes last.
+            row = out[key][:, b : b + 1] if key.startswith('pred_') else out[key][b : b + 1]
+            if key in ('logits', 'offsets'):
+                row = row[:, out['points_mask'][b]]
+            if key not in ('points', 'points_mask'):
+                close(row[tuple(slice(n) for n in value.shape)], value)
         found = windows[b][windows[b, :, 2] >= 0]
         # Rows of one clip can tie, and then come in any order.
         order = lambda w: w[np.lexsort((np.round(w[:, 0], 3), np.round(w[:, 2], 4)))]  # noqa: E731
         close(order(found), order(alone_windows[0]))
     assert (np.diff(windows[..., 2], axis=1) <= 0).all(), 'best first'
-    if head == 'pyramid':
+    if 'points' in out:
         assert [(w[:, 2] >= 0).sum() for w in windows] == [11 + 5 + 2, 7 + 3 + 1, 1, 4 + 2 + 1]
+
+
+@every_case
+def test_losses_do_not_depend_on_padding(name, options):
+    batch = make_batch()
+    longer = dict(batch)
+    rng = np.random.default_rng(3)
+    for keys, more in ((('video', 'video_mask', 'saliency', 'relevant'), 5),
+                       (('text', 'text_role'), 3)):
+        for key in keys:
+            ends = ((0, 0), (0, more), (0, 0))[: batch[key].ndim]
+            longer[key] = np.pad(batch[key], ends)
+            if batch[key].ndim == 3:
+                longer[key][:, -more:] = rng.normal(size=longer[key][:, -more:].shape)
+    model, params = make(batch, name, **options)
+    loss = jax.jit(loss_of(name, model, default_loss(name)))
+    (_, expected), (_, found) = loss(params, batch), loss(params, longer)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
 
 
 def test_reversed_batch_gives_reversed_output():
@@ -118,30 +169,34 @@ def test_reversed_batch_gives_reversed_output():
     np.testing.assert_allclose(run(batch), flipped[::-1], atol=1e-6)
 
 
+@every_model
 @pytest.mark.parametrize(
     'tokens, ignored, seen', [('eos', WORD, EOS), ('words', EOS, WORD)]
 )
-def test_a_role_that_is_off_is_not_seen(tokens, ignored, seen):
+def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
     batch = make_batch()
-    model, params = make(batch, tokens=tokens)
+    model, params = make(batch, name, tokens=tokens)
     run = jax.jit(lambda b: model.apply(params, b, train=False))
     out = run(batch)
     change = lambda role: np.float32(batch['text_role'] == role)[..., None]  # noqa: E731
     other = run({**batch, 'text': batch['text'] + change(ignored)})
-    for name in ('saliency', 'logits', 'offsets', 'attention'):
-        np.testing.assert_array_equal(out[name], other[name], err_msg=name)
+    for key, value in out.items():
+        # A model may hand out each token, with a mask of those that it sees.
+        seen_part = np.asarray(out['text_mask']) if key == 'text' else ...
+        np.testing.assert_array_equal(value[seen_part], other[key][seen_part], err_msg=key)
     other = run({**batch, 'text': batch['text'] * (1 - 2 * change(seen))})
     assert np.abs(out['saliency'] - other['saliency']).max() > 1e-4
-    if tokens == 'words':
+    if name == 'dualground' and tokens == 'words':
         assert not out['attention'].any()
-    else:
+    if name == 'dualground' and tokens == 'eos':
         assert not out['phrase_attention'].any()
 
 
-def test_negative_pairs_are_the_next_samples_queries():
+@pytest.mark.parametrize('name', ['dualground', 'flash_vtg', 'cg_detr'])
+def test_negative_pairs_are_the_next_samples_queries(name):
     batch = make_batch()
     batch['video_id'] = np.array([0, 1, 1, 2], np.int32)
-    model, params = make(batch)
+    model, params = make(batch, name)
     out = jax.jit(lambda b: model.apply(params, b, train=True))(batch)
     text = ('text', 'text_role')
     rolled = {k: np.roll(v, -1, 0) if k in text else v for k, v in batch.items()}
@@ -151,69 +206,86 @@ def test_negative_pairs_are_the_next_samples_queries():
     np.testing.assert_array_equal(out['real_neg'], [True, False, True, True])
 
 
+def test_saliency_token_of_one_clip_is_its_context():
+    """The clip differs from the mean clip by nothing; its gradient stays moderate."""
+    clips, prompts = jnp.ones((1, 1, 4)), jnp.eye(3, 4)
+
+    def token(clips, importance):
+        return cg_detr.saliency_token(
+            clips=clips, context=jnp.ones((1, 4)), importance=importance, prompts=prompts, used=2
+        )
+
+    np.testing.assert_array_equal(token(clips, jnp.zeros((1, 1))), np.ones((1, 4)))
+    np.testing.assert_allclose(
+        token(clips, jnp.full((1, 1), 0.3)), [[4 / 3, 4 / 3, 1, 1]], rtol=1e-6
+    )
+    grads = jax.jacobian(token)(clips, jnp.ones((1, 1)))
+    assert np.abs(grads).max() <= 1
+
+
 OPTIONS = [
-    dict(fusion='hadamard', slot_normalize='inputs', rpg_positions=False, across_phrases=True),
-    dict(fusion='gate', tokens='words', head='detr', dtype='bfloat16'),
-    dict(fusion='concat', tokens='eos', bins=4, dropout=0.1),
-    dict(paths='sentence'),
-    dict(paths='phrase', head='detr'),
+    ('dualground', dict(fusion='hadamard', slot_normalize='inputs', rpg_positions=False,
+                        across_phrases=True)),
+    ('dualground', dict(fusion='gate', tokens='words', head='detr', dtype='bfloat16')),
+    ('dualground', dict(fusion='concat', tokens='eos', bins=4, dropout=0.1)),
+    ('dualground', dict(paths='sentence')),
+    ('dualground', dict(paths='phrase', head='detr')),
+    ('flash_vtg', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
+    ('cg_detr', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
+    ('tr_detr', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
 ]
 
 
-@pytest.mark.parametrize('options', OPTIONS, ids=str)
-def test_loss_and_gradient_are_finite_on_awkward_samples(options):
+def parts_of(name, options):
+    """Names of the losses of a model."""
+    if name != 'dualground':
+        return set(models.MODELS[name].LOSS['weights'])
+    on_head = dict(pyramid={'cls', 'reg', 'label'}, detr={'span', 'giou', 'query_label'})
+    named = {'sal', 'saliency'} | on_head[options.get('head', 'pyramid')]
+    return named | (set() if options.get('paths') == 'sentence' else {'phrase', 'eos'})
+
+
+@pytest.mark.parametrize('name, options', OPTIONS, ids=str)
+def test_loss_and_gradient_are_finite_on_awkward_samples(name, options):
     """No words, one clip, no positive clip, all-equal saliency, no real negative pair at all."""
     batch = make_batch()
     batch['saliency'][:] = 0
     batch['pairs_mask'][:] = False
     batch['video_id'][:] = 0
-    config = qvh.get_config().loss
+    config = default_loss(name)
     if options.get('bins'):
         config.update(dict(regression='dfl', classification='quality'))
     if options.get('paths') == 'phrase':
         config.eos_form = 'margin'
-    model, params = make(batch, **options)
-
-    @jax.jit
-    def both(params, batch):
-        def loss(params):
-            rngs = {'dropout': jax.random.key(1)}
-            out = model.apply(params, batch, train=True, rngs=rngs)
-            return dualground.loss_fn(out, batch, config)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    ordinary = make_batch()
-    for samples in (batch, ordinary):
+    model, params = make(batch, name, **options)
+    both = jax.jit(jax.value_and_grad(loss_of(name, model, config), has_aux=True))
+    for samples in (batch, make_batch()):
         (loss, parts), grads = both(params, samples)
         assert np.isfinite(loss) and all(np.isfinite(v) for v in parts.values())
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert loss.dtype == jnp.float32
-    on_head = dict(pyramid={'cls', 'reg', 'label'}, detr={'span', 'giou', 'query_label'})
-    named = {'sal', 'saliency'} | on_head[options.get('head', 'pyramid')]
-    named |= set() if options.get('paths') == 'sentence' else {'phrase', 'eos'}
-    assert set(parts) == named
+    assert set(parts) == parts_of(name, options)
     np.testing.assert_allclose(
         loss, sum(config.weights[k] * v for k, v in parts.items()), rtol=1e-5
     )
 
 
-def test_every_parameter_gets_a_gradient():
+# A bias that is added to all logits of a softmax has no gradient; nor has what the first decoder
+# layer computes of its queries' contents, which are 0, or of their attention to equal values.
+NO_GRADIENT = r'(key|score|key_content|key_position)/bias|decoder/layer_0/self_(query|key)_.*|' + (
+    r'decoder/layer_0/self_value/kernel'
+)
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(name, options):
     batch = make_batch()
-    model, params = make(batch, across_phrases=True)
-
-    def loss(params):
-        out = model.apply(params, batch, train=True)
-        return dualground.loss_fn(out, batch, qvh.get_config().loss)[0]
-
-    grads = jax.jit(jax.grad(loss))(params)['params']
-    # A bias that is added to all logits of a softmax has none.
-    dead = [
-        jax.tree_util.keystr(path)
-        for path, g in jax.tree_util.tree_leaves_with_path(grads)
-        if np.abs(g).max() < 1e-9
-    ]
-    assert all("'key']['bias']" in name or "'score']['bias']" in name for name in dead), dead
+    model, params = make(batch, name, **options)
+    loss = loss_of(name, model, default_loss(name))
+    grads = jax.jit(jax.grad(lambda p: loss(p, batch)[0]))(params)['params']
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        where = '/'.join(key.key for key in path)
+        assert np.abs(g).max() > 1e-9 or re.search(f'({NO_GRADIENT})$', where), where
 
 
 @pytest.mark.parametrize(
@@ -229,7 +301,7 @@ def test_every_parameter_gets_a_gradient():
 )
 def test_bad_options_are_named(options, message):
     batch = make_batch()
-    model = dualground.Model(**{**TINY, **options})
+    model = tiny('dualground', **options)
 
     def trace():
         rngs = dict(params=jax.random.key(0), dropout=jax.random.key(0))
@@ -240,15 +312,21 @@ def test_bad_options_are_named(options, message):
         jax.eval_shape(trace)
 
 
-def test_names_all_lead_to_parameters():
-    batch = make_batch()
-    model = dualground.Model(**{**TINY, 'across_phrases': True})
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))['params']
+@every_model
+def test_names_all_lead_to_parameters(name):
+    # The longest chain of convolutions that has names is that of stride 256.
+    chain = dict(across_phrases=True, strides=(1, 256))
+    model = tiny(name, **{k: v for k, v in chain.items() if k in models.defaults(name)})
+    batch = {
+        k: np.zeros([256 if n == CLIPS else n for n in v.shape], v.dtype)
+        for k, v in make_batch().items()
+    }
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True))['params']
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    paths = {'/'.join(str(k.key) for k in path) for path, _ in leaves}
-    for name in dualground.TORCH_NAMES:
-        filled = name.replace('{}', '0')
-        assert any(p == filled or p.startswith(filled + '/') for p in paths), name
+    paths = ['/'.join(str(k.key) for k in path) for path, _ in leaves]
+    for ours in models.MODELS[name].TORCH_NAMES:
+        pattern = re.escape(ours).replace(r'\{\}', r'\d+') + '(/[a-z_]+)?'
+        assert any(re.fullmatch(pattern, path) for path in paths), ours
 
 
 def test_conversion_names_what_does_not_fit():

@@ -20,9 +20,19 @@ import optax
 import pytest
 from conftest import goldens_dir
 from ml_collections import ConfigDict
+from scipy import optimize
 
-from dualground_jax import convert, losses, spans, state
-from dualground_jax.models import cross_attention, dualground, highlight, layers, phrases
+from dualground_jax import convert, losses, matching, spans, state
+from dualground_jax.models import (
+    cg_detr,
+    cross_attention,
+    dualground,
+    highlight,
+    layers,
+    phrases,
+    torch_names,
+    tr_detr,
+)
 
 FOLDER = goldens_dir() / 'dualground_components'
 pytestmark = pytest.mark.skipif(
@@ -389,9 +399,8 @@ def test_eos_margin_is_over_matched_pairs():
     golden = Golden('loss_eos')
     mask = jnp.ones(len(golden.inputs['eos_slot']), bool)
     check_loss(
-        lambda x: losses.eos_margin(
-            phrase_eos=x['eos_slot'], eos=x['eos_emb'], mask=mask,
-            margin=float(golden.inputs['margin']),
+        lambda x: losses.cosine_margin(
+            x['eos_slot'], x['eos_emb'], mask=mask, margin=float(golden.inputs['margin'])
         ),
         golden.inputs,
         golden.out['matched_pairs'],
@@ -636,11 +645,254 @@ def test_every_component_is_covered():
     assert {path.stem for path in FOLDER.glob('*.npz')} == covered
 
 
+# Parts of CG-DETR ------------------------------------------------------------------------------
+
+
+def component(name):
+    """The arrays of a component golden."""
+    path = goldens_dir() / 'components' / f'{name}.npz'
+    if not path.is_file():
+        pytest.skip(f'no component golden {path}')
+    return dict(np.load(path))
+
+
+def test_moment_alignment():
+    """The reference's mean over clips counts padding; all else is as in ours."""
+    x = component('cgdetr_losses')
+    names = ('memory_moment', 'nmmemory_moment', 'sentence_txt', 'sentence_dummy', 'src_vid')
+    mask = x['video_mask'] > 0
+
+    def loss(y):
+        over = lambda mask: cg_detr.moment_alignment(  # noqa: E731
+            **dict(zip(('moment', 'non_moment', 'sentence', 'dummy_sentence', 'clips'),
+                       (y[name] for name in names))),
+            labels=x['relevant_clips'] > 0, mask=mask,
+        )
+        without_clips = over(np.zeros_like(mask))
+        return without_clips + (over(mask) - without_clips) * mask.mean()
+
+    check_loss(loss, x, x['loss_ms_align'], {k: x[f'grad_ms_align/{k}'] for k in names})
+
+
+def test_moment_alignment_is_finite_where_the_probability_saturates():
+    """Against torch's rule: logs cut at -100, and no gradient through p = 0 and p = 1."""
+    logits = np.float32([-1000, -90, -20, -3, 0, 3, 16, 20, 1000])
+    for label in (0.0, 1.0):
+        each = jax.vmap(jax.value_and_grad(cg_detr.saturating_cross_entropy), (0, None))
+        values, slopes = each(logits, jnp.float32(label))
+        with np.errstate(over='ignore', divide='ignore'):
+            p = np.float32(1) / (1 + np.exp(-logits))
+            expected = -np.maximum(np.log(p if label else 1 - p), -100)
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-8)
+        assert not np.asarray(slopes)[(p == 0) | (p == 1)].any()
+        usual = np.abs(logits) <= 16
+        np.testing.assert_allclose(slopes[usual], (p - label)[usual], rtol=1e-5, atol=1e-6)
+
+
+def test_attention_distillation():
+    """Over all columns, as the reference has it; ours leaves out padded words (model_test.py)."""
+    x = component('cgdetr_losses')
+    weights = 'cate_attn_weights'
+    check_loss(
+        lambda y: cg_detr.distillation(
+            similarity=x['moment2txt_similarity'], weights=y[weights],
+            column_mask=np.ones(x['txt_mask'].shape, bool), mask=x['relevant_clips'] > 0,
+        ),
+        x,
+        x['loss_distill'],
+        {weights: x[f'grad_distill/{weights}']},
+    )
+
+
+def test_overlap_of_dummies_and_prompts():
+    x = component('cgdetr_losses')
+    names = ('dummy_tokens', 'global_rep_tokens')
+    check_loss(
+        lambda y: sum(cg_detr.overlap(y[name]) for name in names),
+        x,
+        x['loss_orthogonal_dummy'],
+        {name: x[f'grad_orthogonal_dummy/{name}'] for name in names},
+    )
+    assert cg_detr.overlap(x['dummy_tokens'][:, :1]) == 0, 'a single dummy is like no other'
+
+
+def test_matching_of_moment_queries():
+    """Costs, the least total cost, the three losses and their gradients."""
+    x = component('hungarian_cgdetr')
+    names = dict(pred_logits='logits', pred_spans_cxw='spans')
+    targets, weights = x['target_spans_cxw'], dict(span=10.0, giou=1.0, label=4.0)
+    mask = np.arange(targets.shape[1]) < x['num_targets'][:, None]
+    foreground = jax.nn.softmax(x['pred_logits'])[..., 0]
+    for b, count in enumerate(x['num_targets']):
+        cost = matching.matching_cost(x['pred_spans_cxw'][b], foreground[b], targets[b], **weights)
+        expected = x[f'cost_matrix/s{b}']
+        assert_close(cost[:, :count], expected)
+        matched = np.asarray(matching.match(cost, mask[b]))[:count]
+        assert len(set(matched.tolist())) == count
+        np.testing.assert_allclose(
+            expected[matched, np.arange(count)].sum(),
+            expected[x[f'src_idx/s{b}'], x[f'tgt_idx/s{b}']].sum(),
+            rtol=TOLERANCE,
+        )
+
+    def parts(y):
+        return losses.set_prediction(
+            **{ours: y[theirs] for theirs, ours in names.items()},
+            target_spans=targets, targets_mask=mask, cost=weights,
+        )
+
+    expected = dict(span=x['loss_span'], giou=x['loss_giou'], query_label=x['loss_label'])
+    for name, value in parts(x).items():
+        np.testing.assert_allclose(value, expected[name], rtol=TOLERANCE, err_msg=name)
+    weigh = lambda y: 10 * y['span'] + y['giou'] + 4 * y['query_label']  # noqa: E731
+    check_loss(
+        lambda y: weigh(parts(y)), x, weigh(expected),
+        {name: x[f'grad_weighted_{name.removesuffix("_cxw")}'] for name in names},
+    )
+
+
+def test_cross_attention_to_nothing():
+    """One token whose keys are all masked, as the saliency token passes it."""
+    x = component('t2v_layer')
+    hidden = len(x['w/linear1.bias'])
+    module = cross_attention.CrossAttentionLayer(int(x['nhead']), hidden)
+    token, position = (np.swapaxes(x[name][:1], 0, 1) for name in ('src', 'pos'))
+    text = np.swapaxes(x['src'][int(x['video_length']) :], 0, 1)
+    inputs = token, position, text, text, np.zeros(text.shape[:2], bool)
+    params = reference_params(x, module, torch_names.CROSS_LAYER, *inputs, deterministic=True)
+    found, weights = module.apply(params, *inputs, deterministic=True)
+    assert_close(found, np.swapaxes(x['out_single_token_no_keys'], 0, 1))
+    assert not weights.any()
+
+
+# Parts of TR-DETR ------------------------------------------------------------------------------
+
+
+def reference_params(arrays, module, names, *inputs, **how):
+    """A component's weights as the parameters of `module`."""
+    weights = {k.removeprefix('w/'): v for k, v in arrays.items() if k.startswith('w/')}
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **how))
+    return {'params': convert.from_torch(weights, shapes['params'], names)}
+
+
+class RefinedSaliency(nn.Module):
+    """What the reference calls MR2HD."""
+
+    @nn.compact
+    def __call__(self, memory, clips, pred_logits, pred_spans, mask):
+        refined = tr_detr.MomentRefinement(name='moment_refinement')(
+            memory, clips, pred_logits, pred_spans, mask
+        )
+        return highlight.SaliencyHead(name='saliency_head')(refined)
+
+
+@pytest.mark.parametrize('padding', [0, 3])
+def test_moments_refine_saliency(padding):
+    """Moments that start before the video, end behind it, or are empty; with and without padding
+    of large values behind the clips."""
+    x = component('trdetr_mr2hd')
+    size, length, _ = x['memory'].shape
+    assert length == x['video_length']
+    pad = lambda y: np.pad(y, ((0, 0), (0, padding), (0, 0)), constant_values=9)  # noqa: E731
+    mask = np.arange(length + padding) < np.full((size, 1), length)
+    features, rest = (pad(x['memory']), pad(x['src_vid_ed'])), (x['pred_logits'], x['pred_spans'])
+    module = RefinedSaliency()
+    params = reference_params(x, module, tr_detr.TORCH_NAMES, *features, *rest, mask)
+
+    @jax.jit
+    def run(features):
+        scores = module.apply(params, *features, *rest, mask)
+        return scores[:, :length].sum(), scores
+
+    (_, scores), grads = jax.value_and_grad(run, has_aux=True)(features)
+    assert_close(scores[:, :length], x['saliency_refined'])
+    for found, name in zip(grads, ('memory', 'src_vid_ed'), strict=True):
+        assert_close(found[:, :length], x[f'grad_sum_{name}'], name=name)
+        assert not found[:, length:].any()
+
+    best = x['pred_spans'][np.arange(size), x['top_query']]
+    taken = jax.vmap(tr_detr.moment_clips, (0, 0, None))(best, features[1], length)
+    for b, (start, end) in enumerate(x['start_end'].astype(int)):
+        wanted = x['src_vid_ed'][b, start : end + 1]
+        assert len(wanted) == x['slice_python_len'][b]
+        np.testing.assert_array_equal(taken[b, : len(wanted)], wanted)
+        assert not taken[b, len(wanted) :].any()
+
+
+def test_fuser():
+    x = component('trdetr_fuser')
+    inputs = (x['vid'], x['vid_mask'] > 0, x['txt'], x['txt_mask'] > 0)
+    module, how = tr_detr.Fuser(), dict(deterministic=True)
+    names = convert.subtable(tr_detr.TORCH_NAMES, 'fuser', 'fuser')
+    params = reference_params(x, module, names, *inputs, **how)
+    assert_close(jax.jit(lambda *y: module.apply(params, *y, **how))(*inputs), x['out'])
+
+
+def test_video_text_alignment():
+    x = component('trdetr_losses')
+    everyone = jnp.ones(len(x['vtc_vid']), bool)
+    check_loss(
+        lambda y: tr_detr.video_text_alignment(videos=y['vid'], texts=y['txt'], mask=everyone),
+        {'vid': x['vtc_vid'], 'txt': x['vtc_txt']},
+        x['loss_vtc'],
+        {'vid': x['grad_vtc_vid'], 'txt': x['grad_vtc_txt']},
+    )
+
+
+def test_clip_text_alignment_is_over_valid_clips():
+    """The reference counts log 2 for each padded clip."""
+    x = component('trdetr_losses')
+    mask = x['ctc_vid_mask'] > 0
+    padded = 1 - mask.mean()
+    check_loss(
+        lambda y: tr_detr.clip_text_alignment(
+            clips=y['vid'], words=y['txt'], words_mask=x['ctc_txt_mask'] > 0,
+            relevant=x['ctc_pos_mask'] > 0, mask=mask,
+        ) * (1 - padded) + np.log(2) * padded,
+        {'vid': x['ctc_vid'], 'txt': x['ctc_txt']},
+        x['loss_ctc'],
+        {'vid': x['grad_ctc_vid'], 'txt': x['grad_ctc_txt']},
+    )
+
+
+def test_focal_labels_of_moment_queries():
+    """Targets that are the matched queries' own spans make the matching the golden's."""
+    x = component('trdetr_losses')
+    is_matched = x['label_matched']
+    size, queries = is_matched.shape
+    spans_of = np.random.default_rng(0).uniform(0.1, 0.9, (size, queries, 2)).astype(np.float32)
+    check_loss(
+        lambda y: losses.set_prediction(
+            logits=y['logits'], spans=spans_of, target_spans=spans_of, targets_mask=is_matched,
+            cost=dict(span=1.0, giou=0.0, label=0.0), label='focal',
+        )['query_label'],
+        {'logits': x['label_pred_logits']},
+        x['loss_label_focal'],
+        {'logits': x['grad_label']},
+    )
+
+
 # Whole models ---------------------------------------------------------------------------------
 #
 # Parity is with the reference on batches without padding and on single samples without padding.
 # Losses agree to 1e-5, gradients to 1e-4 of each parameter's scale.
 
+
+
+def queries_of_reference(out):
+    """The moment queries under the references' names: the last layer apart from the others."""
+    last, found = len(out['pred_logits']) - 1, {}
+    for name in ('pred_logits', 'pred_spans'):
+        found |= {f'aux_outputs.{i}.{name}': out[name][i] for i in range(last)}
+        found[name] = out[name][last]
+    return found
+
+
+# The places where padded words enter the references' losses, and not ours.
+AS_REFERENCE = dict(
+    cg_detr=lambda out: out | dict(column_mask=jnp.ones_like(out['column_mask'])),
+    tr_detr=lambda out: out | dict(text_mean=out['text'].mean(1)),
+)
 FORWARD = dict(
     flash_vtg=lambda out: dict(
         saliency_scores=out['saliency'],
@@ -653,11 +905,43 @@ FORWARD = dict(
         video_emb=out['clips'],
         query_emb=out['query'][:, None],
     ),
+    cg_detr=lambda out: dict(
+        queries_of_reference(out),
+        saliency_scores=out['saliency'],
+        t2vattnvalues=out['attention'],
+        saliency_scores_neg=out['saliency_neg'],
+        t2vattnvalues_neg=out['attention_neg'],
+        cate_attn_weights=out['text_attention'].mean((1, 2)),
+        memory_moment=out['moment'],
+        nmmemory_moment=out['non_moment'],
+        src_vid=out['moment_clips'],
+        sentence_txt=out['sentence'],
+        sentence_dummy=out['dummy_sentence'],
+        moment2txt_similarity=out['word_similarity'],
+        dummy_tokens=out['dummies'],
+        global_rep_tokens=out['prompts'],
+    ),
+    tr_detr=lambda out: dict(
+        queries_of_reference(out),
+        saliency_scores=out['saliency'],
+        src_vid_ed=out['clips'],
+        src_txt_ed=out['text'],
+        src_vid_cls_ed=out['clips_mean'],
+        src_txt_cls_ed=out['text_mean'],
+    ),
 )
 LOSSES = dict(
     flash_vtg=dict(
         reg='loss_reg', cls='loss_cls', sal='loss_sal', saliency='loss_saliency',
         label='loss_label',
+    ),
+    cg_detr=dict(
+        span='loss_span', giou='loss_giou', query_label='loss_label', saliency='loss_saliency',
+        align='loss_ms_align', distill='loss_distill', orthogonal='loss_orthogonal_dummy',
+    ),
+    tr_detr=dict(
+        span='loss_span', giou='loss_giou', query_label='loss_label', saliency='loss_saliency',
+        vtc='loss_VTC', ctc='loss_CTC',
     ),
 )
 models_found = pytest.mark.parametrize('folder', golden_models.folders())
@@ -665,6 +949,7 @@ models_found = pytest.mark.parametrize('folder', golden_models.folders())
 
 def loss_and_out(golden, params, batch):
     out = golden.model.apply(params, batch, train=True)
+    out = AS_REFERENCE.get(golden.name, dict)(out)
     loss, parts = golden.module.loss_fn(out, batch, golden.loss)
     return loss, (parts, out)
 
@@ -701,12 +986,13 @@ def test_training_batch(folder):
     # What gets no gradient there is not in the file.
     state = {k: stored.get(k, np.zeros_like(v)) for k, v in golden.state.items()}
     expected = {'params': golden.from_torch(state)}
-    # What is zero in exact arithmetic (softmax does not see key biases) is noise here and there.
+    # What is zero in exact arithmetic (softmax does not see key biases) is noise here and there;
+    # small differences of large terms carry less of it (theirs are so far from float64, too).
     noise = 1e-8 * np.sqrt(sum((np.float64(g) ** 2).sum() for g in stored.values()))
 
     def compare(path, found, wanted):
         scale = np.abs(wanted).max()
-        tolerance = noise if scale < noise else 1e-4 * scale
+        tolerance = noise if scale < noise else max(1e-4 * scale, noise / 10)
         np.testing.assert_allclose(
             found, wanted, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
         )
@@ -714,7 +1000,27 @@ def test_training_batch(folder):
     jax.tree.map_with_path(compare, grads, expected)
 
 
-EVALUATED = dict(flash_vtg=dict(prefix='trim', saliency='saliency_scores', windows='boundary'))
+def moment_windows(stored, duration):
+    """What the references make of the last layer's predictions for one sample, in any order."""
+    logits, (centre, width) = stored['pred_logits'][0], stored['pred_spans'][0].T
+    score = 1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))
+    return np.stack([(centre - width / 2) * duration, (centre + width / 2) * duration, score], 1)
+
+
+# Prefix of the stored single samples, and the windows [N, 3] that a sample's entries stand for.
+EVALUATED = dict(
+    flash_vtg=('trim', lambda stored, _: stored['boundary']),
+    cg_detr=('single_trim', moment_windows),
+    tr_detr=('single_trim', moment_windows),
+)
+
+
+def assert_same_rows(found, wanted, tolerance=1e-4):
+    """The same rows in any order: rows of almost equal scores swap places by rounding."""
+    assert found.shape == wanted.shape
+    distance = np.abs(found[:, None] - wanted) / (1 + np.abs(wanted))
+    rows, columns = optimize.linear_sum_assignment(distance.max(-1))
+    np.testing.assert_allclose(found[rows], wanted[columns], rtol=tolerance, atol=tolerance)
 
 
 @models_found
@@ -724,7 +1030,12 @@ def test_single_samples(folder):
     if not (golden.folder / 'outputs_eval.npz').is_file():
         pytest.skip('no evaluation outputs in this folder')
     expected = golden.arrays('outputs_eval.npz')
-    names = EVALUATED[golden.name]
+    prefix, windows_of = EVALUATED[golden.name]
+    # As in a batch: a sample's own scores may all be small differences of large terms.
+    scale = max(
+        np.abs(v).max() for k, v in expected.items()
+        if re.fullmatch(rf'{prefix}/s\d+/saliency_scores', k)
+    )
 
     @jax.jit
     def predict(batch):
@@ -736,17 +1047,21 @@ def test_single_samples(folder):
     for b in range(len(batch['video'])):
         one = golden_models.trimmed(batch, b)
         clips = one['video'].shape[1]
+        start = f'{prefix}/s{b}/'
+        stored = {k.removeprefix(start): v for k, v in expected.items() if k.startswith(start)}
         sample = jax.tree.map(lambda x: x[b : b + 1], together)  # noqa: B023
         for windows, saliency in (predict(one), sample):
-            name = f"{names['prefix']}/s{b}/{names['saliency']}"
-            assert_close(saliency[:, :clips], expected[name], name=name)
-            wanted = expected[f"{names['prefix']}/s{b}/{names['windows']}"]
+            assert_close(saliency[:, :clips], stored['saliency_scores'], scale, start)
             found = windows[0][windows[0, :, 2] >= 0]
-            assert found.shape == wanted.shape
             assert (np.diff(found[:, 2]) <= 0).all()
-            # Equal scores come in any order.
-            order = lambda w: w[np.lexsort((w[:, 0].round(3), w[:, 2].round(5)))]  # noqa: E731
-            np.testing.assert_allclose(order(found), order(wanted), rtol=1e-4, atol=1e-4)
+            assert_same_rows(found, windows_of(stored, one['duration'][0]))
+        # In the reference's own batch some samples come out as alone.
+        alone = 'pred_spans' in stored and np.allclose(
+            stored['pred_spans'][0], expected['pred_spans'][b], atol=1e-6
+        )
+        if alone:
+            found = np.concatenate([found[:, :2].clip(0, one['duration'][0]), found[:, 2:]], 1)
+            assert_same_rows(found, expected['decoded_windows_sorted'][b])
 
 
 def divergence(curves, comparable=1e-5):

@@ -34,8 +34,8 @@ class CrossAttentionLayer(nn.Module):
         Args:
           clips: float[B, T, D].
           position: float[B, T, D].
-          keys: float[B, K, D], dummies first, positions included. Where all are masked, or K is 0,
-            the update is the bias of the output projection.
+          keys: float[B, K, D], dummies first, positions included. Where all are masked the
+            update is the bias of the output projection.
           values: float[B, V, D], without positions.
           keys_mask: bool[B, K].
           deterministic: no dropout.

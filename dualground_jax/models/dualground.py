@@ -272,10 +272,8 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
         metrics['phrase'] = diversity(out['phrase_attention']) + diversity(
             out['slot_attention'][:, -1].mean(1)
         )
-        form = dict(infonce=losses.eos_info_nce, margin=losses.eos_margin)[config.eos_form]
-        metrics['eos'] = form(
-            phrase_eos=out['phrase_eos'], eos=out['eos'], mask=has_eos & out['has_words']
-        )
+        form = dict(infonce=losses.info_nce, margin=losses.cosine_margin)[config.eos_form]
+        metrics['eos'] = form(out['phrase_eos'], out['eos'], mask=has_eos & out['has_words'])
     on_head = pyramid.point_losses if 'points' in out else detr.set_losses
     metrics.update(on_head(out, batch, config))
     return sum(config.weights[name] * value for name, value in metrics.items()), metrics

@@ -1,4 +1,4 @@
-"""Highlight detection: the saliency head and losses of DualGround, FlashVTG and CG-DETR."""
+"""Highlight detection: the saliency head that all models share, and losses with negatives."""
 
 import flax.linen as nn
 import jax
@@ -9,18 +9,25 @@ from dualground_jax.models import layers
 
 
 class SaliencyHead(nn.Module):
-    """<W_1 f_t, W_2 g> / sqrt(D): how well each clip f_t goes with a summary g."""
+    """<W_1 f_t, W_2 g> / sqrt(D): how well each clip f_t goes with a summary g.
+
+    Without a summary (TR-DETR) a vector of ones stands for W_2 g.
+    """
 
     dtype: str = 'float32'
 
     @nn.compact
-    def __call__(self, clips: jax.Array, summary: jax.Array) -> jax.Array:
-        """Scores clips [B, T, D] by summary [B, D]: float32[B, T]."""
+    def __call__(self, clips: jax.Array, summary: jax.Array | None = None) -> jax.Array:
+        """Scores clips [B, T, D] by summary [B, D], or alone: float32[B, T]."""
         width = clips.shape[-1]
         dense = lambda name: nn.Dense(  # noqa: E731
             width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
         )
-        scores = jnp.einsum('btd,bd->bt', dense('clip')(clips), dense('video')(summary))
+        scores = dense('clip')(clips)
+        if summary is None:
+            scores = scores.sum(-1, dtype=jnp.float32)
+        else:
+            scores = jnp.einsum('btd,bd->bt', scores, dense('video')(summary))
         return scores.astype(jnp.float32) * width**-0.5
 
 

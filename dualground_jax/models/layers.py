@@ -170,7 +170,8 @@ class Attention(nn.Module):
             normalize=self.normalize,
         )
         dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        return dense('out', self.inits.out)(weighted_values(dropped, dense('value')(value))), weights
+        update = weighted_values(dropped, dense('value')(value))
+        return dense('out', self.inits.out)(update), weights
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,357 @@
+"""TR-DETR: moment retrieval and highlight detection help each other (arXiv 2401.02309).
+
+Follows the authors' code, mingyao1120/TR-DETR, in what it does to a single sample; numbers agree
+with it to rounding (tests/parity_test.py). Where padding acts there (means, the softmax over clips,
+the length that a span is relative to), the valid clips and words act here.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dualground_jax import convert, losses, spans
+from dualground_jax.models import cross_attention, detr, highlight, layers, text, torch_names
+
+# The `loss` section of its config.
+LOSS = dict(
+    detr.LOSS,
+    weights=dict(span=10.0, giou=1.0, query_label=4.0, saliency=1.0, vtc=0.3, ctc=0.5),
+    margin=0.2,
+    margin_weight=2.0,
+    detr_label='focal',
+)
+
+
+class Fuser(nn.Module):
+    """Context-query attention (VSLNet, arXiv 2004.13931): each clip takes up what the words say."""
+
+    dropout: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, clips, clips_mask, words, words_mask, *, deterministic: bool) -> jax.Array:
+        """Fuses clips [B, T, D] and words [B, L, D] under their masks: [B, T, D]."""
+        width = clips.shape[-1]
+        dense = lambda name: nn.Dense(  # noqa: E731
+            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+        )
+        score = lambda name: nn.Dense(  # noqa: E731
+            1, use_bias=False, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
+        )
+        # torch sees D inputs and D outputs in the shape of this vector.
+        scale = self.param(
+            'score_product', nn.initializers.variance_scaling(1.0, 'fan_out', 'uniform'), (1, width)
+        ).astype(self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        context, query = drop(clips), drop(words)
+        scores = score('score_clip')(context) + jnp.swapaxes(score('score_word')(query), 1, 2)
+        scores += jnp.einsum('btd,bld->btl', context * scale, query)
+        share = lambda mask, axis: layers.masked_softmax(scores, mask, axis).astype(  # noqa: E731
+            clips.dtype
+        )
+        over_words, over_clips = share(words_mask[:, None], 2), share(clips_mask[..., None], 1)
+        to_clips = jnp.einsum('btl,bld->btd', over_words, words)
+        through_words = jnp.einsum(
+            'btl,bld->btd', over_words, jnp.einsum('btl,btd->bld', over_clips, clips)
+        )
+        attended = dense('attended')(
+            jnp.concatenate([clips, to_clips, clips * to_clips, clips * through_words], -1)
+        )
+        shares = layers.masked_softmax(score('pooling')(words), words_mask[..., None], 1)
+        pooled = (shares.astype(words.dtype) * words).sum(1, keepdims=True)
+        pooled = jnp.broadcast_to(pooled, attended.shape)
+        return nn.relu(dense('joined')(jnp.concatenate([attended, pooled], -1)))
+
+
+class GRUCell(nn.RNNCellBase):
+    """torch's gated recurrent unit, whose every gate has two biases; flax's have one."""
+
+    features: int
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps state float32[B, features] and x [B, D] to the next state, twice."""
+        gates = lambda name, y: jnp.split(  # noqa: E731
+            nn.Dense(
+                3 * self.features, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
+            )(y).astype(jnp.float32),
+            3,
+            -1,
+        )
+        inputs, hidden = gates('input', x), gates('hidden', state)
+        reset, keep = (nn.sigmoid(a + b) for a, b in zip(inputs[:2], hidden[:2], strict=True))
+        state = (1 - keep) * nn.tanh(inputs[2] + reset * hidden[2]) + keep * state
+        return state, state
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape: tuple[int, ...]) -> jax.Array:
+        """Zeros float32[B, features] for inputs of shape [B, D]."""
+        return jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def moment_clips(span: jax.Array, clips: jax.Array, length: jax.Array) -> jax.Array:
+    """The clips from the first to the last one that a span touches, moved to the front.
+
+    The public code slices a Python sequence of the sample's clips, so that a start before the
+    video counts from its end: most such moments are empty (model.py: MR2HD).
+
+    Args:
+      span: float32[2], (centre, width) relative to the video. Carries no gradient.
+      clips: float[T, D].
+      length: int, the number of valid clips.
+
+    Returns:
+      [T, D], zeros behind the moment.
+    """
+    edges = jnp.floor(spans.spans_to_windows(span) * length).astype(jnp.int32) + jnp.array([0, 1])
+    start, stop = jnp.clip(jnp.where(edges < 0, edges + length, edges), 0, length)
+    index = jnp.arange(len(clips))
+    rows = jnp.take(clips, start + index, axis=0, mode='clip')
+    return jnp.where((index < stop - start)[:, None], rows, 0)
+
+
+class MomentRefinement(nn.Module):
+    """Raises clips by their likeness to the moment found, the last state of a GRU over it."""
+
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, memory, clips, pred_logits, pred_spans, mask) -> jax.Array:
+        """Multiplies each clip of memory by 1 + <state, clip>.
+
+        The recurrence goes on over zeros behind the moment, up to the length of the video.
+
+        Args:
+          memory: float[B, T, D].
+          clips: float[B, T, D], which are compared.
+          pred_logits: float32[B, N, 2], index 0 is foreground.
+          pred_spans: float32[B, N, 2], of which the most probable is taken.
+          mask: bool[B, T].
+
+        Returns:
+          [B, T, D].
+        """
+        length = mask.sum(-1)
+        best = jnp.argmax(jax.nn.softmax(pred_logits, -1)[..., 0], -1)
+        span = jnp.take_along_axis(pred_spans, best[:, None, None], 1)[:, 0]
+        state, _ = nn.RNN(GRUCell(clips.shape[-1], self.dtype, name='gru'))(
+            jax.vmap(moment_clips)(span, clips, length), seq_lengths=length, return_carry=True
+        )
+        likeness = jnp.einsum('bd,btd->bt', state, clips.astype(jnp.float32))
+        return memory * (1 + likeness)[..., None].astype(memory.dtype)
+
+
+class Model(nn.Module):
+    """TR-DETR. Fields are the `model` section of the config."""
+
+    width: int = 256
+    heads: int = 8
+    ffn: int = 1024
+    dropout: float = 0.1  # also of the fuser, where the public code has 0.1 whatever the rest has
+    input_dropout: float = 0.5
+    input_layers: int = 2
+    tokens: str = 'full'  # 'full', 'eos' or 'words'
+    enc_layers: int = 2  # of the cross-attention to the text and of the clips' encoder
+    dec_layers: int = 2
+    queries: int = 10
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
+        """Grounds each sample's query in its video.
+
+        Args:
+          batch: video float32[B, T, d_v], video_mask bool[B, T], text float32[B, L, d_t],
+            text_role int32[B, L].
+          train: dropout.
+
+        Returns:
+          A flat dict. saliency float32[B, T]; the predictions of `MomentDecoder`; clips [B, T, D]
+          and text [B, L, D], as projected, text_mask bool[B, L] and the means clips_mean and
+          text_mean [B, D], which the alignment losses compare; text_attention
+          float32[B, enc_layers, heads, T, L].
+        """
+        how = dict(deterministic=not train)
+        project = lambda name, x: layers.InputProjection(  # noqa: E731
+            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
+        )(x, **how)
+        common = dict(heads=self.heads, ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
+        element_dropout = dict(drop_path=False, **common)
+        mask, words_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
+        words = project('text_projection', batch['text'])
+        clips = project('video_projection', batch['video'])
+        position = layers.sine_position(mask, self.width).astype(self.dtype)
+        mean = lambda x, valid: losses.masked_mean(x, valid[..., None], axis=1)  # noqa: E731
+        out = dict(
+            clips=clips,
+            text=words,
+            text_mask=words_mask,
+            clips_mean=mean(clips, mask),
+            text_mean=mean(words, words_mask),
+        )
+
+        fused = Fuser(self.dropout, self.dtype, name='fuser')(clips, mask, words, words_mask, **how)
+        guided, out['text_attention'] = cross_attention.CrossAttention(
+            self.enc_layers,
+            projections=True,
+            inits=layers.XAVIER,
+            name='cross_attention',
+            **element_dropout,
+        )(fused, position, words, words, words_mask, **how)
+
+        # A first guess of the highlights says which clips count more in the same encoder's second
+        # pass; nothing supervises it but what follows.
+        encoder = layers.Encoder(
+            self.enc_layers, inits=layers.XAVIER, name='encoder', **element_dropout
+        )
+        saliency_head = highlight.SaliencyHead(self.dtype, name='saliency_head')
+        memory = encoder(guided, position, mask, **how)
+        shares = layers.masked_softmax(saliency_head(memory), mask)[..., None]
+        memory = encoder(memory + shares.astype(guided.dtype) * guided, position, mask, **how)
+        out |= detr.MomentDecoder(
+            self.queries, self.dec_layers, name='decoder', **element_dropout
+        )(memory, position, mask, **how)
+
+        # The moment found says in turn which clips are highlights.
+        refined = MomentRefinement(self.dtype, name='moment_refinement')(
+            memory, clips, out['pred_logits'][-1], out['pred_spans'][-1], mask
+        )
+        return out | dict(saliency=saliency_head(refined))
+
+
+def clip_text_alignment(*, clips, words, words_mask, relevant, mask, temperature=0.07) -> jax.Array:
+    """Cross entropy of which clips are relevant by their cosine with the text (CTCLoss.py).
+
+    Args:
+      clips: float[B, T, D].
+      words: float[B, L, D]; their directions are averaged, and the mean is not made unit again.
+      words_mask: bool[B, L].
+      relevant: bool[B, T].
+      mask: bool[B, T].
+      temperature: divides the similarity.
+    """
+    text_mean = losses.masked_mean(losses.unit(words), words_mask[..., None], axis=1)
+    similarity = jnp.einsum('btd,bd->bt', losses.unit(clips), text_mean)
+    loss = optax.sigmoid_binary_cross_entropy(similarity / temperature, relevant)
+    return losses.masked_mean(loss, mask)
+
+
+def video_text_alignment(*, videos, texts, mask, temperature=0.07) -> jax.Array:
+    """InfoNCE of whole videos and texts, both ways (VTCLoss.py).
+
+    Args:
+      videos: float[B, D].
+      texts: float[B, D].
+      mask: bool[B], samples that have a text.
+      temperature: divides the cosines.
+    """
+    how = dict(mask=mask, temperature=temperature)
+    return (losses.info_nce(texts, videos, **how) + losses.info_nce(videos, texts, **how)) / 2
+
+
+def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted sum of TR-DETR's losses (its model.py and train.py).
+
+    Args:
+      out: of `Model` with train=True.
+      batch: video_mask bool[B, T], saliency float32[B, T] (0..12), relevant bool[B, T], pos_clips
+        and neg_clips int32[B, 2], pairs_mask bool[B], spans float32[B, M, 2] and spans_mask
+        bool[B, M].
+      config: the `loss` section.
+
+    Returns:
+      (loss, every unweighted loss by name).
+    """
+    margin = losses.margin_ranking(
+        scores=out['saliency'],
+        pos_clips=batch['pos_clips'],
+        neg_clips=batch['neg_clips'],
+        mask=batch['pairs_mask'],
+        margin=config.margin,
+    )
+    rank = losses.rank_contrastive(
+        scores=out['saliency'], labels=batch['saliency'], mask=batch['video_mask']
+    )
+    metrics = dict(
+        saliency=config.margin_weight * margin + rank.mean(),
+        vtc=video_text_alignment(
+            videos=out['clips_mean'], texts=out['text_mean'], mask=out['text_mask'].any(-1)
+        ),
+        ctc=clip_text_alignment(
+            clips=out['clips'],
+            words=out['text'],
+            words_mask=out['text_mask'],
+            relevant=batch['relevant'],
+            mask=batch['video_mask'],
+        ),
+        **detr.set_losses(out, batch, config),
+    )
+    return sum(config.weights[name] * value for name, value in metrics.items()), metrics
+
+
+def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Windows float32[B, N, 3] and saliency float32[B, T]; see `detr.decode_moments`."""
+    return detr.decode_moments(out, batch['duration']), out['saliency']
+
+
+TORCH_NAMES = {
+    **torch_names.PROJECTIONS,
+    **convert.nest(
+        'fuser',
+        'fuser',
+        {
+            'score_clip/kernel': 'cq_attention.w4C',
+            'score_word/kernel': 'cq_attention.w4Q',
+            'score_product': 'cq_attention.w4mlu',
+            'attended': 'cq_attention.cqa_linear.conv1d',
+            'pooling': 'cq_concat.weighted_pool',
+            'joined': 'cq_concat.conv1d.conv1d',
+        },
+    ),
+    **convert.nest(
+        'cross_attention/layer_{}', 'transformer.t2v_encoder.layers.{}', torch_names.ENCODER_LAYER
+    ),
+    **convert.nest(
+        'encoder/layer_{}', 'transformer.encoder.layers.{}', torch_names.ENCODER_LAYER
+    ),
+    **convert.nest('decoder', '', torch_names.DECODER),
+    'saliency_head/clip': 'saliency_proj1',
+    **convert.nest(
+        'moment_refinement/gru',
+        'gru_extractor.gru',
+        {
+            'input/kernel': 'weight_ih_l0',
+            'input/bias': 'bias_ih_l0',
+            'hidden/kernel': 'weight_hh_l0',
+            'hidden/bias': 'bias_hh_l0',
+        },
+    ),
+}
+TORCH_UNUSED = torch_names.UNUSED
+
+# Field of `Model` -> name in the options of a public checkpoint.
+TORCH_OPTIONS = dict(
+    torch_names.OPTIONS,
+    enc_layers='enc_layers',
+    dec_layers='dec_layers',
+    queries='num_queries',
+)
+# Entry of its config's `loss` section -> name there.
+TORCH_LOSS = {
+    **torch_names.SET_LOSS,
+    'weights/saliency': 'lw_saliency',
+    'weights/vtc': 'VTC_loss_coef',
+    'weights/ctc': 'CTC_loss_coef',
+    'margin': 'saliency_margin',
+}
+
+
+def torch_fields(state) -> dict:
+    """Fields that follow from a state dict: none."""
+    return {}
