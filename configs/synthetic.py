@@ -21,11 +21,9 @@ def get_config(arg=None):
             max_tokens=27,  # 25 words
         )
     )
-    config.model.update(
-        dict(
-            width=64, heads=4, ffn=128, t2v_layers=2, enc_layers=1, context_layers=1,
-            mlp_layers=2, phrases=3, input_dropout=0.1,
-        )
+    common.resize(
+        config, width=64, heads=4, ffn=128, t2v_layers=2, enc_layers=1, dec_layers=2, dummies=3,
+        context_layers=1, mlp_layers=2, phrases=3, input_dropout=0.1,
     )
     config.optimizer.update(dict(learning_rate=1.5e-3, schedule='cosine', warmup_steps=50))
     config.train.update(dict(batch_size=32, epochs=8, eval_every=1))

@@ -1,0 +1,54 @@
+"""Configs: recipes of the public scripts, and that every key exists."""
+
+import pathlib
+
+import pytest
+
+from configs import charades, common, qvh, recipes, synthetic
+from dualground_jax.errors import ConfigError
+
+DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs/hyperparameters.md'
+
+
+def test_the_document_is_that_of_the_recipes():
+    assert DOCUMENT.read_text() == recipes.document(), 'python -m configs.recipes > the document'
+
+
+@pytest.mark.parametrize('key', recipes.RECIPES, ids='-'.join)
+def test_a_recipe_names_keys_that_its_model_has(key):
+    config = common.base('qvhighlights', dict(common.ARGUMENTS, model=key[0], features='iv2'))
+    for name in recipes.RECIPES[key].values:
+        node = config
+        for part in name.split('.'):
+            assert part in node, name
+            node = node[part]
+
+
+def test_values_reach_the_config():
+    config = qvh.get_config('model=cg_detr,features=sf_clip')
+    assert (config.seed, config.train.batch_size) == (2018, 32)
+    assert config.optimizer.learning_rate == 1e-4
+    assert (config.model.dummies, config.data.max_tokens, config.evaluate.nms) == (45, 32, 2.0)
+    config = charades.get_config('model=flash_vtg')
+    assert (config.model.kernel, config.loss.weights.sal, config.data.max_tokens) == (7, 0.01, 23)
+    # There is no public recipe for these features: that of the others serves.
+    config = qvh.get_config('model=tr_detr,features=iv2')
+    assert (config.seed, config.train.epochs, config.data.text_dim) == (2017, 200, 4096)
+
+
+def test_a_public_recipe_is_not_changed_by_another_model():
+    before = qvh.get_config().to_dict()
+    qvh.get_config('model=flash_vtg,runlocal')
+    synthetic.get_config('runlocal')
+    assert qvh.get_config().to_dict() == before
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('model=unknown', "unknown model 'unknown', known are: .*dualground"),
+    ('features=unknown', "unknown features 'unknown' for qvhighlights, known are: iv2, sf_clip"),
+    ('modell=dualground', "unknown config argument 'modell'"),
+    ('runlocal=2', "runlocal='2'"),
+])
+def test_mistakes_are_named(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        qvh.get_config(argument)
