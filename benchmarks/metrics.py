@@ -132,7 +132,8 @@ def peak():
 def main():
     folder = pathlib.Path(os.environ.get('GOLDENS_DIR')
                           or pathlib.Path(__file__).parents[1] / 'tests/goldens') / 'metrics'
-    paths = sys.argv[1:] or [folder / 'a_sample_val_preds.jsonl.gz', folder / 'gt_val.jsonl.gz']
+    stored = sorted(path for path in folder.glob('*.jsonl.gz') if not path.name.startswith('gt_'))
+    paths = sys.argv[1:] or [stored[0], folder / 'gt_val.jsonl.gz']
     small = [load_jsonl(path) for path in paths]
     ours, plain = evaluate(*small), plain_evaluate(*small)
     if odd := [name for name in plain if plain[name] != ours[name]]:

@@ -97,6 +97,12 @@ class GoldenModel:
         """A .json file of the folder."""
         return json.loads((self.folder / name).read_text())
 
+    def gradient_rounding(self):
+        """How far the README says that stored gradients are from float64, of their total norm."""
+        text = (self.folder / 'README.md').read_text()
+        found = re.search(r'gradient entries within ([0-9.e-]+) of the total gradient norm', text)
+        return float(found[1]) if found else 0.0
+
     def learning_rate(self):
         """What the README of the trajectory names."""
         text = (self.folder / 'trajectory/README.md').read_text()
