@@ -4,6 +4,8 @@ import os
 import pathlib
 import tempfile
 
+import pytest
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Unoptimised code compiles several times faster; sizes in the tests are tiny.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -16,6 +18,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
 _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of a file share a worker, where its runs are made once; each golden folder is apart."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, 'callspec') else {}
+        group = f'{item.path.name} {params.get("folder", "")}'
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def goldens_dir() -> pathlib.Path:

@@ -2,9 +2,10 @@
 
 A model file exports `Model`, a linen module with `apply(variables, batch, train=...) -> out`;
 `loss_fn(out, batch, config) -> (loss, metrics)` with `LOSS`, the defaults of its config;
-`decode(out, batch) -> (windows, saliency)`; and `TORCH_NAMES`, the name table of its reference
-checkpoint, with `TORCH_UNUSED`, patterns of the torch names that nothing reads. Nothing outside
-this package asks which model it has.
+and `decode(out, batch) -> (windows, saliency)`. For checkpoints of its public code it exports the
+name table `TORCH_NAMES`, `TORCH_UNUSED` (patterns of names that nothing reads), `TORCH_OPTIONS` and
+`TORCH_LOSS` (our fields' names among the stored options) and `torch_fields` (what follows from the
+weights alone). Nothing outside this package asks which model it has.
 
 Axes: B batch, T clips, L words, N phrases or moment queries, M target windows, D width, H heads,
 P points, d_v and d_t widths of the video and text features.

@@ -129,9 +129,7 @@ class Model(nn.Module):
           the results of `summaries`.
         """
         how = dict(deterministic=not train)
-        project = lambda name, x: layers.InputProjection(  # noqa: E731
-            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
-        )(x, **how)
+        project = layers.projector(self, deterministic=not train)
         types = self.param('token_types', nn.initializers.normal(0.02), (2, self.width))
         text_type, video_type = types.astype(self.dtype)
         mask, size = batch['video_mask'], len(batch['video_mask'])
@@ -381,12 +379,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     return sum(config.weights[name] * value for name, value in metrics.items()), metrics
 
 
-def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Windows float32[B, N, 3] and saliency float32[B, T]; see `detr.decode_moments`.
-
-    A span of width 1 covers batch['duration'], as in the public code (inference.py).
-    """
-    return detr.decode_moments(out, batch['duration']), out['saliency']
+decode = detr.decode
 
 
 def _summary_encoder(token: str, encoder: str) -> dict[str, str]:
@@ -435,8 +428,4 @@ TORCH_LOSS = {
     'margin': 'saliency_margin',
     'detr_background': 'eos_coef',
 }
-
-
-def torch_fields(state) -> dict:
-    """The options tell all."""
-    return {}
+torch_fields = torch_names.no_fields

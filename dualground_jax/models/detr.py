@@ -65,9 +65,7 @@ class DecoderLayer(nn.Module):
           ([B, N, D], cross-attention weights float32[B, heads, N, T]).
         """
         width = x.shape[-1]
-        dense = lambda name: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
-        )
+        dense = layers.dense_of(width, self.dtype, layers.xavier_uniform)
         drop = layers.residual_dropout(self.dropout, self.drop_path, deterministic)
         drop_weights = nn.Dropout(self.dropout, deterministic=deterministic)
 
@@ -193,6 +191,14 @@ def decode_moments(out: dict, seconds: jax.Array) -> jax.Array:
     windows = jnp.concatenate([bounds, score], -1)
     order = jnp.argsort(-score[..., 0], axis=1, stable=True)
     return jnp.take_along_axis(windows, order[..., None], 1)
+
+
+def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """Windows float32[B, N, 3] and saliency float32[B, T] of CG-DETR and TR-DETR.
+
+    A span of width 1 covers batch['duration'], as in the public code (inference.py).
+    """
+    return decode_moments(out, batch['duration']), out['saliency']
 
 
 def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:

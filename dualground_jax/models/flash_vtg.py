@@ -63,9 +63,7 @@ class Model(nn.Module):
           float32[B, layers, heads, T, dummies + L].
         """
         how = dict(deterministic=not train)
-        project = lambda name, x: layers.InputProjection(  # noqa: E731
-            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
-        )(x, **how)
+        project = layers.projector(self, deterministic=not train)
         types = self.param('token_types', nn.initializers.normal(0.02), (2, self.width))
         text_type, video_type = types.astype(self.dtype)
         mask, size = batch['video_mask'], len(batch['video_mask'])

@@ -20,9 +20,7 @@ class SaliencyHead(nn.Module):
     def __call__(self, clips: jax.Array, summary: jax.Array | None = None) -> jax.Array:
         """Scores clips [B, T, D] by summary [B, D], or alone: float32[B, T]."""
         width = clips.shape[-1]
-        dense = lambda name: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-        )
+        dense = layers.dense_of(width, self.dtype)
         scores = dense('clip')(clips)
         if summary is None:
             scores = scores.sum(-1, dtype=jnp.float32)

@@ -41,6 +41,11 @@ XAVIER = Init(packed_xavier, xavier_uniform, xavier_uniform)  # redrawn by CG-DE
 NORMAL = Init(normal, normal, normal)  # redrawn by FlashVTG (transformer.py)
 
 
+def dense_of(width: int, dtype: str, kernel_init: Callable = torch_uniform) -> Callable:
+    """Makes linear layers of one width by name: `dense('query')(x)`."""
+    return lambda name: nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
 def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
     """LayerNorm with torch's epsilon, and as exact: E[x^2] - E[x]^2 would lose digits."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
@@ -159,9 +164,7 @@ class Attention(nn.Module):
           (output [B, Q, D], weights float32[B, heads, Q, K] before dropout).
         """
         width = query.shape[-1]
-        dense = lambda name, init=self.inits.qkv: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=init, name=name
-        )
+        dense = dense_of(width, self.dtype, self.inits.qkv)
         weights = attention_weights(
             dense('query')(query),
             dense('key')(key),
@@ -171,7 +174,7 @@ class Attention(nn.Module):
         )
         dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
         update = weighted_values(dropped, dense('value')(value))
-        return dense('out', self.inits.out)(update), weights
+        return dense_of(width, self.dtype, self.inits.out)('out')(update), weights
 
 
 class FeedForward(nn.Module):
@@ -185,12 +188,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
         width = x.shape[-1]
-        dense = lambda features, name: nn.Dense(  # noqa: E731
-            features, dtype=self.dtype, kernel_init=self.kernel_init, name=name
-        )
-        x = nn.PReLU(negative_slope_init=0.25, name='activation')(dense(self.hidden, 'linear1')(x))
+        x = dense_of(self.hidden, self.dtype, self.kernel_init)('linear1')(x)
+        x = nn.PReLU(negative_slope_init=0.25, name='activation')(x)
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        return dense(width, 'linear2')(x)
+        return dense_of(width, self.dtype, self.kernel_init)('linear2')(x)
 
 
 class EncoderLayer(nn.Module):
@@ -258,9 +259,7 @@ class ProjectedAttention(nn.Module):
     @nn.compact
     def __call__(self, x, memory, mask=None, *, deterministic: bool):
         """Attends from x [B, Q, D] to memory [B, K, D]: ([B, Q, D], weights [B, H, Q, K])."""
-        dense = lambda name: nn.Dense(  # noqa: E731
-            x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform, name=name
-        )
+        dense = dense_of(x.shape[-1], self.dtype)
         update, weights = Attention(
             self.heads, self.dropout, self.normalize, self.dtype, name='attention'
         )(
@@ -328,6 +327,13 @@ class InputProjection(nn.Module):
             if i < self.layers - 1:
                 x = nn.relu(x)
         return x
+
+
+def projector(model: nn.Module, deterministic: bool) -> Callable:
+    """Projects inputs to a model's width, with its dropout, by name: `project('text', x)`."""
+    return lambda name, x: InputProjection(
+        model.width, model.input_layers, model.input_dropout, model.dtype, name=name
+    )(x, deterministic=deterministic)
 
 
 class MLP(nn.Module):

@@ -27,18 +27,16 @@ class RecurrentPhrases(nn.Module):
     def __call__(self, eos, words, words_mask, *, deterministic: bool):
         """Clusters words [B, L, D] under eos [B, D]: (phrases [B, N, D], weights [B, N, L])."""
         width = words.shape[-1]
-        dense = lambda features, name: nn.Dense(  # noqa: E731
-            features, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-        )
-        guide, key, score = dense(width, 'guide'), dense(width, 'key'), dense(1, 'score')
+        dense = layers.dense_of(width, self.dtype)
+        guide, key, score = dense('guide'), dense('key'), layers.dense_of(1, self.dtype)('score')
         scored = words
         if self.positions:
             scored = words + layers.sine_position(words_mask, width, normalize=False)
-        scored = dense(width, 'word')(scored.astype(words.dtype))
+        scored = dense('word')(scored.astype(words.dtype))
 
         phrase, phrases, attention = jnp.zeros_like(eos), [], []
         for n in range(self.phrases):
-            query = dense(width, f'query_{n}')(eos)
+            query = dense(f'query_{n}')(eos)
             guided = nn.relu(guide(jnp.concatenate([query, phrase], -1)))
             logits = score(jnp.tanh(scored + key(guided)[:, None]))[..., 0]
             weights = layers.masked_softmax(logits, words_mask)
@@ -143,9 +141,7 @@ class PhraseClipProduct(nn.Module):
     @nn.compact
     def __call__(self, phrases: jax.Array, clips: jax.Array) -> jax.Array:
         """Combines phrases [B, N, D] and clips [B, T, D] to [B, N, T, D]."""
-        dense = lambda name: nn.Dense(  # noqa: E731
-            clips.shape[-1], dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-        )
+        dense = layers.dense_of(clips.shape[-1], self.dtype)
         product = (
             nn.relu(dense('phrase')(phrases))[:, :, None] * nn.relu(dense('clip')(clips))[:, None]
         )
@@ -206,9 +202,7 @@ class PhrasePath(nn.Module):
             context = PhraseContextLayer(
                 self.heads, self.across_phrases, self.dropout, self.dtype, name=f'layer_{i}'
             )(context, clips_mask, deterministic=deterministic)
-        dense = lambda name: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-        )
+        dense = layers.dense_of(width, self.dtype)
         logits = jnp.einsum('bd,bnd->bn', dense('query')(phrase_eos), dense('key')(phrases))
         weights = layers.masked_softmax(logits * width**-0.5, None)
         summed = jnp.einsum('bn,bntd->btd', weights.astype(context.dtype), context)

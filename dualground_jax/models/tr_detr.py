@@ -33,9 +33,7 @@ class Fuser(nn.Module):
     def __call__(self, clips, clips_mask, words, words_mask, *, deterministic: bool) -> jax.Array:
         """Fuses clips [B, T, D] and words [B, L, D] under their masks: [B, T, D]."""
         width = clips.shape[-1]
-        dense = lambda name: nn.Dense(  # noqa: E731
-            width, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-        )
+        dense = layers.dense_of(width, self.dtype)
         score = lambda name: nn.Dense(  # noqa: E731
             1, use_bias=False, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
         )
@@ -178,9 +176,7 @@ class Model(nn.Module):
           float32[B, enc_layers, heads, T, L].
         """
         how = dict(deterministic=not train)
-        project = lambda name, x: layers.InputProjection(  # noqa: E731
-            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
-        )(x, **how)
+        project = layers.projector(self, deterministic=not train)
         common = dict(heads=self.heads, ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
         element_dropout = dict(drop_path=False, **common)
         mask, words_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
@@ -295,9 +291,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     return sum(config.weights[name] * value for name, value in metrics.items()), metrics
 
 
-def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Windows float32[B, N, 3] and saliency float32[B, T]; see `detr.decode_moments`."""
-    return detr.decode_moments(out, batch['duration']), out['saliency']
+decode = detr.decode
 
 
 TORCH_NAMES = {
@@ -350,8 +344,4 @@ TORCH_LOSS = {
     'weights/ctc': 'CTC_loss_coef',
     'margin': 'saliency_margin',
 }
-
-
-def torch_fields(state) -> dict:
-    """Fields that follow from a state dict: none."""
-    return {}
+torch_fields = torch_names.no_fields
