@@ -201,6 +201,9 @@ its model file. The script of each column stands below its table. All: AdamW on 
 weight decay 1e-4 unless listed, gradient clip 0.1, constant learning rate (the drops of the public
 schedulers come after the last epoch, or never).
 
+`evaluate.nms` above 1 means none. Where a model has no script for a release of features, that of
+another release of the same data set serves.
+
 Three things are otherwise than in PyTorch: biases start at zero (there: uniform within
 1 / sqrt(fan-in) for linear layers), saliency pairs are drawn anew each epoch (FlashVTG: once), and
 a sentence that is longer than `data.max_tokens` keeps its [EOS]."""

@@ -438,6 +438,10 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
                 'clip_length': clip_length, 'seed': seed, 'limit': limit,
                 'text_folder': text_folder, 'video_noise': video_noise, 'eos_noise': eos_noise}
     paths = {split: pathlib.Path(path).resolve() for split, path in annotations.items()}
+    for split, path in paths.items():
+        if not path.is_file():
+            raise UserError(f'{path}: no annotation file of split {split!r} (data.annotations; '
+                            'annotations=FOLDER after the config names the folder)')
     sources = {split: {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
                for split, path in paths.items()}
     record = {'version': VERSION, **settings, 'annotations': sources}

@@ -22,6 +22,7 @@ config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
 score.define_flags()
+flags.adopt_module_key_flags(score)  # in --help
 
 
 def load_config(values):
@@ -48,6 +49,8 @@ def run(values, files) -> None:
         from dualground_jax import torch_checkpoint
 
         return torch_checkpoint.run(values)
+    if bool(values.video_features) != bool(values.query_features):
+        raise ConfigError('one video and query need both --video_features and --query_features')
     if values.mode in ('train', 'evaluate', 'predict') and not values.workdir:
         raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
     config = load_config(values)

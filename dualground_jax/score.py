@@ -14,7 +14,7 @@ from dualground_jax import metrics, nms, rows
 from dualground_jax.errors import UserError
 
 # Words of a query, as in the paper: (0, 10], (10, 15], (15, 20], (20, inf).
-QUERY_LENGTHS = {'0-10': (0, 10), '10-15': (10, 15), '15-20': (15, 20), '>20': (20, np.inf)}
+QUERY_LENGTHS = {'1-10': (0, 10), '11-15': (10, 15), '16-20': (15, 20), '>20': (20, np.inf)}
 WINDOW_METRICS = [
     *((f'MR-R1@{key}', 'MR-R1', key) for key in metrics.BRIEF_R1), ('MR-mAP', 'MR-mAP', 'average'),
     *((f'MR-mAP@{key}', 'MR-mAP', key) for key in metrics.BRIEF_AP), ('MR-mIoU', 'MR-mIoU', None)]

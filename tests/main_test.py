@@ -175,6 +175,12 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
         (['--mode=trian', f'--config={CONFIG}'], ['trian', 'train', 'evaluate', 'predict']),
         (['--mode=evaluate'], ['no checkpoint']),
         (['--mode=train'], ['needs --config']),
+        (['--mode=predict', '--video_features=a.npz'], ['--query_features']),
+        (['--mode=predict', '--query_features=a.npz'], ['--video_features']),
+        (
+            ['--mode=simulate', '--config=configs/qvh.py:annotations=nowhere'],
+            ['nowhere', 'no annotation file', 'data.annotations'],
+        ),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, expected, cli_error):

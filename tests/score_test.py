@@ -186,7 +186,7 @@ def test_bins_of_query_length_are_open_below():
     predictions = [dict(qid=i, pred_relevant_windows=[[0, 10, 1] if i % 2 == 0 else [50, 60, 1]])
                    for i in range(len(counts))]
     found = score.by_query_length(predictions[::-1], annotations, 'qvhighlights')
-    assert list(found) == ['0-10', '10-15', '15-20', '>20']
+    assert list(found) == ['1-10', '11-15', '16-20', '>20']
     for brief in found.values():
         assert brief['queries'] == 2 and brief['MR-full-R1@0.5'] == 50.0
         assert 'MR-long-mAP' not in brief
