@@ -54,10 +54,11 @@ def test_training_figure_of_little(rows, tmp_path):
         dict(query='long ' * 60),
     ],
 )
-def test_grounding_figure_of_little(change, tmp_path):
+def test_grounding_figure_of_little(change, tmp_path, monkeypatch):
+    # Global state, such as a display: importing it fails from here on.
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
     plots.plot_grounding({**EXAMPLE, **change}, tmp_path / 'a.png')
     assert is_png(tmp_path / 'a.png')
-    assert 'matplotlib.pyplot' not in sys.modules
 
 
 def test_a_failed_drawing_leaves_no_file(tmp_path):
