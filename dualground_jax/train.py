@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data_pipelines import datasets, pipeline
 from dualground_jax import evaluate, metrics, models
 from dualground_jax import state as state_lib
-from dualground_jax.errors import UserError
+from dualground_jax.errors import ConfigError, UserError
 
 
 class TrainingError(UserError):
@@ -128,6 +128,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       DataError: bad annotations or features; raised before anything is compiled.
       CheckpointError: the workdir holds a run of another model.
       TrainingError: a loss is not finite.
+      ConfigError: a batch of no size, or one that the mesh cannot split.
     """
     # ---- Data: everything is read and checked before any device time is spent ----------------
     split_name = config.evaluate.split
@@ -140,6 +141,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 f'split {split.name!r}: a record has no relevant_windows; training needs them'
             )
     batch_size = config.train.batch_size
+    if batch_size < 1:
+        raise ConfigError(f'train.batch_size={batch_size}: expected 1 or more')
     steps_per_epoch = max(len(train_split.records) // batch_size, 1)
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
