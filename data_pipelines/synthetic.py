@@ -23,6 +23,7 @@ import tempfile
 import numpy as np
 
 from data_pipelines import datasets
+from data_pipelines.tokens import TEXT_LAYOUTS
 from dualground_jax.errors import UserError
 
 VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
@@ -57,7 +58,8 @@ STOP_WORDS = frozenset("""
     is it its me my of off on onto or our out over she so some than that the their them then there
     these they this those through to too under up us was we were what when where which while who
     will with you your""".split())
-PROMPT_ROWS = {'clip': 1, 'llama': 4}  # text layout -> rows before the words; [EOS] comes last
+# Text layout -> rows before the words, for those in which [EOS] comes last.
+PROMPT_ROWS = {name: layout.start for name, layout in TEXT_LAYOUTS.items() if layout.has_eos}
 STANDIN_EOS_RANK = 32
 
 

@@ -132,6 +132,11 @@ def test_bad_data_is_named(damage, world, cli_error):
         assert part in message
 
 
+def test_a_batch_of_no_size_is_named(world, cli_error):
+    config = f'--config={REPO}/tests/folder_config.py:{world}'
+    assert 'train.batch_size=0' in cli_error(config, '--config.train.batch_size=0')
+
+
 def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
     first_video(world).unlink()
     rewrite(world / 'train.jsonl', lambda r: r[2].update(query=''))
