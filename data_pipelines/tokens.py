@@ -1,6 +1,9 @@
-"""What each row of a query's features is: start-of-text, a word, or the sentence token [EOS]."""
+"""What each row of a query's features is: start-of-text, a word, punctuation, or [EOS]."""
 
 import dataclasses
+import functools
+import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,8 +12,9 @@ from dualground_jax.errors import DataError
 NORM_EPSILON = 1e-5  # as in the references; keeps rows of zeros finite
 
 # MEAN is a row of ours where a release has no sentence token: the mean of the words.
-PADDING, START, WORD, EOS, MEAN = range(5)
-ROLES = ('padding', 'start', 'word', '[EOS]', 'mean')
+# Models treat punctuation as words; the last three are keys that a model adds to the tokens.
+PADDING, START, WORD, EOS, MEAN, PUNCTUATION, DUMMY, PHRASE, P_EOS = range(9)
+ROLES = ('padding', 'start', 'words', 'eos', 'mean', 'punctuation', 'dummies', 'phrases', 'p_eos')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +84,66 @@ def label_tokens(rows: np.ndarray, layout: TextLayout, max_tokens: int, *,
         roles = np.append(roles, np.int32(MEAN))
     kept = np.delete(np.arange(len(text)), slice(max_tokens - 1, -1))
     return text[kept], roles[kept]
+
+
+@functools.lru_cache(maxsize=1)
+def tokenizer(name: str) -> Callable[[str], list[str]]:
+    """Splits sentences as the text encoder did: sentence -> tokens, without special ones.
+
+    Args:
+        name: folder or hub name of a Hugging Face tokenizer.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    import transformers
+
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DataError(f'--tokenizer={name} cannot be loaded: {error}') from error
+    return lambda sentence: [
+        found.decode([i]).strip() for i in found(sentence, add_special_tokens=False)['input_ids']]
+
+
+def word_strings(sentence: str, count: int, name: str = '') -> list[str] | None:
+    """The text behind each word row of a query.
+
+    Args:
+        sentence: the query.
+        count: word rows; a long query may have lost its last ones.
+        name: of the encoder's tokenizer. Without one, rows are taken for the sentence's words, or
+            for its words and marks, whichever are `count`.
+
+    Returns:
+        `count` strings, or None where it cannot be told.
+
+    Raises:
+        DataError: the tokenizer cannot be loaded.
+    """
+    if name:
+        found = tokenizer(name)(sentence)
+        return found[:count] if len(found) >= count else None
+    for found in (re.findall(r'\w+|[^\w\s]', sentence), re.findall(r'\w+', sentence),
+                  sentence.split()):
+        if len(found) == count:
+            return found
+    return None
+
+
+def mark_punctuation(roles: np.ndarray, strings: list[str] | None) -> np.ndarray:
+    """Tells punctuation from words, where the text behind the rows is known.
+
+    Args:
+        roles: int32[L].
+        strings: of the rows with role WORD, in order, or None.
+
+    Returns:
+        int32[L].
+    """
+    roles = roles.copy()
+    if strings is not None:
+        marks = [not any(c.isalnum() for c in string) for string in strings]
+        rows = np.flatnonzero(roles == WORD)
+        roles[rows[marks]] = PUNCTUATION
+    return roles

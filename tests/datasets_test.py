@@ -112,8 +112,8 @@ def test_text_similarity(tmp_path):
     assert len(blocks) == 2
     assert_parts(blocks[0][0], 'qid 1', 'a dog runs')
     assert_parts(blocks[0][1], 'qid1.npz', '6 rows', '2 of them padding', "'clip'")
-    assert [line.split()[1] for line in blocks[0][3:]] == ['start', 'word', 'word', '[EOS]']
-    assert [line.split()[1] for line in blocks[1][3:]] == ['start', 'word', '[EOS]']
+    assert [line.split()[1] for line in blocks[0][3:]] == ['start', 'words', 'words', 'eos']
+    assert [line.split()[1] for line in blocks[1][3:]] == ['start', 'words', 'eos']
     cells = [line.split('|') for line in blocks[1][3:]]
     assert float(cells[0][0].split()[2]) == 1  # start-of-text is that of the first query
     a, b = second[1], second[2]

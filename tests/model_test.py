@@ -1,6 +1,9 @@
 """What holds for every model, and what DualGround's options do, at tiny sizes."""
 
+import functools
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +103,34 @@ def default_loss(name):
     return ConfigDict(models.MODELS[name].LOSS)
 
 
+class Programs(NamedTuple):
+    """What the tests of a tiny model share, as compiling it takes most of their time.
+
+    Attributes:
+      predict: batch -> (what the model puts out without `train`, windows, saliency).
+      loss: batch -> (loss, losses by name).
+      loss_and_grads: batch -> (what `loss` gives, gradients by the parameters of `make`).
+    """
+
+    predict: Callable
+    loss: Callable
+    loss_and_grads: Callable
+
+
+@functools.cache
+def compiled(name='dualground', **options):
+    """The programs of `tiny(name, **options)`; each is compiled once per shape of a batch."""
+    model, params = make(make_batch(), name, **options)
+    loss = loss_of(name, model, default_loss(name))
+
+    def predict(params, batch):
+        out = model.apply(params, batch, train=False)
+        return out, *models.MODELS[name].decode(out, batch)
+
+    functions = predict, loss, jax.value_and_grad(loss, has_aux=True)
+    return Programs(*(functools.partial(jax.jit(f), params) for f in functions))
+
+
 def trimmed(batch, b):
     """Sample b alone, without padding."""
     n, w = LENGTHS[b], WORD_COUNTS[b]
@@ -114,13 +145,7 @@ def trimmed(batch, b):
 @every_case
 def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
     batch = make_batch()
-    model, params = make(batch, name, **options)
-
-    @jax.jit
-    def run(batch):
-        out = model.apply(params, batch, train=False)
-        return out, *models.MODELS[name].decode(out, batch)
-
+    run = compiled(name, **options).predict
     out, windows, saliency = run(batch)
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
     for b in range(len(LENGTHS)):
@@ -154,17 +179,15 @@ def test_losses_do_not_depend_on_padding(name, options):
             longer[key] = np.pad(batch[key], ends)
             if batch[key].ndim == 3:
                 longer[key][:, -more:] = rng.normal(size=longer[key][:, -more:].shape)
-    model, params = make(batch, name, **options)
-    loss = jax.jit(loss_of(name, model, default_loss(name)))
-    (_, expected), (_, found) = loss(params, batch), loss(params, longer)
+    programs = compiled(name, **options)
+    ((_, expected), _), (_, found) = programs.loss_and_grads(batch), programs.loss(longer)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
 
 
 def test_reversed_batch_gives_reversed_output():
     batch = make_batch()
-    model, params = make(batch)
-    run = jax.jit(lambda b: model.apply(params, b, train=False)['saliency'])
+    run = lambda b: compiled().predict(b)[0]['saliency']  # noqa: E731
     flipped = run({k: v[::-1] for k, v in batch.items()})
     np.testing.assert_allclose(run(batch), flipped[::-1], atol=1e-6)
 
@@ -175,8 +198,7 @@ def test_reversed_batch_gives_reversed_output():
 )
 def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
     batch = make_batch()
-    model, params = make(batch, name, tokens=tokens)
-    run = jax.jit(lambda b: model.apply(params, b, train=False))
+    run = lambda b: compiled(name, tokens=tokens).predict(b)[0]  # noqa: E731
     out = run(batch)
     change = lambda role: np.float32(batch['text_role'] == role)[..., None]  # noqa: E731
     other = run({**batch, 'text': batch['text'] + change(ignored)})
@@ -200,7 +222,7 @@ def test_negative_pairs_are_the_next_samples_queries(name):
     out = jax.jit(lambda b: model.apply(params, b, train=True))(batch)
     text = ('text', 'text_role')
     rolled = {k: np.roll(v, -1, 0) if k in text else v for k, v in batch.items()}
-    expected = jax.jit(lambda b: model.apply(params, b, train=False))(rolled)
+    expected, *_ = compiled(name).predict(rolled)
     np.testing.assert_allclose(out['saliency_neg'], expected['saliency'], atol=1e-5)
     np.testing.assert_allclose(out['attention_neg'], expected['attention'], atol=1e-5)
     np.testing.assert_array_equal(out['real_neg'], [True, False, True, True])
@@ -279,11 +301,8 @@ NO_GRADIENT = r'(key|score|key_content|key_position)/bias|decoder/layer_0/self_(
 
 @every_case
 def test_every_parameter_gets_a_gradient(name, options):
-    batch = make_batch()
-    model, params = make(batch, name, **options)
-    loss = loss_of(name, model, default_loss(name))
-    grads = jax.jit(jax.grad(lambda p: loss(p, batch)[0]))(params)['params']
-    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+    _, grads = compiled(name, **options).loss_and_grads(make_batch())
+    for path, g in jax.tree_util.tree_leaves_with_path(grads['params']):
         where = '/'.join(key.key for key in path)
         assert np.abs(g).max() > 1e-9 or re.search(f'({NO_GRADIENT})$', where), where
 

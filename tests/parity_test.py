@@ -913,7 +913,7 @@ FORWARD = dict(
         t2vattnvalues=out['attention'],
         saliency_scores_neg=out['saliency_neg'],
         t2vattnvalues_neg=out['attention_neg'],
-        cate_attn_weights=out['text_attention'].mean((1, 2)),
+        cate_attn_weights=out['attn'].mean((1, 2)),
         memory_moment=out['moment'],
         nmmemory_moment=out['non_moment'],
         src_vid=out['moment_clips'],
@@ -968,8 +968,8 @@ def expected_losses(golden, individual):
 def test_training_batch(folder):
     """Outputs and every loss on a batch without padding."""
     golden = golden_models.golden_model(folder)
-    run = jax.jit(lambda p, b: loss_and_out(golden, p, b))
-    loss, (parts, out) = run(golden.params, golden.train_batch)
+    step = loss_and_grads(folder, 'float32')
+    (loss, (parts, out)), _ = step(golden.params, golden.train_batch)
     expected = golden.arrays('full/outputs_train.npz')
     for name, value in FORWARD[golden.name](out).items():
         seen = np.isfinite(expected[name])
@@ -1059,10 +1059,13 @@ def double_precision(monkeypatch):
 
 @functools.cache
 def loss_and_grads(folder, dtype):
-    """Compiled once for the tests of a folder: (params, batch) -> (loss, gradients)."""
+    """Compiled once for the tests of a folder.
+
+    (params, batch) -> ((loss, (losses by name, what the model puts out)), gradients).
+    """
     golden = copy.copy(golden_models.golden_model(folder))
     golden.model = golden.model.clone(dtype=dtype)
-    return jax.jit(jax.value_and_grad(lambda p, b: loss_and_out(golden, p, b)[0]))
+    return jax.jit(jax.value_and_grad(lambda p, b: loss_and_out(golden, p, b), has_aux=True))
 
 
 def float32_gradients(folder, moves=3):
@@ -1149,7 +1152,7 @@ def train_on_trajectory(golden, step, convert_tree=lambda tree: tree):
     params, found = convert_tree(golden.params), []
     opt_state = tx.init(params)
     for i in range(steps):
-        loss, grads = step(params, batches[i % count])
+        (loss, _), grads = step(params, batches[i % count])
         params, opt_state = update(params, opt_state, grads)
         found.append(float(loss))
     return np.array(found)

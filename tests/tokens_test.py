@@ -25,8 +25,9 @@ def padded(rows, n):
 def test_layouts_and_names():
     found = {name: (layout.start, layout.has_eos) for name, layout in tokens.TEXT_LAYOUTS.items()}
     assert found == {'clip': (1, True), 'llama': (4, True), 'words': (0, False)}
-    names = {PADDING: 'padding', START: 'start', WORD: 'word', EOS: '[EOS]', MEAN: 'mean'}
-    assert dict(enumerate(tokens.ROLES)) == names
+    names = {PADDING: 'padding', START: 'start', WORD: 'words', EOS: 'eos', MEAN: 'mean'}
+    assert dict(enumerate(tokens.ROLES)).items() >= names.items()
+    assert len(tokens.ROLES) == tokens.P_EOS + 1
     assert PADDING == 0  # what batches are filled up with
 
 
@@ -111,3 +112,41 @@ def test_only_padding(layout):
     message = refusal(tokens.label_tokens, np.zeros((3, 4)), layout, 9, normalize=True)
     assert_parts(message, '0 rows', f'at least {N_START[layout] + 1}')
     assert tokens.token_roles(np.zeros((3, 4)), layout).tolist() == [PADDING] * 3
+
+
+# The text behind the rows
+
+
+@pytest.mark.parametrize('sentence, count, expected', [
+    ('A man, a dog.', 6, ['A', 'man', ',', 'a', 'dog', '.']),
+    ('A man, a dog.', 4, ['A', 'man', 'a', 'dog']),
+    ("it's 9-year-old", 2, ["it's", '9-year-old']),
+    ('A man, a dog.', 5, None),
+    ('', 0, []),
+])
+def test_word_strings_by_their_number(sentence, count, expected):
+    assert tokens.word_strings(sentence, count) == expected
+
+
+def test_word_strings_of_a_tokenizer(tmp_path):
+    import tokenizers
+    import transformers
+
+    vocabulary = {word: i for i, word in enumerate(['[UNK]', 'a', 'do', '##g', ',', 'red'])}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]')
+    built = tokenizers.Tokenizer(model)
+    built.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=built).save_pretrained(tmp_path)
+    strings = tokens.word_strings('a red, dog', 5, str(tmp_path))
+    assert strings[:4] == ['a', 'red', ',', 'do'] and strings[4].endswith('g')
+    # A long query has lost its last rows; more rows than tokens cannot be explained.
+    assert tokens.word_strings('a red, dog', 3, str(tmp_path)) == ['a', 'red', ',']
+    assert tokens.word_strings('a red, dog', 6, str(tmp_path)) is None
+
+
+def test_punctuation_gets_its_role():
+    roles = np.array([START, WORD, WORD, WORD, EOS, PADDING], np.int32)
+    found = tokens.mark_punctuation(roles, ['dog', '...', "'s"])
+    assert found.tolist() == [START, WORD, tokens.PUNCTUATION, WORD, EOS, PADDING]
+    assert found.dtype == np.int32 and roles[2] == WORD
+    assert tokens.mark_punctuation(roles, None).tolist() == roles.tolist()

@@ -7,6 +7,10 @@ name table `TORCH_NAMES`, `TORCH_UNUSED` (patterns of names that nothing reads),
 `TORCH_LOSS` (our fields' names among the stored options) and `torch_fields` (what follows from the
 weights alone). Nothing outside this package asks which model it has.
 
+`out` is a flat dict. Its `attn` float32[B, layers, heads, T, K] is what clips take from each key,
+and `attn_roles` int32[B, K] what each key is (numbers of `data_pipelines.tokens`): the analysis
+reads these.
+
 Axes: B batch, T clips, L words, N phrases or moment queries, M target windows, D width, H heads,
 P points, d_v and d_t widths of the video and text features.
 """

@@ -122,8 +122,8 @@ class Model(nn.Module):
 
         Returns:
           A flat dict. saliency float32[B, T]; attention float32[B, T], the weight of the text at
-          each clip, mean over heads and layers; text_attention
-          float32[B, layers, heads, T, dummies + L]; the predictions of `MomentDecoder`. With
+          each clip, mean over heads and layers; attn float32[B, layers, heads, T, dummies + L] and
+          attn_roles int32[B, dummies + L]; the predictions of `MomentDecoder`. With
           `train` also saliency_neg, attention_neg, real_neg bool[B], dummies [B, dummies, D],
           prompts [P, D], column_mask bool[B, dummies + L] (which dummies and tokens are there) and
           the results of `summaries`.
@@ -154,9 +154,10 @@ class Model(nn.Module):
         out = dict(
             saliency=highlight.SaliencyHead(self.dtype, name='saliency_head')(memory, summary),
             attention=attention[..., self.dummies :].sum(-1).mean((1, 2)),
-            text_attention=attention,
+            attn=attention,
         )
         out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
+        out['attn_roles'] = text.key_roles(batch, tokens_mask, self.dummies)
         if train:
             out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
             out.update(dummies=dummies, prompts=prompts, column_mask=columns)
@@ -369,7 +370,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
         ),
         distill=distillation(
             similarity=out['word_similarity'],
-            weights=out['text_attention'].mean((1, 2)),
+            weights=out['attn'].mean((1, 2)),
             column_mask=out['column_mask'],
             mask=relevant,
         ),

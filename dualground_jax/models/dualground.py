@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from data_pipelines import tokens
 from dualground_jax import convert, losses
 from dualground_jax.errors import ConfigError
 from dualground_jax.models import (
@@ -112,9 +113,11 @@ class Model(nn.Module):
           each clip, mean over heads and layers; with `train` both also with the suffix _neg and
           real_neg bool[B]; the head's predictions (`PyramidHead` or `MomentDecoder`); clips
           [B, T, D] and eos [B, D], the features that the alignment losses compare; eos_mask and
-          has_words bool[B]; and, where the path exists, the attention maps sentence_attention
+          has_words bool[B]; attn float32[B, layers, heads, T, K] and attn_roles int32[B, K], see
+          `attention_map`; and, where the path exists, sentence_attention
           [B, layers, heads, T, dummies + 1], phrase_attention [B, N, L], slot_attention
-          [B, layers, heads, N, L], phrase_weights [B, N], phrase_energy [B, N, T].
+          [B, layers, heads, N, L], phrase_weights [B, N], phrase_energy [B, N, T], summary_energy
+          [B, T].
         """
         if self.paths not in ('both', 'sentence', 'phrase'):
             raise ConfigError(
@@ -145,6 +148,7 @@ class Model(nn.Module):
 
         scores = tuple(name for name in ('saliency', 'attention') if train and name in out)
         out = highlight.split_negatives(out, size, scores)
+        out['attn'], out['attn_roles'] = self.attention_map(out, batch)
         out.update(self.find_moments(joined[:size], position, mask, how))
         return out
 
@@ -205,18 +209,55 @@ class Model(nn.Module):
             out['sentence_attention'] = attention
             out['attention'] = attention[..., -1].mean((1, 2))
         if self.paths != 'sentence':
-            phrase, out['phrase_weights'], out['phrase_energy'] = phrases.PhrasePath(
+            phrase, of_phrases = phrases.PhrasePath(
                 heads=self.heads,
                 context_layers=self.context_layers,
                 across_phrases=self.across_phrases,
                 name='phrase_path',
                 **self.common,
             )(sentence['phrases'], sentence['phrase_eos'], clips, masks, **how)
+            out.update(of_phrases)
             fused.append(phrase)
         out['clips'] = fused[0]
         if len(fused) == 1:
             return fused[0]
         return Fusion(self.fusion, self.dtype, name='fusion')(*fused)
+
+    @nn.nowrap
+    def attention_map(self, out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """What clips take from the dummies, [EOS], the words, the phrases and P_EOS (Z).
+
+        The sentence path has layers and heads, and its weights of dummies and [EOS] sum to one. The
+        phrase path has neither: its series are the same in each. A phrase answers a clip by its
+        energy, P_EOS by that of the weighted sum, and a word by the energy of the phrases times its
+        share in them and theirs in the sum.
+
+        Returns:
+          (float32[B, layers, heads, T, K], roles int32[B, K]); K is dummies + 1 of the sentence
+          path, then N + 1 + L of the phrase path, where they are on; padding comes last.
+        """
+        words_mask, _, eos_mask = text.split_roles(batch, self.tokens)
+        maps, roles = [], []
+        if self.paths != 'phrase':
+            maps.append(out['sentence_attention'])
+            sentence = jnp.where(text.is_sentence(batch), batch['text_role'], tokens.PADDING).max(1)
+            sentence = jnp.where(eos_mask, sentence, tokens.PADDING)
+            roles.append(jnp.pad(sentence[:, None], ((0, 0), (self.dummies, 0)),
+                                 constant_values=tokens.DUMMY))
+        if self.paths != 'sentence':
+            energy = out['phrase_energy']
+            shares = out['phrase_weights'][..., None] * out['slot_attention'][:, -1].mean(1)
+            series = jnp.concatenate(
+                [energy.swapaxes(1, 2), out['summary_energy'][..., None],
+                 jnp.einsum('bnt,bnl->btl', energy, shares)], -1)[:, None, None]
+            like = maps[0].shape[1:3] if maps else (1, 1)
+            maps.append(jnp.broadcast_to(series, (len(series), *like, *series.shape[3:])))
+            added = jnp.array([tokens.PHRASE] * energy.shape[1] + [tokens.P_EOS])
+            roles += [jnp.where(words_mask.any(1)[:, None], added, tokens.PADDING),
+                      text.key_roles(batch, words_mask)]
+        weights, roles = jnp.concatenate(maps, -1), jnp.concatenate(roles, 1)
+        is_there = (roles != tokens.PADDING)[:, None, None, None]
+        return jnp.where(is_there, weights, 0.0), roles
 
     @nn.nowrap
     def find_moments(self, clips, position, mask, how) -> dict[str, jax.Array]:

@@ -59,8 +59,8 @@ class Model(nn.Module):
           A flat dict. saliency float32[B, T]; attention float32[B, T], the weight of the text at
           each clip, mean over heads and layers; with `train` both also with the suffix _neg and
           real_neg bool[B]; the predictions of `PyramidHead`; clips [B, T, D] and query [B, D], the
-          features that the alignment loss compares; text_attention
-          float32[B, layers, heads, T, dummies + L].
+          features that the alignment loss compares; attn float32[B, layers, heads, T, dummies + L]
+          and attn_roles int32[B, dummies + L].
         """
         how = dict(deterministic=not train)
         project = layers.projector(self, deterministic=not train)
@@ -68,6 +68,7 @@ class Model(nn.Module):
         text_type, video_type = types.astype(self.dtype)
         mask, size = batch['video_mask'], len(batch['video_mask'])
         tokens_mask = text.token_mask(batch, self.tokens)
+        roles = text.key_roles(batch, tokens_mask, self.dummies)
         tokens = project('text_projection', batch['text']) + text_type
         clips = project('video_projection', batch['video']) + video_type
         position = layers.sine_position(mask, self.width).astype(self.dtype)
@@ -99,13 +100,13 @@ class Model(nn.Module):
                 clips, losses.masked_mean(clips, masks[..., None], axis=1)
             ),
             attention=attention[..., self.dummies :].sum(-1).mean((1, 2)),
-            text_attention=attention,
+            attn=attention,
         )
         out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
         if train:
             out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
         # The head rectifies the clips, and the alignment loss sees them so.
-        out.update(clips=nn.relu(clips[:size]), query=query)
+        out.update(clips=nn.relu(clips[:size]), query=query, attn_roles=roles)
         return out | pyramid.PyramidHead(
             strides=tuple(self.strides),
             kernel=self.kernel,

@@ -191,11 +191,12 @@ class PhrasePath(nn.Module):
         """Maps phrases [B, N, D], phrase_eos [B, D] and clips [B, T, D] to V_p.
 
         Returns:
-          (V_p [B, T, D], weights float32[B, N] of the phrases, energy float32[B, N, T]: norm of
-          each phrase's context at each clip).
+          (V_p [B, T, D], a dict: phrase_weights float32[B, N]; phrase_energy float32[B, N, T], norm
+          of each phrase's context at each clip; summary_energy float32[B, T], of their weighted
+          sum). Norms are taken before the temporal layers, which end in a normalisation.
         """
         width = clips.shape[-1]
-        context = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
+        context = matched = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
         position = layers.sine_position(clips_mask, width, normalize=False)
         context = context + position[:, None].astype(context.dtype)
         for i in range(self.context_layers):
@@ -205,5 +206,10 @@ class PhrasePath(nn.Module):
         dense = layers.dense_of(width, self.dtype)
         logits = jnp.einsum('bd,bnd->bn', dense('query')(phrase_eos), dense('key')(phrases))
         weights = layers.masked_softmax(logits * width**-0.5, None)
-        summed = jnp.einsum('bn,bntd->btd', weights.astype(context.dtype), context)
-        return summed, weights, jnp.linalg.norm(context.astype(jnp.float32), axis=-1)
+        weighted = lambda x: jnp.einsum('bn,bntd->btd', weights.astype(x.dtype), x)  # noqa: E731
+        energy = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)  # noqa: E731
+        return weighted(context), dict(
+            phrase_weights=weights,
+            phrase_energy=energy(matched),
+            summary_energy=energy(weighted(matched)),
+        )

@@ -6,11 +6,13 @@
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.tokens import EOS, MEAN, START, WORD
+from data_pipelines.tokens import DUMMY, EOS, MEAN, PADDING, PUNCTUATION, START, WORD
 from dualground_jax.errors import ConfigError
 
 # A release without [EOS] has the words' mean in its place, which only those see who ask for [EOS].
-_SEEN = {'full': (START, WORD, EOS), 'eos': (EOS, MEAN), 'words': (WORD,)}
+_WORDS = (WORD, PUNCTUATION)
+_SENTENCE = (EOS, MEAN)
+_SEEN = {'full': (START, *_WORDS, EOS), 'eos': _SENTENCE, 'words': _WORDS}
 
 
 def check_tokens(tokens: str) -> None:
@@ -29,6 +31,11 @@ def token_mask(batch: dict, tokens: str) -> jax.Array:
     return jnp.isin(batch['text_role'], jnp.array(_SEEN[tokens]))
 
 
+def is_sentence(batch: dict) -> jax.Array:
+    """Which token stands for the whole sentence: bool[B, L]."""
+    return jnp.isin(batch['text_role'], jnp.array(_SENTENCE))
+
+
 def split_roles(batch: dict, tokens: str) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The words and the sentence token, apart.
 
@@ -44,7 +51,22 @@ def split_roles(batch: dict, tokens: str) -> tuple[jax.Array, jax.Array, jax.Arr
     """
     check_tokens(tokens)
     role = batch['text_role']
-    words_mask = (role == WORD) & (tokens != 'eos')
-    is_eos = ((role == EOS) | (role == MEAN)) & (tokens != 'words')
+    words_mask = jnp.isin(role, jnp.array(_WORDS)) & (tokens != 'eos')
+    is_eos = is_sentence(batch) & (tokens != 'words')
     eos = jnp.where(is_eos[..., None], batch['text'], 0).sum(1)
     return words_mask, eos, is_eos.any(1)
+
+
+def key_roles(batch: dict, seen: jax.Array, dummies: int = 0) -> jax.Array:
+    """Roles of attention's keys: first the dummies, then the tokens.
+
+    Args:
+      batch: text_role int[B, L].
+      seen: bool[B, L]; what is not seen counts as padding.
+      dummies: how many there are.
+
+    Returns:
+      int[B, dummies + L].
+    """
+    roles = jnp.where(seen, batch['text_role'], PADDING)
+    return jnp.pad(roles, ((0, 0), (dummies, 0)), constant_values=DUMMY)

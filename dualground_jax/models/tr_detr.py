@@ -172,8 +172,8 @@ class Model(nn.Module):
         Returns:
           A flat dict. saliency float32[B, T]; the predictions of `MomentDecoder`; clips [B, T, D]
           and text [B, L, D], as projected, text_mask bool[B, L] and the means clips_mean and
-          text_mean [B, D], which the alignment losses compare; text_attention
-          float32[B, enc_layers, heads, T, L].
+          text_mean [B, D], which the alignment losses compare; attn
+          float32[B, enc_layers, heads, T, L] and attn_roles int32[B, L].
         """
         how = dict(deterministic=not train)
         project = layers.projector(self, deterministic=not train)
@@ -190,10 +190,11 @@ class Model(nn.Module):
             text_mask=words_mask,
             clips_mean=mean(clips, mask),
             text_mean=mean(words, words_mask),
+            attn_roles=text.key_roles(batch, words_mask),
         )
 
         fused = Fuser(self.dropout, self.dtype, name='fuser')(clips, mask, words, words_mask, **how)
-        guided, out['text_attention'] = cross_attention.CrossAttention(
+        guided, out['attn'] = cross_attention.CrossAttention(
             self.enc_layers,
             projections=True,
             inits=layers.XAVIER,
