@@ -39,8 +39,14 @@ def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) ->
     return spans.nms(windows, section.nms, section.nms_kind)
 
 
-def make_predict_step(config: ConfigDict, mesh: Mesh) -> Callable:
-    """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T])."""
+def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None = None) -> Callable:
+    """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T]).
+
+    Args:
+      config: whole config.
+      mesh: batches are split over it.
+      observe: (out, batch) -> what is returned as a third result.
+    """
     model = models.build(config.model)
     decode = models.MODELS[config.model.name].decode
 
@@ -48,7 +54,8 @@ def make_predict_step(config: ConfigDict, mesh: Mesh) -> Callable:
         out = model.apply({'params': params}, batch, train=False)
         windows, saliency = decode(out, batch)
         windows = postprocess(windows, batch['duration'], config.evaluate)
-        return windows[:, :MAX_WINDOWS], saliency
+        found = windows[:, :MAX_WINDOWS], saliency
+        return found if observe is None else (*found, observe(out, batch))
 
     replicated, split = state_lib.shardings(mesh)
     return jax.jit(predict_step, in_shardings=(replicated, split), out_shardings=replicated)
@@ -79,12 +86,20 @@ def predict_split(
     _, sharding = state_lib.shardings(mesh)
     rows = []
     for batch in pipeline.eval_batches(split, config.data, batch_size=config.evaluate.batch_size):
-        index = batch['index']
         windows, saliency = jax.device_get(predict_step(params, jax.device_put(batch, sharding)))
-        for i in np.flatnonzero(index >= 0):
-            n_clips = len(split.saliency[index[i]])
-            rows.append(prediction(split.records[index[i]], windows[i], saliency[i, :n_clips]))
+        rows += batch_predictions(split, batch['index'], windows, saliency)
     return rows
+
+
+def batch_predictions(
+    split: datasets.Split, index: np.ndarray, windows: np.ndarray, saliency: np.ndarray
+) -> list[dict]:
+    """Rows of a submission for a batch's records; index int[B] is -1 where it is empty."""
+    return [
+        prediction(split.records[i], found, scores[: len(split.saliency[i])])
+        for i, found, scores in zip(index, windows, saliency, strict=True)
+        if i >= 0
+    ]
 
 
 def ground_truth(split: datasets.Split) -> list[dict]:
