@@ -21,13 +21,35 @@ SHOWN_PREDICTIONS = 4
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes a PNG; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
+    write(figure, {path: dict(format='png', dpi=150, facecolor='white')})
+
+
+def write(figure: Figure, pictures: dict) -> None:
+    """Writes a figure to several files; they appear whole, or none does if one can't be drawn.
+
+    Args:
+      pictures: path -> options of `Figure.savefig`, the format among them.
+    """
+    paths = [pathlib.Path(path) for path in pictures]
+    temporaries = [path.with_name(f'.{path.name}.tmp') for path in paths]
     try:
-        figure.savefig(temporary, format='png', dpi=150, facecolor='white')
-        os.replace(temporary, path)
+        for temporary, options in zip(temporaries, pictures.values(), strict=True):
+            figure.savefig(temporary, **options)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def titled_figure(width: float, height: float, title: str) -> Figure:
+    """Returns an empty figure of that many inches, as much higher as its wrapped title needs."""
+    lines = textwrap.wrap(title, round(12 * width))
+    size = (width, height + 0.17 * max(len(lines) - 1, 0))
+    figure = Figure(figsize=size, layout='constrained')
+    # Sentences may hold dollar signs, which are no formulas.
+    figure.suptitle('\n'.join(lines), fontsize=10, parse_math=False)
+    return figure
 
 
 def _plain(axes) -> None:
@@ -88,46 +110,75 @@ def grounding_figure(example: dict) -> Figure:
         labels, T annotated saliencies or None; windows, true [start, end]; predictions, [start,
         end, score] best first.
     """
-    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    figure = titled_figure(9, 3.4, f'“{example["query"]}”')
     bars, curve = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.1))
-    title = '\n'.join(textwrap.wrap(f'“{example["query"]}”', 100))
-    figure.suptitle(title, fontsize=10)
-
-    bars.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6)
-    for start, end in example['windows']:
-        bars.barh(0, end - start, left=start, height=0.7, color=GREEN)
-        curve.axvspan(start, end, color=GREEN, alpha=0.15, lw=0)
-    for rank, (start, end, score) in enumerate(example['predictions'][:SHOWN_PREDICTIONS], 1):
-        bars.barh(
-            -rank, end - start, left=start, height=0.7, color=BLUE, alpha=0.25 + 0.75 * score
-        )
-        bars.annotate(
-            f'{score:.2f}', (end, -rank), xytext=(3, 0), textcoords='offset points', fontsize=7,
-            va='center',
-        )
-    bars.set_yticks([0, -1], ['true', 'found'])
-
-    length = example['clip_length']
-    centres = (np.arange(len(example['saliency'])) + 0.5) * length
-    if example['labels'] is not None:
-        scale = curve.twinx()
-        scale.bar(centres, example['labels'], width=0.9 * length, color=ORANGE, alpha=0.35)
-        scale.set_ylim(0, 12)
-        scale.set_ylabel('annotators (0–12)', fontsize=7, color=ORANGE)
-        scale.spines[['top']].set_visible(False)
-        scale.tick_params(labelsize=7)
-    curve.plot(centres, example['saliency'], color=BLUE, lw=1.4, marker='.', ms=3)
-    curve.set_ylabel('predicted saliency', fontsize=7, color=BLUE)
-    curve.set_xlabel(f'time in {example["vid"]}', fontsize=8)
-    curve.set_xlim(0, example['duration'])
-    if example['duration'] > 90:
-        minutes = FuncFormatter(lambda t, _: f'{int(t // 60)}:{int(t % 60):02d}')
-        curve.xaxis.set_major_formatter(minutes)
-    else:
-        curve.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:g} s'))
+    draw_windows(bars, example)
+    shade_windows(curve, example)
+    draw_saliency(curve, example, ORANGE)
+    label_time(curve, example)
     for axes in (bars, curve):
         _plain(axes)
     return figure
+
+
+def draw_windows(axes, example: dict) -> None:
+    """Draws a row of true windows, and below it a row for each of the best predicted ones."""
+    axes.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6)
+    for start, end in example['windows']:
+        axes.barh(0, end - start, left=start, height=0.7, color=GREEN)
+    for rank, (start, end, score) in enumerate(example['predictions'][:SHOWN_PREDICTIONS], 1):
+        axes.barh(
+            -rank, end - start, left=start, height=0.7, color=(BLUE, 0.25 + 0.75 * score),
+            edgecolor=BLUE, lw=0.6,
+        )
+        axes.annotate(
+            f'{score:.2f}', (end, -rank), xytext=(3, 0), textcoords='offset points', fontsize=7,
+            va='center',
+        )
+    axes.set_yticks([0, -1], ['true', 'found'])
+
+
+def shade_windows(axes, example: dict) -> None:
+    """Shades the true windows behind what is drawn over time."""
+    for start, end in example['windows']:
+        axes.axvspan(start, end, color=GREEN, alpha=0.15, lw=0)
+
+
+def draw_saliency(axes, example: dict, bar_colour: str) -> None:
+    """Draws the predicted saliency, and the annotated one as bars on a scale of its own."""
+    length = example['clip_length']
+    centres = clip_centres(example['saliency'], length)
+    if example['labels'] is not None:
+        scale = axes.twinx()
+        scale.bar(
+            centres, example['labels'], width=0.9 * length, color=(bar_colour, 0.35),
+            edgecolor=bar_colour, lw=0.4,
+        )
+        scale.set_ylim(0, 12)
+        scale.set_yticks([0, 4, 8, 12])
+        scale.set_ylabel('annotators (0–12): bars', fontsize=7)
+        scale.spines[['top']].set_visible(False)
+        scale.tick_params(labelsize=7)
+        axes.set_zorder(scale.get_zorder() + 1)  # the line in front of the bars
+        axes.patch.set_visible(False)
+    axes.plot(centres, example['saliency'], color=BLUE, lw=1.4, marker='.', ms=3)
+    axes.set_ylabel('predicted saliency: line', fontsize=7)
+
+
+def clip_centres(values, clip_length: float):
+    """Returns float[T], the seconds at the middle of each of T clips."""
+    return (np.arange(len(values)) + 0.5) * clip_length
+
+
+def label_time(axes, example: dict) -> None:
+    """Lets the horizontal axis span the video, in seconds or in minutes."""
+    axes.set_xlabel(f'time in {example["vid"]}', fontsize=8, parse_math=False)
+    axes.set_xlim(0, example['duration'])
+    if example['duration'] > 90:
+        minutes = FuncFormatter(lambda t, _: f'{int(t // 60)}:{int(t % 60):02d}')
+        axes.xaxis.set_major_formatter(minutes)
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:g} s'))
 
 
 def plot_training(rows, path, selection: tuple[str, ...], split: str) -> None:
