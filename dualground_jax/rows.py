@@ -63,15 +63,16 @@ def _parse_line(line, path, number):
 
 def write_jsonl(path, rows):
     """Writes one JSON object a line; the file appears whole or not at all."""
-    _write(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def write_json(path, value):
     """Writes one JSON value, indented; the file appears whole or not at all."""
-    _write(path, json.dumps(value, indent=2) + '\n')
+    write_text(path, json.dumps(value, indent=2) + '\n')
 
 
-def _write(path, text):
+def write_text(path, text):
+    """Writes a text; the file appears whole or not at all."""
     path = pathlib.Path(path)
     temporary = path.with_name(f'.{path.name}.tmp')
     try:

@@ -248,18 +248,23 @@ def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
         )
 
 
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def write_results(config, folder, progress, parameters, rows, val_split) -> None:
     """Writes results.json and the pictures of a finished run."""
     from dualground_jax import plots  # imports matplotlib
 
-    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     result = dict(
         model=config.model.name,
         seed=config.seed,
         best_step=progress['best_step'],
         steps_per_second=round(progress['steps_per_second'], 3),
         parameters=parameters,
-        versions={name: importlib.metadata.version(name) for name in names},
+        versions=versions(),
         **progress['best_metrics'],
     )
     evaluate.write_json(folder / 'results.json', result)

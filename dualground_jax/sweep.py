@@ -1,0 +1,329 @@
+"""Mode `sweep`: trains every combination of config values, one after the other, and tabulates them.
+
+A sweep is `key=value,value,...` with a dotted key of the config. Each combination is a run of its
+own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any run.
+"""
+
+import itertools
+import json
+import math
+import pathlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from dualground_jax import cli, rows
+from dualground_jax.errors import ConfigError, UserError
+
+SEED = 'seed'  # the key that a mean is taken over
+MAIN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-Hit1')
+_BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
+
+
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+# Type of the config's value -> what reads one, what it expects.
+_KINDS = {
+    bool: (lambda text: _BOOLEANS[text.lower()], 'true or false'),
+    int: (int, 'a whole number'),
+    float: (_finite, 'a finite number'),
+    str: (str, 'text'),
+}
+
+
+def define_flags():
+    """Defines the flag of the mode; the caller parses it."""
+    flags.DEFINE_multi_string('sweep', [], 'sweep: key=value,value,... with a key of the config; '
+                              'given several times: all combinations')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One combination.
+
+    Attributes:
+        values: key -> value, in the order of the flags.
+        workdir: of the run.
+        config: with these values, locked.
+    """
+
+    values: dict
+    workdir: pathlib.Path
+    config: ConfigDict
+
+    @property
+    def results(self):
+        """The file that a finished run has."""
+        return self.workdir / 'results.json'
+
+
+def run(config, workdir, sweeps):
+    """Trains all combinations that are not finished yet; a run that fails does not stop the others.
+
+    Writes `sweep.json` and `sweep.md` into the workdir, anew after every finished run.
+
+    Args:
+        config: whole config, of which each run changes some values.
+        workdir: folder of the runs' folders.
+        sweeps: 'key=value,value,...', each.
+
+    Raises:
+        ConfigError: bad sweeps, or values that the model refuses; nothing was trained.
+        UserError: a run's folder holds a run by another config (nothing was trained), or runs
+            failed: all others are finished and tabulated.
+    """
+    from dualground_jax import train  # slow to import
+
+    choices = parse(config, sweeps)
+    runs = combinations(config, workdir, choices)
+    check(runs)
+    failures = {}
+    for number, one in enumerate(runs, start=1):
+        name = one.workdir.name
+        if one.results.exists():
+            print(f'run {number} of {len(runs)}: {name} is finished, it is not trained again')
+        else:
+            print(f'run {number} of {len(runs)}: {name}')
+            try:
+                train.train(one.config, str(one.workdir))
+            except Exception as error:  # of any kind: hours of other runs may follow
+                if not isinstance(error, UserError):
+                    logging.exception('%s failed', name)
+                # As text: the error itself would keep the run's arrays alive.
+                failures[name] = one_line(error)
+                print(f'{name} failed: {failures[name]}')
+        table = write(config, workdir, choices, runs)
+    if table:
+        print(f'{table}wrote {pathlib.Path(workdir, "sweep.md")} and sweep.json')
+    if failures:
+        named = '; '.join(f'{name} ({text})' for name, text in failures.items())
+        raise UserError(f'{len(failures)} of {len(runs)} runs failed: {named}')
+
+
+# What to train --------------------------------------------------------------------------------
+
+
+def parse(config, sweeps):
+    """Reads the sweeps: key -> list of values that have the type of the config's.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, the same key or value twice, none.
+    """
+    if not sweeps:
+        raise ConfigError('--mode=sweep needs --sweep=key=value,value,...')
+    choices = {}
+    for sweep in sweeps:
+        key, _, listed = sweep.partition('=')
+        check_key(config, key)
+        if not listed:
+            raise ConfigError(f'--sweep={sweep}: no values, expected key=value,value,...')
+        if key in choices:
+            raise ConfigError(f'--sweep={sweep}: {key} is swept twice')
+        kind = type(value_of(config, key))
+        values = [parse_value(key, kind, text) for text in listed.split(',')]
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise ConfigError(f'--sweep={sweep}: {spelt(twice[0])} is given twice')
+        choices[key] = values
+    return choices
+
+
+def check_key(config, key):
+    """Raises ConfigError if the config has no such value, or if one that cannot be swept."""
+    cli.check_key(config, key)
+    if key == 'model.name':
+        raise ConfigError('--sweep=model.name: models differ in their keys; use one sweep for each '
+                          'model, with --config=...:model=NAME')
+    if key.startswith('world.'):
+        raise ConfigError(f'--sweep={key}: all runs of a sweep read the same world; use one sweep '
+                          'for each world, with its own --config.data.root')
+    value = value_of(config, key)
+    if isinstance(value, ConfigDict):
+        raise ConfigError(f'--sweep={key}: config.{key} is a section, with the keys '
+                          + (', '.join(sorted(value)) or 'none'))
+    if type(value) not in _KINDS:
+        raise ConfigError(f'--sweep={key}: config.{key} is a {type(value).__name__}; only a '
+                          'number, a text, true or false can be swept')
+
+
+def value_of(config, key):
+    """The value at a dotted key."""
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
+def parse_value(key, kind, text):
+    """Returns the text as a value of the kind; raises ConfigError if it is none."""
+    read, expected = _KINDS[kind]
+    try:
+        value = read(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f'--sweep={key}: found {text!r}, expected {expected}') from None
+    if not re.fullmatch(r'[\w.+-]+', spelt(value)):
+        raise ConfigError(f"--sweep={key}: {text!r} cannot be part of a folder's name; expected "
+                          'letters, digits and . + - _')
+    return value
+
+
+def spelt(value):
+    """The value as folders and tables show it, however it was given: 1e-3 is 0.001."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def combinations(config, workdir, choices):
+    """The runs of all combinations; the last key changes fastest."""
+    runs = []
+    for chosen in itertools.product(*choices.values()):
+        values = dict(zip(choices, chosen, strict=True))
+        own = config.copy_and_resolve_references()
+        with own.unlocked():
+            own.update_from_flattened_dict(values)
+        name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
+        runs.append(Run(values, pathlib.Path(workdir, name), own.lock()))
+    return runs
+
+
+def check(runs):
+    """Checks all runs before the first one is trained.
+
+    Raises:
+        ConfigError: a value that the model, the optimiser or the mesh refuses.
+        UserError: a folder holds a run by another config, finished or cut off.
+    """
+    from dualground_jax import state
+
+    for one in runs:
+        check_same_config(one, state.Checkpoints(str(one.workdir)))
+    traced = []
+    for one in runs:
+        without_seed = of_seeds(one.values)
+        if one.results.exists() or without_seed in traced:
+            continue
+        traced.append(without_seed)
+        try:
+            state.abstract_state(one.config, state.make_mesh(one.config.mesh))
+        except Exception as error:  # flax and jax refuse shapes by errors of several kinds
+            raise ConfigError(f'{one.workdir.name}: {one_line(error)}') from error
+
+
+def check_same_config(one, checkpoints):
+    """Raises UserError if the run's folder holds a run by another config."""
+    if checkpoints.step('latest') is None:
+        if one.results.exists():
+            raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
+                            'what config; expected both or none')
+        return
+    wanted, saved = leaves(one.config), leaves(checkpoints.config('latest'))
+    absent = 'absent'
+    pairs = [f'{key}: {saved.get(key, absent)} there, {wanted.get(key, absent)} here'
+             for key in sorted(wanted.keys() | saved.keys())
+             if key not in saved or key not in wanted or saved[key] != wanted[key]]
+    if pairs:
+        raise UserError(f'{one.workdir}: holds a run by another config ({"; ".join(pairs)}); use '
+                        'another --workdir')
+
+
+def leaves(config, prefix=''):
+    """Dotted key -> value, of all values in a config or nested dict."""
+    found = {}
+    for key, value in config.items():
+        inner = isinstance(value, (ConfigDict, dict))
+        found |= leaves(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+    return found
+
+
+def one_line(error):
+    """The text of an error, or else its kind, without line breaks."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+# What came out --------------------------------------------------------------------------------
+
+
+def of_seeds(values):
+    """The values but for the seed: what runs that are averaged have in common."""
+    return {key: value for key, value in values.items() if key != SEED}
+
+
+def grouped(runs):
+    """Means over seeds.
+
+    Args:
+        runs: (values, metrics) each; values is key -> value, metrics name -> number.
+
+    Returns:
+        A dict for each combination of values but for the seed, in the order of its first run:
+        `values`, `seeds` (number of runs), `mean` and `std` (metric -> number, ddof=1; {} for one
+        seed) of the metrics that all its runs have.
+    """
+    groups = {}
+    for values, metrics in runs:
+        groups.setdefault(tuple(of_seeds(values).items()), []).append(metrics)
+    found = []
+    for values, group in groups.items():
+        numbers = {name: [metrics[name] for metrics in group]
+                   for name in group[0] if all(name in metrics for metrics in group)}
+        mean = {name: float(np.mean(each)) for name, each in numbers.items()}
+        std = {name: float(np.std(each, ddof=1)) for name, each in numbers.items()
+               if len(group) > 1}
+        found.append(dict(values=dict(values), seeds=len(group), mean=mean, std=std))
+    return found
+
+
+def markdown(keys, names, table):
+    """Text of a Markdown table.
+
+    Args:
+        keys: of the values, in the order of their columns.
+        names: of the metrics; those that no row has are left out.
+        table: as of `grouped`.
+    """
+    names = [name for name in names if any(name in row['mean'] for row in table)]
+    lines = [[*keys, *names, 'seeds']]
+    for row in table:
+        cells = [_cell(row['mean'].get(name), row['std'].get(name)) for name in names]
+        lines.append([*(spelt(row['values'][key]) for key in keys), *cells, str(row['seeds'])])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ['-' * width for width in widths])
+    return ''.join('| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths))
+                   + ' |\n' for line in lines)
+
+
+def _cell(mean, std):
+    if mean is None:
+        return ''
+    return f'{mean:.2f}' if std is None else f'{mean:.2f} ± {std:.2f}'
+
+
+def write(config, workdir, choices, runs):
+    """Writes `sweep.json` and `sweep.md` of the runs that are finished; returns the latter's text.
+
+    Without a finished run nothing is written, and the text is empty.
+    """
+    listed = []
+    for one in runs:
+        if one.results.exists():
+            result = json.loads(one.results.read_text())
+            kept = {name: result[name] for name in ('brief', 'best_step', 'parameters')}
+            listed.append(dict(values=one.values, workdir=str(one.workdir), **kept))
+    if not listed:
+        return ''
+    keys = of_seeds(choices)
+    seeds = choices.get(SEED, [config.seed])
+    table = grouped([(entry['values'], entry['brief']) for entry in listed])
+    text = (f'{config.model.name}, best checkpoint on split {config.evaluate.split}, mean ± std '
+            f'(ddof=1) over seeds {", ".join(map(str, seeds))}; {len(listed)} of {len(runs)} runs '
+            'are finished\n\n')
+    text += markdown(list(keys), dict.fromkeys((*config.evaluate.selection, *MAIN_METRICS)), table)
+    rows.write_json(pathlib.Path(workdir, 'sweep.json'),
+                    dict(keys=keys, seeds=seeds, runs=listed, table=table))
+    rows.write_text(pathlib.Path(workdir, 'sweep.md'), text)
+    return text
