@@ -6,10 +6,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, score
+from dualground_jax import cli, score, sweep
 from dualground_jax.errors import ConfigError, UserError
 
-MODES = ('train', 'evaluate', 'predict', 'score', 'convert', 'simulate', 'inspect-text')
+MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'simulate',
+         'inspect-text')
+NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
+NEED_CONFIG = ('train', 'sweep', 'simulate', 'inspect-text')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -18,18 +21,26 @@ flags.DEFINE_list('video_features', [], 'predict: feature file of each stream of
 flags.DEFINE_string('query_features', None, 'predict: feature file of one query')
 flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch training code')
 flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
+flags.DEFINE_list('splits', ['train', 'val'], 'analyse: splits')
+flags.DEFINE_integer('limit', 0, 'analyse: first queries of each split; 0: all', lower_bound=0)
+flags.DEFINE_integer('examples', 3, 'analyse: queries of each split with pictures', lower_bound=0)
+flags.DEFINE_string(
+    'tokenizer', '',
+    "analyse: the text encoder's Hugging Face tokenizer, folder or name; tells marks from words",
+)
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
-score.define_flags()
-flags.adopt_module_key_flags(score)  # in --help
+for module in (score, sweep):
+    module.define_flags()
+    flags.adopt_module_key_flags(module)  # in --help
 
 
 def load_config(values):
     """The locked config of the command line, or else of the checkpoint in the workdir."""
     config = values.config
     if config is None:
-        if values.mode in ('train', 'simulate', 'inspect-text'):
+        if values.mode in NEED_CONFIG:
             raise ConfigError(f'--mode={values.mode} needs --config=configs/NAME.py')
         from dualground_jax import state
 
@@ -51,8 +62,12 @@ def run(values, files) -> None:
         return torch_checkpoint.run(values)
     if bool(values.video_features) != bool(values.query_features):
         raise ConfigError('one video and query need both --video_features and --query_features')
-    if values.mode in ('train', 'evaluate', 'predict') and not values.workdir:
+    if values.mode in NEED_WORKDIR and not values.workdir:
         raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
+    if values.mode == 'analyse':
+        from dualground_jax import analyse
+
+        return analyse.run(values)
     config = load_config(values)
     if config.world and values.mode != 'predict':
         from data_pipelines import synthetic
@@ -62,6 +77,8 @@ def run(values, files) -> None:
         from dualground_jax import train
 
         train.train(config, values.workdir)
+    elif values.mode == 'sweep':
+        sweep.run(config, values.workdir, values.sweep)
     elif values.mode == 'predict' and values.query_features:
         from dualground_jax import predict
 
@@ -82,9 +99,10 @@ def run(values, files) -> None:
 
 def main(argv) -> None:
     sys.path.insert(0, str(pathlib.Path.cwd()))
-    # Orbax tells a dozen lines about each save.
+    # Orbax tells a dozen lines about each save, fontTools about each letter of a PDF.
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > 20 or 'orbax' not in record.pathname
+        lambda record: record.levelno > 20
+        or not any(name in record.pathname for name in ('orbax', 'fontTools'))
     )
     try:
         run(flags.FLAGS, argv[1:])
