@@ -90,6 +90,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             normalize_text=True,
             on_error='raise',
             limit=0,
+            resident=False,  # training features on the device, as bfloat16
         )
         | releases[features]
     )
@@ -109,6 +110,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             batch_size=64,
             epochs=150,
             max_steps=0,  # > 0: stop there, whatever the epochs
+            steps_per_call=1,  # > 1: so many steps in one program
             log_every=10,  # steps
             eval_every=5,  # epochs
         )
@@ -117,6 +119,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
         dict(
             batch_size=64,
             split='val',
+            buckets=1,  # lengths that videos are padded to; each is compiled
             nms=0.7,  # IoU; above 1: none
             nms_kind='normal',  # or 'linear', 'hard': nms.py
             round_to=row.clip_length if row.round_to_clip else 0.0,  # seconds; 0: no rounding
@@ -125,7 +128,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             pictures=4,  # grounding timelines after training
         )
     )
-    config.mesh = ConfigDict(dict(data=-1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, model=1))  # -1: all remaining devices
     config.world = ConfigDict()  # parameters of the generated data; empty: the data are real
     if (recipe := recipes.recipe(model, dataset, features)) is not None:
         config.lock()  # a key that does not exist is an error

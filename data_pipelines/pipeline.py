@@ -1,7 +1,7 @@
 """From a split in memory to batches of static shape.
 
-A batch is a function of (split, seed, step) alone: any process can make any step's batch, and a
-resumed run sees the very batches that the interrupted one would have seen.
+A batch is a function of (split, seed, step) alone: any process can make any rows of any step's
+batch, and a resumed run sees the very batches that the interrupted one would have seen.
 """
 
 import functools
@@ -35,11 +35,23 @@ BATCH = {
 }
 
 
-def batch_spec(data: Any, batch_size: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and dtype of every entry of a batch."""
+FEATURES = ('video', 'text')  # what `resident` batches leave to the device
+
+
+def batch_spec(
+    data: Any, batch_size: int, *, clips: int = 0, resident: bool = False
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of every entry of a batch.
+
+    Args:
+      data: the `data` section of the config.
+      batch_size: rows.
+      clips: T; default: data.max_clips.
+      resident: without features, which are on the device already.
+    """
     sizes = {
         'B': batch_size,
-        'T': data.max_clips,
+        'T': clips or data.max_clips,
         'L': data.max_tokens,
         'V': sum(data.video_dims) + 2,
         'E': data.text_dim,
@@ -47,7 +59,11 @@ def batch_spec(data: Any, batch_size: int) -> dict[str, tuple[tuple[int, ...], t
         'S': data.max_spans,
         '2': 2,
     }
-    return {name: (tuple(sizes[a] for a in axes), dtype) for name, (axes, dtype) in BATCH.items()}
+    return {
+        name: (tuple(sizes[a] for a in axes), dtype)
+        for name, (axes, dtype) in BATCH.items()
+        if not (resident and name in FEATURES)
+    }
 
 
 def temporal_endpoints(n_clips: int) -> np.ndarray:
@@ -57,7 +73,8 @@ def temporal_endpoints(n_clips: int) -> np.ndarray:
 
 
 def collate(
-    split: datasets.Split, data: Any, indices: np.ndarray, draws: list[np.random.Generator] | None
+    split: datasets.Split, data: Any, indices: np.ndarray,
+    draws: list[np.random.Generator] | None, **shape,
 ) -> dict[str, np.ndarray]:
     """Pads records to one batch.
 
@@ -67,11 +84,12 @@ def collate(
       indices: int[B], records; -1 leaves a row empty.
       draws: a generator per row for the random targets (saliency pairs, and which windows become
         spans if there are more than data.max_spans); None: no pairs, the first windows.
+      **shape: of `batch_spec`.
 
     Returns:
       Arrays as in `batch_spec`.
     """
-    batch = {k: np.zeros(*spec) for k, spec in batch_spec(data, len(indices)).items()}
+    batch = {k: np.zeros(*spec) for k, spec in batch_spec(data, len(indices), **shape).items()}
     batch['index'][:] = indices
     batch['clip_length'][:] = data.clip_length
     for row, index in enumerate(indices):
@@ -89,10 +107,11 @@ def _fill_row(row, split, data, index, rng) -> None:
     record, text = split.records[index], split.text[index]
     video = split.videos[split.video_index[index]]
     n_clips = len(video)
-    row['video'][:n_clips, :-2] = video
-    row['video'][:n_clips, -2:] = temporal_endpoints(n_clips)
+    if 'video' in row:
+        row['video'][:n_clips, :-2] = video
+        row['video'][:n_clips, -2:] = temporal_endpoints(n_clips)
+        row['text'][: len(text)] = text
     row['video_mask'][:n_clips] = True
-    row['text'][: len(text)] = text
     row['text_role'][: len(text)] = split.roles[index]
     row['saliency'][:n_clips] = split.saliency[index]
     row['relevant'][:n_clips] = saliency.relevant_clips(record, n_clips, data.saliency)
@@ -126,9 +145,20 @@ def train_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarra
 
 
 def train_batches(
-    split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int
+    split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int,
+    last_step: int, rows: slice = slice(None), resident: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
+
+    Args:
+      split: the records.
+      data: the `data` section of the config.
+      batch_size: of all processes together.
+      seed: of the order and the random targets.
+      first_step: from 0 on.
+      last_step: exclusive.
+      rows: those that this process makes.
+      resident: see `batch_spec`.
 
     Raises:
       DataError: the split has fewer records than a batch.
@@ -141,25 +171,55 @@ def train_batches(
         )
 
     def make(step: int) -> dict[str, np.ndarray]:
-        indices = train_indices(size, batch_size, seed, step)
+        indices = train_indices(size, batch_size, seed, step)[rows]
         epoch = step // (size // batch_size)
         draws = [np.random.default_rng([seed, epoch, index]) for index in indices]
-        return collate(split, data, indices, draws)
+        return collate(split, data, indices, draws, resident=resident)
 
-    return _prefetched(make, range(first_step, last_step), batch_spec(data, batch_size))
+    own = len(range(batch_size)[rows])
+    return _prefetched(
+        make, range(first_step, last_step), batch_spec(data, own, resident=resident)
+    )
+
+
+def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[int]:
+    """At most `count` numbers of clips that videos are padded to, multiples of 8 or `max_clips`.
+
+    They halve, third, ... the records by length: fewer padded clips for each program compiled.
+    """
+    lengths = np.sort([len(split.videos[i]) for i in split.video_index])
+    ends = [lengths[-(-len(lengths) * k // count) - 1] for k in range(1, count)]
+    return sorted({max_clips, *(min(-(-int(end) // 8) * 8, max_clips) for end in ends)})
 
 
 def eval_batches(
-    split: datasets.Split, data: Any, *, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """All records in order; the last batch is filled up with empty rows."""
+    split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
+    rows: slice = slice(None),
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """All records, those of a length bucket in order; a last batch is filled up with empty rows.
 
-    def make(number: int) -> dict[str, np.ndarray]:
-        indices = np.arange(number * batch_size, (number + 1) * batch_size)
-        return collate(split, data, np.where(indices < len(split.records), indices, -1), None)
+    Args:
+      split: the records.
+      data: the `data` section of the config.
+      batch_size: of all processes together.
+      buckets: see `length_buckets`.
+      rows: those that this process makes.
 
-    batches = -(-len(split.records) // batch_size)
-    return _prefetched(make, range(batches), batch_spec(data, batch_size))
+    Yields:
+      (records int[batch_size], of all processes; -1 where empty, this process's rows of the batch).
+    """
+    lengths = np.array([len(split.videos[i]) for i in split.video_index])
+    shorter = 0
+    for clips in length_buckets(split, data.max_clips, buckets):
+        own = np.flatnonzero((lengths > shorter) & (lengths <= clips))
+        own = np.pad(own, (0, -len(own) % batch_size), constant_values=-1)
+        batches, shorter = own.reshape(-1, batch_size), clips
+
+        def make(number: int, batches=batches, clips=clips) -> dict[str, np.ndarray]:
+            return collate(split, data, batches[number][rows], None, clips=clips)
+
+        spec = batch_spec(data, len(range(batch_size)[rows]), clips=clips)
+        yield from zip(batches, _prefetched(make, range(len(batches)), spec))
 
 
 def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:

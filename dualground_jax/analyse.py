@@ -162,7 +162,7 @@ class Analyst:
 
     def __init__(self, config: ConfigDict, mesh, params, seen: set[int]):
         self.config, self.params, self.seen = config, params, seen
-        _, self.sharding = state_lib.shardings(mesh)
+        self.sharding = state_lib.batch_sharding(mesh)
 
         def look(out, batch):
             phrases = {name: out[name] for name in phrase_study.FIELDS if name in out}
@@ -201,8 +201,7 @@ class Analyst:
         batches = pipeline.eval_batches(
             split, self.config.data, batch_size=self.config.evaluate.batch_size)
         with report.Table(folder / f'queries_{split.name}.csv') as table:
-            for batch in batches:
-                index = batch['index']
+            for index, batch in batches:
                 rows, fetch = self.predict(split, batch)
                 found, of_phrases = fetch()
                 changes.add('full', rows)

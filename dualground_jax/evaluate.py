@@ -1,5 +1,6 @@
 """From parameters and a split to predictions and metrics."""
 
+import collections
 import pathlib
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline
-from dualground_jax import metrics, models, spans
+from dualground_jax import metrics, models, runtime, spans
 from dualground_jax import state as state_lib
 from dualground_jax.errors import ConfigError
 from dualground_jax.rows import write_json, write_jsonl
@@ -57,8 +58,12 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
         found = windows[:, :MAX_WINDOWS], saliency
         return found if observe is None else (*found, observe(out, batch))
 
-    replicated, split = state_lib.shardings(mesh)
-    return jax.jit(predict_step, in_shardings=(replicated, split), out_shardings=replicated)
+    # Parameters stay where they are.
+    return jax.jit(
+        predict_step,
+        in_shardings=(None, state_lib.batch_sharding(mesh)),
+        out_shardings=state_lib.replicated(mesh),
+    )
 
 
 def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarray) -> dict:
@@ -82,13 +87,29 @@ def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarra
 def predict_split(
     predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
-    """Predictions for every record of a split, in its order."""
-    _, sharding = state_lib.shardings(mesh)
-    rows = []
-    for batch in pipeline.eval_batches(split, config.data, batch_size=config.evaluate.batch_size):
-        windows, saliency = jax.device_get(predict_step(params, jax.device_put(batch, sharding)))
-        rows += batch_predictions(split, batch['index'], windows, saliency)
-    return rows
+    """Predictions for every record of a split, in its order, the same in each process."""
+    size, sharding = config.evaluate.batch_size, state_lib.batch_sharding(mesh)
+    batches = pipeline.eval_batches(
+        split, config.data, batch_size=size, buckets=config.evaluate.buckets,
+        rows=state_lib.local_rows(sharding, size),
+    )
+    rows, order = [], []
+    waiting = collections.deque()  # the device works on one batch while the next one is put there
+
+    def fetch():
+        index, found = waiting.popleft()
+        windows, saliency = jax.device_get(found)
+        rows.extend(batch_predictions(split, index, windows, saliency))
+        order.extend(index[index >= 0])
+
+    for index, batch in batches:
+        found = predict_step(params, state_lib.put_batch(batch, sharding, size))
+        waiting.append((index, found))
+        if len(waiting) > 1:
+            fetch()
+    while waiting:
+        fetch()
+    return [rows[i] for i in np.argsort(order, kind='stable')]
 
 
 def batch_predictions(
@@ -159,6 +180,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
           f'{" + ".join(config.evaluate.selection)}')
     step = make_predict_step(config, mesh)
     rows = predict_split(step, train_state.eval_params, split, config, mesh)
+    if not runtime.is_first():
+        return
     path = pathlib.Path(workdir, f'{name}_predictions.jsonl')
     write_jsonl(path, rows)
     print(f'wrote {path}: {len(rows)} queries')

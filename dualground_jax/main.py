@@ -6,12 +6,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, score, sweep
+from dualground_jax import cli, runtime, score, sweep
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'simulate',
          'inspect-text')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
+SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
 NEED_CONFIG = ('train', 'sweep', 'simulate', 'inspect-text')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
@@ -31,7 +32,7 @@ flags.DEFINE_string(
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
-for module in (score, sweep):
+for module in (score, sweep, runtime):
     module.define_flags()
     flags.adopt_module_key_flags(module)  # in --help
 
@@ -64,6 +65,12 @@ def run(values, files) -> None:
         raise ConfigError('one video and query need both --video_features and --query_features')
     if values.mode in NEED_WORKDIR and not values.workdir:
         raise ConfigError(f'--mode={values.mode} needs --workdir=DIR')
+    if values.coordinator and values.mode not in SEVERAL_PROCESSES:
+        raise ConfigError(f'--mode={values.mode} runs in one process, without --coordinator; '
+                          f'several can {", ".join(SEVERAL_PROCESSES)}')
+    runtime.join_processes(values)
+    if values.workdir:
+        runtime.keep_compiled(values.workdir)
     if values.mode == 'analyse':
         from dualground_jax import analyse
 
@@ -72,7 +79,7 @@ def run(values, files) -> None:
     if config.world and values.mode != 'predict':
         from data_pipelines import synthetic
 
-        synthetic.generate(config.world, config.data.root)
+        runtime.first_alone(lambda: synthetic.generate(config.world, config.data.root))
     if values.mode == 'train':
         from dualground_jax import train
 

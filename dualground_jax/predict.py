@@ -37,7 +37,7 @@ class Predictor:
         """
         checkpoints = state_lib.Checkpoints(workdir)
         config = checkpoints.config('best')
-        mesh = state_lib.make_mesh(ConfigDict(dict(data=1)))
+        mesh = state_lib.one_device()
         state, _ = checkpoints.restore('best', state_lib.abstract_state(config, mesh))
         return cls(config, state.eval_params, evaluate.make_predict_step(config, mesh), mesh)
 
@@ -95,7 +95,7 @@ class Predictor:
             problems=[],
         )
         batch = pipeline.collate(split, data, np.zeros(1, int), None)
-        _, sharding = state_lib.shardings(self.mesh)
+        sharding = state_lib.batch_sharding(self.mesh)
         windows, saliency = jax.device_get(
             self.predict_step(self.params, jax.device_put(batch, sharding))
         )

@@ -1,9 +1,10 @@
-"""Mesh, optimiser, train state and checkpoints."""
+"""Mesh and sharding, optimiser, train state and checkpoints."""
 
 import json
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ from ml_collections import ConfigDict
 from data_pipelines import pipeline
 from dualground_jax import models
 from dualground_jax.errors import ConfigError, UserError
+
+# Logical axis -> mesh axes it lies along. `batch` is the first axis of all that enters a step;
+# the others are those of parameters (models/layers.py) and of what the optimiser keeps of them.
+RULES = (
+    ('batch', ('data', 'fsdp')),
+    ('embed', 'fsdp'),
+    ('heads', 'model'),
+    ('hidden', 'model'),
+    ('features', 'model'),
+)
 
 
 class CheckpointError(UserError):
@@ -43,32 +54,75 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema is None else self.ema
 
 
-def make_mesh(section: ConfigDict) -> Mesh:
-    """Device mesh with the axes of the config; one size may be -1: all remaining devices.
+def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
+    """Device mesh with the axes of the config.
+
+    Args:
+      section: sizes of data (batches are split along it), fsdp (batches and parameters) and model
+        (heads and hidden units); one of them may be -1: all remaining devices.
+      devices: default: all.
 
     Raises:
-      ConfigError: the sizes do not fit the number of devices.
+      ConfigError: the sizes do not fit the number of devices, or leave out some of several
+        processes.
     """
-    sizes, devices = dict(section), jax.devices()
+    sizes = {axis: section[axis] for axis in ('data', 'fsdp', 'model')}
+    devices = jax.devices() if devices is None else devices
+    if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+        raise ConfigError(f'mesh {sizes}: expected sizes of 1 or more, one of them may be -1')
     known = int(np.prod([n for n in sizes.values() if n > 0]))
     sizes = {axis: n if n > 0 else len(devices) // known for axis, n in sizes.items()}
     total = int(np.prod(list(sizes.values())))
     if total < 1 or total > len(devices):
-        raise ConfigError(f'mesh {dict(section)} needs {total} devices, found {len(devices)}')
+        raise ConfigError(f'mesh {dict(section)} needs {max(total, known)} devices, '
+                          f'found {len(devices)}')
+    if total < len(devices) and jax.process_count() > 1:
+        raise ConfigError(f'mesh {dict(section)} has {total} of the {len(devices)} devices; '
+                          'several processes use all of theirs')
     return Mesh(np.array(devices[:total]).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """(replicated, split along the batch)."""
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return make_mesh(ConfigDict(dict(data=1, fsdp=1, model=1)), jax.local_devices()[:1])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """The first axis split as `RULES` says; with `stacked` the second, behind one of steps."""
+    axes = (None, 'batch') if stacked else ('batch',)
+    return NamedSharding(mesh, nn.logical_to_mesh_axes(axes, RULES))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises ConfigError if a batch cannot be split evenly over the mesh's data axis."""
-    if batch_size % mesh.shape['data']:
-        raise ConfigError(
-            f'{key}={batch_size} cannot be split over {mesh.shape["data"]} devices (mesh.data)'
-        )
+    """Raises ConfigError if a batch is empty, or cannot be split evenly over the mesh."""
+    if batch_size < 1:
+        raise ConfigError(f'{key}={batch_size}: expected 1 or more')
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_size % parts:
+        raise ConfigError(f'{key}={batch_size} cannot be split over {parts} devices (mesh.data x '
+                          'mesh.fsdp)')
+
+
+def local_rows(sharding: NamedSharding, size: int) -> slice:
+    """The rows of a batch of `size` that this process's devices hold."""
+    parts = [index[0] for index in sharding.addressable_devices_indices_map((size,)).values()]
+    return slice(min(part.start or 0 for part in parts),
+                 max(size if part.stop is None else part.stop for part in parts))
+
+
+def put_batch(batch: dict, sharding: NamedSharding, size: int) -> dict[str, jax.Array]:
+    """Puts a batch on the devices; each process brings its `local_rows` of `size` rows."""
+    axis = len(sharding.spec) - 1
+    return {
+        name: jax.make_array_from_process_local_data(
+            sharding, x, (*x.shape[:axis], size, *x.shape[axis + 1:]))
+        for name, x in batch.items()
+    }
 
 
 def make_optimizer(section: ConfigDict, total_steps: int) -> optax.GradientTransformation:
@@ -100,14 +154,55 @@ def dummy_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
     return {k: np.zeros(*spec) for k, spec in pipeline.batch_spec(config.data, batch_size).items()}
 
 
-def init_state(config: ConfigDict, tx: optax.GradientTransformation) -> TrainState:
-    """Fresh state for the config's model and seed; trace it to get its shapes alone."""
+def abstract_batch(
+    config: ConfigDict, batch_size: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and placement of a batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in pipeline.batch_spec(config.data, batch_size).items()
+    }
+
+
+def _boxed_state(config: ConfigDict, tx: optax.GradientTransformation, seed) -> TrainState:
+    """Fresh state whose arrays know their logical axes."""
     model = models.build(config.model)
     batch = dummy_batch(config, 2)
     # Some parameters are of training alone.
-    params = model.init(jax.random.key(config.seed), batch, train=True)['params']
+    params = model.init(jax.random.key(seed), batch, train=True)['params']
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+
+
+def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> TrainState:
+    """Shapes and placement of the train state; nothing is computed.
+
+    A dimension that its mesh axis does not divide stays whole.
+    """
+    tx = make_optimizer(config.optimizer, total_steps)
+    boxed = jax.eval_shape(lambda: _boxed_state(config, tx, 0))
+
+    def place(x, axes):
+        placed = nn.logical_to_mesh_axes(axes, RULES)
+        fits = [size % _parts(mesh, axis) == 0 for size, axis in zip(x.shape, placed)]
+        spec = PartitionSpec(*(axis if fit else None for axis, fit in zip(placed, fits)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, nn.unbox(boxed), nn.get_partition_spec(boxed))
+
+
+def _parts(mesh: Mesh, axis: str | None) -> int:
+    return 1 if axis is None else mesh.shape[axis]
+
+
+def fresh_state(config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState):
+    """The state before the first step, made where `abstract` places it."""
+    make = jax.jit(
+        lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+    )
+    return make(np.uint32(config.seed))
 
 
 class Checkpoints:
@@ -172,13 +267,3 @@ def _tuples(value):
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> TrainState:
-    """Shapes and placement of the train state; nothing is computed."""
-    tx = make_optimizer(config.optimizer, total_steps)
-    replicated, _ = shardings(mesh)
-    shapes = jax.eval_shape(lambda: init_state(config, tx))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
-    )

@@ -99,7 +99,7 @@ def import_checkpoint(
     try:
         config = make_config(model, options, state, config)
         tx = state_lib.make_optimizer(config.optimizer, 1)
-        shapes = jax.eval_shape(lambda: state_lib.init_state(config, tx)).params
+        shapes = state_lib.abstract_state(config, state_lib.one_device()).params
         params = convert.from_torch(
             state, shapes, module.TORCH_NAMES, unused=module.TORCH_UNUSED
         )
@@ -300,8 +300,8 @@ def export_checkpoint(
     checkpoints = state_lib.Checkpoints(workdir)
     config = checkpoints.config('best')
     module = _module(config.model.name)
-    mesh = state_lib.make_mesh(ConfigDict(dict(data=1)))
-    state, _ = checkpoints.restore('best', state_lib.abstract_state(config, mesh))
+    abstract = state_lib.abstract_state(config, state_lib.one_device())
+    state, _ = checkpoints.restore('best', abstract)
     params = jax.device_get(state.eval_params)
     tensors = convert.to_torch(params, module.TORCH_NAMES, torch_names.AXES)
     if template:

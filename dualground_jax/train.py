@@ -1,11 +1,12 @@
 """Training: one function, from the config to `results.json`."""
 
 import importlib.metadata
+import itertools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline
-from dualground_jax import evaluate, metrics, models
+from dualground_jax import evaluate, metrics, models, resident, runtime
 from dualground_jax import state as state_lib
 from dualground_jax.errors import ConfigError, UserError
 
@@ -25,19 +26,29 @@ class TrainingError(UserError):
 
 
 def make_train_step(
-    config: ConfigDict, mesh: Mesh, tx: optax.GradientTransformation
+    config: ConfigDict, mesh: Mesh, tx: optax.GradientTransformation,
+    abstract: state_lib.TrainState, *, stacked: bool = False,
 ) -> Callable:
-    """Compiles (state, batch) -> (state, metrics); the state is donated.
+    """Compiles (state, batch, seed, store) -> (state, metrics); the state is donated.
 
-    Dropout depends on the seed and the step alone, so that a resumed run repeats it. Metrics are
-    the unweighted losses, `loss` and `grad_norm`, float32[] each.
+    Dropout depends on the seed, uint32[], and the step alone, so that a resumed run repeats it.
+    Metrics are the unweighted losses, `loss` and `grad_norm`, float32[] each, of the whole batch,
+    however it is spread over devices.
+
+    Args:
+      config: whole config.
+      mesh: batches are split over it.
+      tx: the optimiser.
+      abstract: shapes and placement of the state.
+      stacked: batches hold several steps, one after the other, and metrics are float32[steps].
     """
     model = models.build(config.model)
     loss_fn = models.MODELS[config.model.name].loss_fn
     decay = config.optimizer.ema_decay
 
-    def train_step(state, batch):
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(state, batch, seed, store):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = resident.complete(batch, store)
 
         def objective(params):
             out = model.apply({'params': params}, batch, train=True, rngs={'dropout': rng})
@@ -52,30 +63,39 @@ def make_train_step(
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, dict(parts, loss=loss, grad_norm=optax.global_norm(grads))
 
-    replicated, split = state_lib.shardings(mesh)
+    def train_steps(state, batches, seed, store):
+        return jax.lax.scan(lambda s, b: train_step(s, b, seed, store), state, batches)
+
+    replicated = state_lib.replicated(mesh)
+    placement = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
-        train_step,
+        train_steps if stacked else train_step,
         donate_argnums=0,
-        in_shardings=(replicated, split),
-        out_shardings=(replicated, replicated),
+        in_shardings=(placement, state_lib.batch_sharding(mesh, stacked), replicated, replicated),
+        out_shardings=(placement, replicated),
     )
 
 
 class History:
     """`metrics.jsonl` and TensorBoard, written together; also the check that losses are finite.
 
-    Metrics of steps stay on the device until `flush`: a step does not wait for its numbers.
+    Metrics of steps stay on the device until `flush`: a step does not wait for its numbers. Only
+    the first of several processes writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps_per_epoch: int, first_step: int, records):
+    def __init__(
+        self, workdir: pathlib.Path, steps_per_epoch: int, first_step: int, qids_of: Callable
+    ):
         from clu import metric_writers  # imports TensorFlow
 
         self.path = workdir / 'metrics.jsonl'
-        self.steps_per_epoch, self.records = steps_per_epoch, records
-        self.pending, self.writer = [], metric_writers.create_default_writer(workdir)
-        # Steps after the checkpoint that we resume from are about to be made again.
-        self.rows = [row for row in self._read() if row['step'] <= first_step]
-        evaluate.write_jsonl(self.path, self.rows)
+        self.steps_per_epoch, self.qids_of = steps_per_epoch, qids_of
+        self.writes, self.pending, self.rows = runtime.is_first(), [], []
+        self.writer = metric_writers.create_default_writer(workdir, just_logging=not self.writes)
+        if self.writes:
+            # Steps after the checkpoint that we resume from are about to be made again.
+            self.rows = [row for row in self._read() if row['step'] <= first_step]
+            evaluate.write_jsonl(self.path, self.rows)
 
     def _read(self) -> list[dict]:
         if not self.path.exists():
@@ -84,9 +104,9 @@ class History:
         # A killed run may have left half a line at the end.
         return [json.loads(line) for line in lines if line.endswith('}')]
 
-    def add(self, step: int, device_metrics: dict, index: np.ndarray) -> None:
-        """Notes a step's metrics and which records it saw."""
-        self.pending.append((step, device_metrics, index))
+    def add(self, step: int, device_metrics: dict) -> None:
+        """Notes the metrics of `step`, or of several steps up to it: float32[] or float32[n]."""
+        self.pending.append((step, device_metrics))
 
     def flush(self) -> None:
         """Writes the mean of the noted steps.
@@ -96,15 +116,19 @@ class History:
         """
         if not self.pending:
             return
-        found = jax.device_get([m for _, m, _ in self.pending])
-        for (step, _, index), values in zip(self.pending, found):
-            bad = [name for name, value in values.items() if not np.isfinite(value)]
-            if bad:
-                qids = [self.records[i].qid for i in index]
+        found = jax.device_get([m for _, m in self.pending])
+        for (last, _), values in zip(self.pending, found):
+            bad = {k: ~np.isfinite(np.atleast_1d(v)) for k, v in values.items()}
+            wrong = np.any(list(bad.values()), 0)
+            if wrong.any():
+                first = wrong.argmax()
+                step = last - len(wrong) + 1 + first
+                names = ', '.join(name for name, at in bad.items() if at[first])
                 raise TrainingError(
-                    f'step {step}: {", ".join(bad)} not finite; qids of the batch: {qids}'
+                    f'step {step}: {names} not finite; qids of the batch: {self.qids_of(step)}'
                 )
-        mean = {f'train/{k}': float(np.mean([v[k] for v in found])) for k in found[0]}
+        mean = {f'train/{k}': float(np.mean(np.concatenate([np.atleast_1d(v[k]) for v in found])))
+                for k in found[0]}
         step = self.pending[-1][0]
         self.pending = []
         self.write(step, mean)
@@ -113,16 +137,64 @@ class History:
         """Appends one row."""
         row = dict(step=step, epoch=round(step / self.steps_per_epoch, 4), **values)
         self.rows.append(row)
-        with open(self.path, 'a') as file:
-            file.write(json.dumps(row) + '\n')
+        if self.writes:
+            with open(self.path, 'a') as file:
+                file.write(json.dumps(row) + '\n')
         self.writer.write_scalars(step, values)
+
+
+def device_batches(
+    split: datasets.Split, config: ConfigDict, mesh: Mesh, *, first_step: int, last_step: int,
+    stop_every: int,
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """Puts the batches of the steps after `first_step` on the devices, one dispatch ahead.
+
+    Yields:
+      (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
+      so many would go beyond `last_step` or a multiple of `stop_every`.
+    """
+    size, most = config.train.batch_size, config.train.steps_per_call
+    batches = pipeline.train_batches(
+        split, config.data, batch_size=size, seed=config.seed, first_step=first_step,
+        last_step=last_step, rows=state_lib.local_rows(state_lib.batch_sharding(mesh), size),
+        resident=config.data.resident,
+    )
+    ahead, step = None, first_step
+    while step < last_step:
+        stop = min(last_step, (step // stop_every + 1) * stop_every)
+        count = most if step + most <= stop else 1
+        parts = list(itertools.islice(batches, count))
+        batch = jax.tree.map(lambda *x: np.stack(x), *parts) if count > 1 else parts[0]
+        sharding = state_lib.batch_sharding(mesh, stacked=count > 1)
+        following = count, state_lib.put_batch(batch, sharding, size)
+        if ahead:
+            yield ahead
+        ahead, step = following, step + count
+    if ahead:
+        yield ahead
+
+
+def load_splits(config: ConfigDict) -> list[datasets.Split]:
+    """The training split and the one that checkpoints are chosen by.
+
+    Raises:
+      DataError: bad annotations or features, or records without true windows.
+    """
+    splits = [datasets.load_split(config.data, name) for name in ('train', config.evaluate.split)]
+    for split in splits:
+        evaluate.report_problems(split)
+        if not evaluate.has_labels(split):
+            raise datasets.DataError(
+                f'split {split.name!r}: a record has no relevant_windows; training needs them'
+            )
+    return splits
 
 
 def train(config: ConfigDict, workdir: str) -> None:
     """Trains the config's model; a run that was cut off goes on from its latest checkpoint.
 
     Writes into the workdir: checkpoints/, metrics.jsonl and TensorBoard events while it runs;
-    val_predictions.jsonl, results.json and pictures at its end.
+    val_predictions.jsonl, results.json and pictures at its end. Several processes call it alike.
 
     Raises:
       DataError: bad annotations or features; raised before anything is compiled.
@@ -131,67 +203,63 @@ def train(config: ConfigDict, workdir: str) -> None:
       ConfigError: a batch of no size, or one that the mesh cannot split.
     """
     # ---- Data: everything is read and checked before any device time is spent ----------------
-    split_name = config.evaluate.split
-    train_split = datasets.load_split(config.data, 'train')
-    val_split = datasets.load_split(config.data, split_name)
-    for split in (train_split, val_split):
-        evaluate.report_problems(split)
-        if not evaluate.has_labels(split):
-            raise datasets.DataError(
-                f'split {split.name!r}: a record has no relevant_windows; training needs them'
-            )
+    mesh = state_lib.make_mesh(config.mesh)
     batch_size = config.train.batch_size
-    if batch_size < 1:
-        raise ConfigError(f'train.batch_size={batch_size}: expected 1 or more')
+    state_lib.check_batch_size(mesh, batch_size, 'train.batch_size')
+    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    if config.train.steps_per_call < 1:
+        raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
+    train_split, val_split = load_splits(config)
     steps_per_epoch = max(len(train_split.records) // batch_size, 1)
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
-    # ---- Mesh, state, checkpoints ------------------------------------------------------------
-    mesh = state_lib.make_mesh(config.mesh)
-    state_lib.check_batch_size(mesh, batch_size, 'train.batch_size')
-    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
-    replicated, sharding = state_lib.shardings(mesh)
+    # ---- State, checkpoints ------------------------------------------------------------------
     tx = state_lib.make_optimizer(config.optimizer, total_steps)
+    abstract = state_lib.abstract_state(config, mesh, total_steps)
     checkpoints = state_lib.Checkpoints(workdir)
     progress = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
     if checkpoints.step('latest') is None:
-        state = jax.jit(lambda: state_lib.init_state(config, tx), out_shardings=replicated)()
+        state = state_lib.fresh_state(config, tx, abstract)
     else:
         check_same_model(config, checkpoints.config('latest'))
-        abstract = state_lib.abstract_state(config, mesh, total_steps)
         state, progress = checkpoints.restore('latest', abstract)
         logging.info('resuming from step %d', int(state.step))
     first_step = int(state.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info(
-        '%s: %d parameters, %d training and %d %s queries, %d steps of %d on %d %s',
+        '%s: %d parameters, %d training and %d %s queries, %d steps of %d on %s %s',
         config.model.name, parameters, len(train_split.records), len(val_split.records),
-        split_name, total_steps, batch_size, mesh.size, jax.default_backend(),
+        val_split.name, total_steps, batch_size, dict(mesh.shape), jax.default_backend(),
     )
 
     # ---- Steps -------------------------------------------------------------------------------
     from clu import periodic_actions  # imports TensorFlow
 
-    train_step = make_train_step(config, mesh, tx)
+    step_of = {stacked: make_train_step(config, mesh, tx, abstract, stacked=stacked)
+               for stacked in (False, True)}
     predict_step = evaluate.make_predict_step(config, mesh)
+    seed = np.uint32(config.seed)
+    store = resident.load(train_split, config.data, mesh) if config.data.resident else {}
     folder = pathlib.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    history = History(folder, steps_per_epoch, first_step, train_split.records)
+    history = History(folder, steps_per_epoch, first_step, lambda step: [
+        train_split.records[i].qid for i in pipeline.train_indices(
+            len(train_split.records), batch_size, config.seed, step - 1)])
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=history.writer, every_secs=20.0
     )
-    batches = pipeline.train_batches(
-        train_split, config.data, batch_size=batch_size, seed=config.seed,
-        first_step=first_step, last_step=total_steps,
-    )
-    clock = StepClock()
-    for step, batch in enumerate(batches, start=first_step + 1):
-        state, step_metrics = train_step(state, jax.device_put(batch, sharding))
-        history.add(step, step_metrics, batch['index'])
+    clock, step = StepClock(), first_step
+    for count, batch in device_batches(
+        train_split, config, mesh, first_step=first_step, last_step=total_steps,
+        stop_every=eval_steps,
+    ):
+        state, step_metrics = step_of[count > 1](state, batch, seed, store)
+        step += count
+        history.add(step, step_metrics)
         report(step)
         due = step % eval_steps == 0 or step == total_steps
-        if step % config.train.log_every == 0 or due:
+        if step % config.train.log_every < count or due:
             history.flush()
             clock.lap(step)
         if due:
@@ -201,19 +269,21 @@ def train(config: ConfigDict, workdir: str) -> None:
             )
             found = metrics.evaluate(rows, evaluate.ground_truth(val_split))
             value = evaluate.selection_value(found, config.evaluate)
-            history.write(step, {f'{split_name}/{k}': v for k, v in found['brief'].items()})
+            history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
             logging.info('step %d: %s', step, found['brief'])
             progress['steps_per_second'] = clock.rate or progress['steps_per_second']
             if value > progress['best_value']:
                 progress.update(best_step=step, best_value=value, best_metrics=found)
                 checkpoints.save('best', state, config, progress)
-                evaluate.write_jsonl(folder / f'{split_name}_predictions.jsonl', rows)
+                if runtime.is_first():
+                    evaluate.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
             checkpoints.save('latest', state, config, progress)
             clock.restart()
 
     # ---- Results -----------------------------------------------------------------------------
     history.writer.close()
-    write_results(config, folder, progress, parameters, history.rows, val_split)
+    if runtime.is_first():
+        write_results(config, folder, progress, parameters, history.rows, val_split)
 
 
 class StepClock:

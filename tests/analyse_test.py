@@ -29,7 +29,8 @@ def values_of(workdir, **changes):
 def save_run(workdir, config):
     """A checkpoint of fresh parameters."""
     tx = state_lib.make_optimizer(config.optimizer, 1)
-    state = jax.jit(lambda: state_lib.init_state(config, tx))()
+    abstract = state_lib.abstract_state(config, state_lib.one_device())
+    state = state_lib.fresh_state(config, tx, abstract)
     state_lib.Checkpoints(str(workdir)).save('best', state, config, dict(best_value=0.0))
     return state.params
 

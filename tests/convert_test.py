@@ -188,7 +188,7 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     module = models.MODELS[model]
     config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
     tx = state.make_optimizer(config.optimizer, 1)
-    params = jax.jit(lambda: state.init_state(config, tx).params)()
+    params = state.fresh_state(config, tx, state.abstract_state(config, state.one_device())).params
     tensors = convert.to_torch(params, module.TORCH_NAMES, torch_names.AXES)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
     options = TRAINING | torch_checkpoint.public_options(module, config)

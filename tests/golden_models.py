@@ -4,6 +4,7 @@ import functools
 import json
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 from conftest import goldens_dir
@@ -74,7 +75,7 @@ class GoldenModel:
         self.loss.update(loss)
         self.train_batch = self.batch('full/inputs.npz')
         shapes = jax.eval_shape(
-            lambda: self.model.init(jax.random.key(0), self.train_batch, train=True)
+            lambda: nn.unbox(self.model.init(jax.random.key(0), self.train_batch, train=True))
         )
         self.params = {'params': self.from_torch(self.state, shapes['params'])}
 

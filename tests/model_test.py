@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ def tiny(name, **options):
 def make(batch, name='dualground', **options):
     """A model with random parameters; drawn here, since compiling its own draws takes longer."""
     model = tiny(name, **options)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True))
+    shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), batch, train=True)))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -340,7 +341,9 @@ def test_names_all_lead_to_parameters(name):
         k: np.zeros([256 if n == CLIPS else n for n in v.shape], v.dtype)
         for k, v in make_batch().items()
     }
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True))['params']
+    shapes = jax.eval_shape(
+        lambda: nn.unbox(model.init(jax.random.key(0), batch, train=True))
+    )['params']
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     paths = ['/'.join(str(k.key) for k in path) for path, _ in leaves]
     for ours in models.MODELS[name].TORCH_NAMES:

@@ -94,7 +94,7 @@ def check_module(golden, module, names, call, diff, unused=()):
         return nn.apply(lambda m: call(m, values), module)({'params': params})
 
     def start(key):
-        return nn.init(lambda m: call(m, inputs), module)(key)['params']
+        return nn.unbox(nn.init(lambda m: call(m, inputs), module)(key)['params'])
 
     shapes = jax.eval_shape(start, jax.random.key(0))
     params = convert.from_torch(golden.w, shapes, names, unused=unused)
@@ -210,7 +210,7 @@ def test_phrase_encoder_is_finite_without_words():
     mask = jnp.zeros(text[:, 1:].shape[:2], bool)
     call = lambda x: module.apply(params, x[:, 0], x[:, 1:], mask, deterministic=True)  # noqa: E731
     params = jax.jit(
-        lambda key: module.init(key, text[:, 0], text[:, 1:], mask, deterministic=True)
+        lambda key: nn.unbox(module.init(key, text[:, 0], text[:, 1:], mask, deterministic=True))
     )(jax.random.key(0))
     out, other = jax.jit(call)(text), jax.jit(call)(text.at[:, 1:].add(1.0))
     for name in ('phrases', 'phrase_eos', 'phrase_attention', 'slot_attention'):
@@ -316,7 +316,8 @@ def test_dummy_encoder():
     alt = golden.part('alt/in')
     arguments = alt['video'], alt['pos_video'], alt['video_valid'].astype(bool)
     shapes = jax.eval_shape(
-        lambda key: module.init(key, *arguments, deterministic=True), jax.random.key(0)
+        lambda key: nn.unbox(module.init(key, *arguments, deterministic=True)),
+        jax.random.key(0),
     )['params']
     params = convert.from_torch(golden.w, shapes, names)
     found = jax.jit(
@@ -340,7 +341,7 @@ def test_saliency_head_is_the_references_on_unpadded_samples():
             return super().__call__(x, losses.masked_mean(x, mask[..., None], axis=1))
 
     module = Head()
-    shapes = jax.eval_shape(lambda key: module.init(key, x, valid), jax.random.key(0))['params']
+    shapes = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), x, valid)))['params']
     params = convert.from_torch(golden.w, shapes, names)
     full = [b for b in range(len(x)) if valid[b].all()]
     assert full, 'no unpadded sample to compare'
@@ -773,7 +774,7 @@ def test_cross_attention_to_nothing():
 def reference_params(arrays, module, names, *inputs, **how):
     """A component's weights as the parameters of `module`."""
     weights = {k.removeprefix('w/'): v for k, v in arrays.items() if k.startswith('w/')}
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **how))
+    shapes = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *inputs, **how)))
     return {'params': convert.from_torch(weights, shapes['params'], names)}
 
 

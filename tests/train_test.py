@@ -233,7 +233,7 @@ def test_ema_follows_the_parameters(config, tmp_path):
         averaged.optimizer.warmup_steps = 0  # else the first step is one of length 0
     mesh = state_lib.make_mesh(averaged.mesh)
     tx = state_lib.make_optimizer(averaged.optimizer, 1)
-    first = jax.jit(lambda: state_lib.init_state(averaged, tx))()
+    first = state_lib.fresh_state(averaged, tx, state_lib.abstract_state(averaged, mesh))
     train.train(averaged, str(tmp_path))
     state, _ = state_lib.Checkpoints(str(tmp_path)).restore(
         'latest', state_lib.abstract_state(averaged, mesh)
@@ -268,10 +268,10 @@ def test_learning_rate_schedules(config, values, expected):
 
 def test_mesh_and_batch_size_must_fit(config):
     with pytest.raises(ValueError, match='mesh .* needs 1024 devices'):
-        state_lib.make_mesh(type(config.mesh)(dict(data=1024)))
+        state_lib.make_mesh(type(config.mesh)(dict(data=1024, fsdp=1, model=1)))
     if jax.device_count() > 1:
         with pytest.raises(ValueError, match='train.batch_size=3 cannot be split over 2'):
-            mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2)))
+            mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2, fsdp=1, model=1)))
             state_lib.check_batch_size(mesh, 3, 'train.batch_size')
 
 

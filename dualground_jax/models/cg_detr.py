@@ -45,7 +45,7 @@ class SummaryEncoder(nn.Module):
     def __call__(self, x, position, mask, *, deterministic: bool) -> tuple[jax.Array, jax.Array]:
         """Maps x [B, T, D] with position [..., T, D] and mask bool[B, T] to ([B, D], [B, T, D])."""
         learned = lambda name: self.param(  # noqa: E731
-            name, nn.initializers.normal(1.0), x.shape[-1:]
+            name, layers.embedding(), x.shape[-1:]
         ).astype(x.dtype)
         x = layers.Encoder(
             self.num_layers,
@@ -130,7 +130,7 @@ class Model(nn.Module):
         """
         how = dict(deterministic=not train)
         project = layers.projector(self, deterministic=not train)
-        types = self.param('token_types', nn.initializers.normal(0.02), (2, self.width))
+        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
         text_type, video_type = types.astype(self.dtype)
         mask, size = batch['video_mask'], len(batch['video_mask'])
         tokens_mask = text.token_mask(batch, self.tokens)
@@ -141,7 +141,7 @@ class Model(nn.Module):
             self.dummies, self.dummy_layers, self.dummy_heads, name='dummy_encoder', **self.common
         )(tokens, tokens_mask, **how)
         prompts = self.param(
-            'prompt_tokens', nn.initializers.normal(1.0), (self.prompts, self.width)
+            'prompt_tokens', layers.embedding(), (self.prompts, self.width)
         )
         columns = cross_attention.with_dummies(tokens_mask, self.dummies)
 
@@ -203,7 +203,7 @@ class Model(nn.Module):
             used=self.used_prompts,
         ).astype(self.dtype)
         first = self.param(
-            'summary_position', nn.initializers.normal(1.0), (self.width,)
+            'summary_position', layers.embedding(), (self.width,)
         ).astype(self.dtype)
         # The token passes the same layers with nothing to attend to.
         nothing = jnp.zeros_like(columns)

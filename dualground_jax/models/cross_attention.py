@@ -54,9 +54,9 @@ class CrossAttentionLayer(nn.Module):
             )
             valued = weights[..., weights.shape[-1] - values.shape[1] :]
             dropped = nn.Dropout(self.dropout)(valued, deterministic=deterministic)
-            update = nn.Dense(
-                clips.shape[-1], dtype=self.dtype, kernel_init=self.inits.out, name='out'
-            )(layers.weighted_values(dropped, values))
+            update = layers.dense_of(clips.shape[-1], self.dtype, self.inits.out)('out')(
+                layers.weighted_values(dropped, values)
+            )
         residual = clips + drop(update)
         update = layers.FeedForward(
             self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
@@ -114,8 +114,8 @@ class DummyEncoder(nn.Module):
         """
         batch, length, width = text.shape
         shape = (self.dummies, width)
-        tokens = self.param('tokens', nn.initializers.normal(1.0), shape).astype(text.dtype)
-        positions = self.param('positions', nn.initializers.normal(1.0), shape).astype(text.dtype)
+        tokens = self.param('tokens', layers.embedding(), shape).astype(text.dtype)
+        positions = self.param('positions', layers.embedding(), shape).astype(text.dtype)
         sequence = jnp.concatenate([jnp.broadcast_to(tokens, (batch, *shape)), text], 1)
         sequence = layers.Encoder(
             self.num_layers, self.heads, self.ffn, self.dropout, self.dtype, name='encoder'

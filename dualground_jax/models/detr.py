@@ -129,7 +129,7 @@ class MomentDecoder(nn.Module):
         width_anchor = mlp('width_mlp', width, 1)
         refine = mlp('refine_mlp', width, width, 2)
         span_head = mlp('span_head', width, width, 2)
-        class_head = nn.Dense(2, dtype=self.dtype, kernel_init=layers.torch_uniform, name='class')
+        class_head = layers.dense_of(2, self.dtype)('class')
         norm = layers.layer_norm(self.dtype, 'norm')
 
         anchors = self.param('anchors', nn.initializers.normal(1.0), (self.queries, 2))

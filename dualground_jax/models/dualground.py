@@ -58,7 +58,7 @@ class Fusion(nn.Module):
         if self.mode == 'hadamard':
             return sentence * phrase
         if self.mode == 'gate':
-            gate = nn.sigmoid(nn.Dense(width, dtype=self.dtype, name='gate')(both))
+            gate = nn.sigmoid(layers.dense_of(width, self.dtype)('gate')(both))
             return gate * sentence + (1 - gate) * phrase
         if self.mode == 'concat':
             return layers.MLP((width, width), self.dtype, name='mlp')(both)
@@ -125,7 +125,7 @@ class Model(nn.Module):
             )
         how = dict(deterministic=not train)
         out = {}
-        types = self.param('token_types', nn.initializers.normal(0.02), (2, self.width))
+        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
         text_type, video_type = types.astype(self.dtype)
         sentence = self.encode_text(batch, text_type, out, how)
         mask, size = batch['video_mask'], len(batch['video_mask'])

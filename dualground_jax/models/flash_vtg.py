@@ -64,7 +64,7 @@ class Model(nn.Module):
         """
         how = dict(deterministic=not train)
         project = layers.projector(self, deterministic=not train)
-        types = self.param('token_types', nn.initializers.normal(0.02), (2, self.width))
+        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
         text_type, video_type = types.astype(self.dtype)
         mask, size = batch['video_mask'], len(batch['video_mask'])
         tokens_mask = text.token_mask(batch, self.tokens)
@@ -72,9 +72,7 @@ class Model(nn.Module):
         tokens = project('text_projection', batch['text']) + text_type
         clips = project('video_projection', batch['video']) + video_type
         position = layers.sine_position(mask, self.width).astype(self.dtype)
-        scores = nn.Dense(
-            1, use_bias=False, dtype=self.dtype, kernel_init=layers.torch_uniform, name='pooling'
-        )(tokens)[..., 0]
+        scores = layers.dense_of(1, self.dtype, use_bias=False)('pooling')(tokens)[..., 0]
         shares = layers.masked_softmax(scores, tokens_mask).astype(tokens.dtype)
         query = jnp.einsum('bl,bld->bd', shares, tokens)
 

@@ -41,9 +41,47 @@ XAVIER = Init(packed_xavier, xavier_uniform, xavier_uniform)  # redrawn by CG-DE
 NORMAL = Init(normal, normal, normal)  # redrawn by FlashVTG (transformer.py)
 
 
-def dense_of(width: int, dtype: str, kernel_init: Callable = torch_uniform) -> Callable:
+# Logical axes of a matrix, rows and columns: `state.RULES` says what mesh axis each lies along.
+SQUARE = ('embed', None)
+TO_HEADS, FROM_HEADS = ('embed', 'heads'), ('heads', 'embed')
+TO_HIDDEN, FROM_HIDDEN = ('embed', 'hidden'), ('hidden', 'embed')
+FROM_FEATURES = ('features', 'embed')
+
+partitioned = nn.with_logical_partitioning
+
+
+def dense_of(
+    width: int,
+    dtype: str,
+    kernel_init: Callable = torch_uniform,
+    axes: tuple = SQUARE,
+    *,
+    use_bias: bool = True,
+) -> Callable:
     """Makes linear layers of one width by name: `dense('query')(x)`."""
-    return lambda name: nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
+    return lambda name: nn.Dense(
+        width,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=partitioned(kernel_init, axes),
+        bias_init=partitioned(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+def conv(width: int, size: int, dtype: str, name: str, **options) -> nn.Conv:
+    """A convolution along time."""
+    kernel_init = partitioned(torch_uniform, (None, *SQUARE))
+    return nn.Conv(width, (size,), dtype=dtype, kernel_init=kernel_init, name=name, **options)
+
+
+def embedding(scale: float = 1.0) -> Callable:
+    """Normal initialiser of learned vectors [..., D]."""
+    def draw(key, shape, *args):
+        axes = (*(None,) * (len(shape) - 1), 'embed')
+        return partitioned(nn.initializers.normal(scale), axes)(key, shape, *args)
+
+    return draw
 
 
 def layer_norm(dtype: str, name: str) -> nn.LayerNorm:
@@ -164,7 +202,7 @@ class Attention(nn.Module):
           (output [B, Q, D], weights float32[B, heads, Q, K] before dropout).
         """
         width = query.shape[-1]
-        dense = dense_of(width, self.dtype, self.inits.qkv)
+        dense = dense_of(width, self.dtype, self.inits.qkv, TO_HEADS)
         weights = attention_weights(
             dense('query')(query),
             dense('key')(key),
@@ -174,7 +212,7 @@ class Attention(nn.Module):
         )
         dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
         update = weighted_values(dropped, dense('value')(value))
-        return dense_of(width, self.dtype, self.inits.out)('out')(update), weights
+        return dense_of(width, self.dtype, self.inits.out, FROM_HEADS)('out')(update), weights
 
 
 class FeedForward(nn.Module):
@@ -188,10 +226,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
         width = x.shape[-1]
-        x = dense_of(self.hidden, self.dtype, self.kernel_init)('linear1')(x)
+        x = dense_of(self.hidden, self.dtype, self.kernel_init, TO_HIDDEN)('linear1')(x)
         x = nn.PReLU(negative_slope_init=0.25, name='activation')(x)
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        return dense_of(width, self.dtype, self.kernel_init)('linear2')(x)
+        return dense_of(width, self.dtype, self.kernel_init, FROM_HIDDEN)('linear2')(x)
 
 
 class EncoderLayer(nn.Module):
@@ -281,9 +319,7 @@ class ResidualLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        update = nn.relu(
-            nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform, name='linear')(x)
-        )
+        update = nn.relu(dense_of(x.shape[-1], self.dtype)('linear')(x))
         update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
         return layer_norm(self.dtype, 'norm')(x + update)
 
@@ -321,9 +357,8 @@ class InputProjection(nn.Module):
         for i in range(self.layers):
             x = layer_norm(self.dtype, f'norm_{i}')(x)
             x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-            x = nn.Dense(
-                self.width, dtype=self.dtype, kernel_init=torch_uniform, name=f'linear_{i}'
-            )(x)
+            axes = FROM_FEATURES if i == 0 else SQUARE
+            x = dense_of(self.width, self.dtype, axes=axes)(f'linear_{i}')(x)
             if i < self.layers - 1:
                 x = nn.relu(x)
         return x
@@ -345,7 +380,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=torch_uniform, name=f'linear_{i}')(x)
+            axes = FROM_HIDDEN if i % 2 else TO_HIDDEN
+            x = dense_of(width, self.dtype, axes=axes)(f'linear_{i}')(x)
             if i < len(self.widths) - 1:
                 x = nn.relu(x)
         return x

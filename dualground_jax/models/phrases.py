@@ -111,7 +111,7 @@ class PhraseEncoder(nn.Module):
             self.phrases, self.rpg_positions, self.dropout, self.dtype, name='generator'
         )(eos, words, words_mask, deterministic=deterministic)
         positioned = words + layers.sine_position(words_mask, width, normalize=False)
-        token = self.param('phrase_eos', nn.initializers.normal(1.0), (width,))
+        token = self.param('phrase_eos', layers.embedding(), (width,))
         phrase_eos = jnp.broadcast_to(token, eos.shape).astype(words.dtype)
         slot_attention = []
         for i in range(self.phrase_layers):

@@ -61,14 +61,9 @@ class TemporalPyramid(nn.Module):
                 continue
             x = clips
             for k in range(int(np.log2(stride))):
-                x = nn.Conv(
-                    clips.shape[-1],
-                    (2,),
-                    (2,),
+                x = layers.conv(
+                    clips.shape[-1], 2, self.dtype, f'level_{i}_conv_{k}', strides=2,
                     padding='VALID',
-                    dtype=self.dtype,
-                    kernel_init=layers.torch_uniform,
-                    name=f'level_{i}_conv_{k}',
                 )(x)
                 x = nn.relu(layers.layer_norm(self.dtype, f'level_{i}_norm_{k}')(x))
             levels.append(x)
@@ -91,13 +86,8 @@ class ConvHead(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Maps x [B, T, D] with mask bool[B, T] to [B, T, mlp_widths[-1]]."""
         for i in range(self.conv_layers):
-            x = nn.Conv(
-                x.shape[-1],
-                (self.kernel,),
-                padding=self.kernel // 2,
-                dtype=self.dtype,
-                kernel_init=layers.torch_uniform,
-                name=f'conv_{i}',
+            x = layers.conv(
+                x.shape[-1], self.kernel, self.dtype, f'conv_{i}', padding=self.kernel // 2
             )(jnp.where(mask[..., None], x, 0))
             x = nn.relu(x)
         return layers.MLP(self.mlp_widths, self.dtype, name='mlp')(x)
@@ -112,14 +102,9 @@ class BoundaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         for i, features in enumerate((x.shape[-1], self.channels)):
-            x = nn.Conv(
-                features,
-                (3,),
-                padding=1,
-                dtype=self.dtype,
-                kernel_init=layers.torch_uniform,
-                name=f'conv_{i}',
-            )(jnp.where(mask[..., None], x, 0))
+            x = layers.conv(features, 3, self.dtype, f'conv_{i}', padding=1)(
+                jnp.where(mask[..., None], x, 0)
+            )
             if i == 0:
                 x = nn.relu(x)
         return x

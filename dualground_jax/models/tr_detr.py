@@ -34,9 +34,7 @@ class Fuser(nn.Module):
         """Fuses clips [B, T, D] and words [B, L, D] under their masks: [B, T, D]."""
         width = clips.shape[-1]
         dense = layers.dense_of(width, self.dtype)
-        score = lambda name: nn.Dense(  # noqa: E731
-            1, use_bias=False, dtype=self.dtype, kernel_init=layers.xavier_uniform, name=name
-        )
+        score = layers.dense_of(1, self.dtype, layers.xavier_uniform, use_bias=False)
         # torch sees D inputs and D outputs in the shape of this vector.
         scale = self.param(
             'score_product', nn.initializers.variance_scaling(1.0, 'fan_out', 'uniform'), (1, width)
@@ -72,9 +70,7 @@ class GRUCell(nn.RNNCellBase):
     def __call__(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps state float32[B, features] and x [B, D] to the next state, twice."""
         gates = lambda name, y: jnp.split(  # noqa: E731
-            nn.Dense(
-                3 * self.features, dtype=self.dtype, kernel_init=layers.torch_uniform, name=name
-            )(y).astype(jnp.float32),
+            layers.dense_of(3 * self.features, self.dtype)(name)(y).astype(jnp.float32),
             3,
             -1,
         )
