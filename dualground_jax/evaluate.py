@@ -88,6 +88,7 @@ def predict_split(
     predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
     """Predictions for every record of a split, in its order, the same in each process."""
+    params = state_lib.gather(params)
     size, sharding = config.evaluate.batch_size, state_lib.batch_sharding(mesh)
     batches = pipeline.eval_batches(
         split, config.data, batch_size=size, buckets=config.evaluate.buckets,

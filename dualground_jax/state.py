@@ -98,6 +98,17 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(axes, RULES))
 
 
+def gathered(sharding: NamedSharding) -> NamedSharding:
+    """A parameter's placement while it is computed with: whole along fsdp."""
+    spec = (None if axis == 'fsdp' else axis for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def gather(params):
+    """Makes parameters whole along fsdp."""
+    return jax.device_put(params, jax.tree.map(lambda x: gathered(x.sharding), params))
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises ConfigError if a batch is empty, or cannot be split evenly over the mesh."""
     if batch_size < 1:

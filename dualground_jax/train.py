@@ -45,12 +45,16 @@ def make_train_step(
     model = models.build(config.model)
     loss_fn = models.MODELS[config.model.name].loss_fn
     decay = config.optimizer.ema_decay
+    placement = jax.tree.map(lambda x: x.sharding, abstract)
+    computed_with = jax.tree.map(state_lib.gathered, placement.params)
 
     def train_step(state, batch, seed, store):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = resident.complete(batch, store)
 
         def objective(params):
+            # Else the partitioner moves activations about instead of parameters.
+            params = jax.lax.with_sharding_constraint(params, computed_with)
             out = model.apply({'params': params}, batch, train=True, rngs={'dropout': rng})
             return loss_fn(out, batch, config.loss)
 
@@ -61,13 +65,12 @@ def make_train_step(
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1 - decay)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-        return state, dict(parts, loss=loss, grad_norm=optax.global_norm(grads))
+        return state, dict(parts, loss=loss, grad_norm=optax.tree.norm(grads))
 
     def train_steps(state, batches, seed, store):
         return jax.lax.scan(lambda s, b: train_step(s, b, seed, store), state, batches)
 
     replicated = state_lib.replicated(mesh)
-    placement = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         train_steps if stacked else train_step,
         donate_argnums=0,

@@ -14,8 +14,9 @@ _FLAGS = ['--xla_backend_optimization_level=0', '--xla_force_host_platform_devic
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
-_CACHE = tempfile.TemporaryDirectory(prefix='compiled')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit that of the process that starts them
+    _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 

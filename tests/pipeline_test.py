@@ -1,11 +1,14 @@
 """Batches: contents against the records, static shapes, determinism, targets."""
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, saliency
 from data_pipelines.tokens import EOS, PADDING, START, WORD
+from dualground_jax import resident as resident_lib
+from dualground_jax import state as state_lib
 
 
 def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
@@ -172,8 +175,59 @@ def test_saliency_pairs_are_redrawn_each_epoch(data):
 
 
 def test_eval_batches_visit_every_record_once_in_order(split, data):
-    index = np.concatenate([b['index'] for b in pipeline.eval_batches(split, data, batch_size=2)])
-    np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, -1])
+    found = list(pipeline.eval_batches(split, data, batch_size=2))
+    for index in ([i for i, _ in found], [batch['index'] for _, batch in found]):
+        np.testing.assert_array_equal(np.concatenate(index), [0, 1, 2, 3, 4, -1])
+
+
+def test_length_buckets_hold_every_record_once_with_less_padding(data):
+    lengths = [70, 3, 9, 64, 8, 20, 1, 65]
+    split = make_split(lengths, [1] * 8, [1] * 8, np.random.default_rng(0))
+    data.max_clips = 75
+    assert pipeline.length_buckets(split, 75, 1) == [75]
+    assert pipeline.length_buckets(split, 75, 2) == [16, 75]
+    assert pipeline.length_buckets(split, 75, 4) == [8, 16, 64, 75]
+    for count in (2, 4, 20):
+        seen = []
+        for index, batch in pipeline.eval_batches(split, data, batch_size=3, buckets=count):
+            clips = batch['video'].shape[1]
+            assert clips in pipeline.length_buckets(split, 75, count)
+            used = np.array(lengths)[index[index >= 0]]
+            np.testing.assert_array_equal(batch['video_mask'].sum(1)[index >= 0], used)
+            shorter = [c for c in pipeline.length_buckets(split, 75, count) if c < clips]
+            assert (used > max(shorter, default=0)).all(), 'the shortest bucket that holds it'
+            seen += index[index >= 0].tolist()
+        assert sorted(seen) == list(range(8))
+
+
+@pytest.mark.parametrize('resident', [False, True])
+def test_processes_share_a_batch(split, data, resident):
+    def stream(**rows):
+        return list(pipeline.train_batches(split, data, batch_size=4, seed=0, first_step=0,
+                                           last_step=3, resident=resident, **rows))
+
+    parts = stream(), stream(rows=slice(0, 1)), stream(rows=slice(1, 4))
+    for whole, first, rest in zip(*parts, strict=True):
+        assert ('video' in whole) != resident
+        for name in whole:
+            both = np.concatenate([first[name], rest[name]])
+            np.testing.assert_array_equal(whole[name], both)
+
+
+def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data):
+    indices = np.array([3, 0, -1, 2])
+    batch = pipeline.collate(split, data, indices, None)
+    store = resident_lib.load(split, data, state_lib.one_device())
+    assert store['video'].shape == (5, 9, 5), 'each video once'
+    found = jax.jit(resident_lib.complete)(
+        pipeline.collate(split, data, indices, None, resident=True), store)
+    assert found.keys() == batch.keys()
+    for name in ('video', 'text'):
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], batch[name], rtol=2**-8, atol=1e-6)
+        assert (np.asarray(found[name] == 0) == (batch[name] == 0)).all(), 'padding stays zero'
+    endpoints = found['video'][..., -2:], batch['video'][..., -2:]
+    np.testing.assert_allclose(*endpoints, atol=1.2e-7)
 
 
 def test_fewer_records_than_a_batch_is_an_error(split, data):

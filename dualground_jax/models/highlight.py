@@ -29,15 +29,34 @@ class SaliencyHead(nn.Module):
         return scores.astype(jnp.float32) * width**-0.5
 
 
+# In training each video meets its own query and the next sample's, in rows that follow each other:
+# then no row leaves its device where batches are spread over devices.
+
+
+def twice(tree):
+    """Repeats each row of every [B, ...]: [2B, ...]."""
+    return jax.tree.map(lambda x: jnp.repeat(x, 2, 0), tree)
+
+
 def with_negatives(tree):
-    """Appends the next sample's entries to each [B, ...], for negative pairs: [2B, ...]."""
-    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.roll(x, -1, 0)]), tree)
+    """Puts the next sample's row behind each of every [B, ...], for negative pairs: [2B, ...]."""
+    pairs = lambda x: jnp.stack([x, jnp.roll(x, -1, 0)], 1)  # noqa: E731
+    return jax.tree.map(lambda x: pairs(x).reshape(-1, *x.shape[1:]), tree)
+
+
+def _by_sample(x: jax.Array, size: int) -> jax.Array:
+    return x.reshape(size, -1, *x.shape[1:])
+
+
+def without_negatives(x: jax.Array, size: int) -> jax.Array:
+    """The rows [size, ...] of own queries, of [2 size, ...] or of [size, ...] without negatives."""
+    return _by_sample(x, size)[:, 0]
 
 
 def split_negatives(out: dict, size: int, names: tuple[str, ...]) -> dict:
-    """Cuts entries [2B, ...] to the first `size` rows; the other half of `names` becomes *_neg."""
-    halves = {f'{name}_neg': out[name][size:] for name in names}
-    return {name: value[:size] for name, value in out.items()} | halves
+    """Takes `without_negatives` of all entries; the other rows of `names` become *_neg."""
+    others = {f'{name}_neg': _by_sample(out[name], size)[:, 1] for name in names}
+    return {name: without_negatives(x, size) for name, x in out.items()} | others
 
 
 def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
