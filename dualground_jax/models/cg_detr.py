@@ -11,7 +11,16 @@ import optax
 from jax.scipy.special import xlogy
 
 from dualground_jax import convert, losses
-from dualground_jax.models import cross_attention, detr, highlight, layers, text, torch_names
+from dualground_jax.models import (
+    cross_attention,
+    detr,
+    execution,
+    highlight,
+    layers,
+    text,
+    torch_names,
+)
+from dualground_jax.models.execution import Execution
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -40,6 +49,7 @@ class SummaryEncoder(nn.Module):
     dropout: float = 0.0
     dtype: str = 'float32'
     inits: layers.Init = layers.TORCH
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x, position, mask, *, deterministic: bool) -> tuple[jax.Array, jax.Array]:
@@ -54,6 +64,7 @@ class SummaryEncoder(nn.Module):
             self.dropout,
             self.dtype,
             inits=self.inits,
+            execution=self.execution,
             name='encoder',
         )(
             prepend(learned('token'), x),
@@ -109,6 +120,9 @@ class Model(nn.Module):
     prompts: int = 10
     used_prompts: int = 1
     dtype: str = 'float32'
+    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    scan_layers: bool = False  # equal layers run in one loop
+    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -145,10 +159,9 @@ class Model(nn.Module):
         )
         columns = cross_attention.with_dummies(tokens_mask, self.dummies)
 
-        # In training each video meets its own query and, in the second half, the next sample's.
         video, sentence = (clips, position, mask), (dummies + dummy_position, tokens, columns)
         if train:
-            video = jax.tree.map(lambda x: jnp.concatenate([x, x]), video)
+            video = highlight.twice(video)
             sentence = highlight.with_negatives(sentence)
         memory, summary, attention = self.relate(*video, *sentence, prompts, how)
         out = dict(
@@ -171,11 +184,12 @@ class Model(nn.Module):
             heads=self.heads,
             name='decoder',
             **self.common,
-        )(memory[:size], position, mask, **how)
+        )(highlight.without_negatives(memory, size), position, mask, **how)
 
     @property
     def common(self) -> dict:
-        return dict(ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
+        how = execution.of_model(self)
+        return dict(ffn=self.ffn, dropout=self.dropout, dtype=self.dtype, execution=how)
 
     @nn.nowrap
     def relate(self, clips, position, mask, dummies, tokens, columns, prompts, how):

@@ -4,11 +4,14 @@ Learnable dummies, conditioned on the text, are keys beside it that carry no val
 text does not speak of put their weight there.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.models import layers
+from dualground_jax.models import dropout, execution, highlight, layers
+from dualground_jax.models.execution import Execution
 
 
 class CrossAttentionLayer(nn.Module):
@@ -53,7 +56,7 @@ class CrossAttentionLayer(nn.Module):
                 clips + position, keys, keys_mask[:, None, None], heads=self.heads
             )
             valued = weights[..., weights.shape[-1] - values.shape[1] :]
-            dropped = nn.Dropout(self.dropout)(valued, deterministic=deterministic)
+            dropped = dropout.Dropout(self.dropout)(valued, deterministic=deterministic)
             update = layers.dense_of(clips.shape[-1], self.dtype, self.inits.out)('out')(
                 layers.weighted_values(dropped, values)
             )
@@ -75,24 +78,31 @@ class CrossAttention(nn.Module):
     projections: bool = False
     drop_path: bool = True
     inits: layers.Init = layers.NORMAL
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, clips, position, keys, values, keys_mask, *, deterministic: bool):
         """As `CrossAttentionLayer`, but weights are float32[B, num_layers, heads, T, K]."""
-        attention = []
-        for i in range(self.num_layers):
-            clips, weights = CrossAttentionLayer(
-                self.heads,
-                self.ffn,
-                self.dropout,
-                self.dtype,
-                self.projections,
-                self.drop_path,
-                self.inits,
-                name=f'layer_{i}',
-            )(clips, position, keys, values, keys_mask, deterministic=deterministic)
-            attention.append(weights)
-        return clips, jnp.stack(attention, 1)
+        layer = functools.partial(
+            CrossAttentionLayer,
+            self.heads,
+            self.ffn,
+            self.dropout,
+            self.dtype,
+            self.projections,
+            self.drop_path,
+            self.inits,
+        )
+        return execution.run_layers(
+            self,
+            layer,
+            lambda layer, x: layer(
+                x, position, keys, values, keys_mask, deterministic=deterministic
+            ),
+            clips,
+            num_layers=self.num_layers,
+            execution=self.execution,
+        )
 
 
 class DummyEncoder(nn.Module):
@@ -104,6 +114,7 @@ class DummyEncoder(nn.Module):
     ffn: int
     dropout: float = 0.0
     dtype: str = 'float32'
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, text, text_mask, *, deterministic: bool) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +129,13 @@ class DummyEncoder(nn.Module):
         positions = self.param('positions', layers.embedding(), shape).astype(text.dtype)
         sequence = jnp.concatenate([jnp.broadcast_to(tokens, (batch, *shape)), text], 1)
         sequence = layers.Encoder(
-            self.num_layers, self.heads, self.ffn, self.dropout, self.dtype, name='encoder'
+            self.num_layers,
+            self.heads,
+            self.ffn,
+            self.dropout,
+            self.dtype,
+            execution=self.execution,
+            name='encoder',
         )(
             sequence,
             jnp.pad(positions, ((0, length), (0, 0))),
@@ -148,6 +165,7 @@ class TextGuidedEncoder(nn.Module):
     dummy_heads: int = 8  # the public code has 8 there, whatever its number of heads
     dropout: float = 0.0
     dtype: str = 'float32'
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, clips, position, clips_mask, text, text_mask, *, deterministic: bool):
@@ -157,18 +175,23 @@ class TextGuidedEncoder(nn.Module):
           clips: float[B, T, D].
           position: float[B, T, D], of the clips.
           clips_mask: bool[B, T].
-          text: float[B, L, D].
-          text_mask: bool[B, L].
+          text: float[B, L, D], or half as many samples, each of which is the text of its own and
+            the negative of the video before it, see `highlight.with_negatives`.
+          text_mask: bool[B, L], as many.
           deterministic: no dropout.
 
         Returns:
           (clips [B, T, D], attention float32[B, t2v_layers, heads, T, dummies + L]).
         """
-        common = dict(ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
+        common = dict(
+            ffn=self.ffn, dropout=self.dropout, dtype=self.dtype, execution=self.execution
+        )
         how = dict(deterministic=deterministic)
         dummies, positions = DummyEncoder(
             self.dummies, self.dummy_layers, self.dummy_heads, name='dummy_encoder', **common
         )(text, text_mask, **how)
+        if len(text) < len(clips):
+            dummies, text, text_mask = highlight.with_negatives((dummies, text, text_mask))
         clips, attention = CrossAttention(
             self.t2v_layers, self.heads, name='cross_attention', **common
         )(

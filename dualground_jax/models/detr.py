@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dualground_jax import losses, spans
-from dualground_jax.models import layers
+from dualground_jax.models import dropout, layers
+from dualground_jax.models.execution import Execution
 
 # What every set loss needs of a config's `loss` section.
 LOSS = dict(
@@ -67,7 +68,7 @@ class DecoderLayer(nn.Module):
         width = x.shape[-1]
         dense = layers.dense_of(width, self.dtype, layers.xavier_uniform)
         drop = layers.residual_dropout(self.dropout, self.drop_path, deterministic)
-        drop_weights = nn.Dropout(self.dropout, deterministic=deterministic)
+        drop_weights = dropout.Dropout(self.dropout, deterministic=deterministic)
 
         weights = layers.attention_weights(
             dense('self_query_content')(x) + dense('self_query_position')(query_position),
@@ -112,6 +113,7 @@ class MomentDecoder(nn.Module):
     dropout: float = 0.1
     dtype: str = 'float32'
     drop_path: bool = True
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, memory, position, mask, *, deterministic: bool) -> dict[str, jax.Array]:
@@ -135,6 +137,9 @@ class MomentDecoder(nn.Module):
         anchors = self.param('anchors', nn.initializers.normal(1.0), (self.queries, 2))
         reference = jnp.broadcast_to(nn.sigmoid(anchors), (batch, self.queries, 2))
         x = jnp.zeros((batch, self.queries, width), memory.dtype)
+        decode = lambda layer, *queries: layer(  # noqa: E731
+            *queries, memory, position, mask, deterministic=deterministic
+        )
         logits, predicted, attention = [], [], []
         for i in range(self.num_layers):
             # A refined reference is a constant for the next layer, not for that layer's span head
@@ -144,7 +149,7 @@ class MomentDecoder(nn.Module):
             modulated = sine * (nn.sigmoid(width_anchor(x)) / current[..., 1:])
             if i > 0:
                 modulated = modulated * query_scale(x)
-            x, weights = DecoderLayer(
+            layer = DecoderLayer(
                 self.heads,
                 self.ffn,
                 i == 0,
@@ -152,14 +157,9 @@ class MomentDecoder(nn.Module):
                 self.dtype,
                 self.drop_path,
                 name=f'layer_{i}',
-            )(
-                x,
-                query_position(sine),
-                modulated.astype(memory.dtype),
-                memory,
-                position,
-                mask,
-                deterministic=deterministic,
+            )
+            x, weights = self.execution.rematted(decode)(
+                layer, x, query_position(sine), modulated.astype(memory.dtype)
             )
             hidden = norm(x)
             offset = span_head(hidden).astype(jnp.float32)

@@ -16,6 +16,7 @@ from dualground_jax.errors import ConfigError
 from dualground_jax.models import (
     cross_attention,
     detr,
+    execution,
     highlight,
     layers,
     phrases,
@@ -98,6 +99,9 @@ class Model(nn.Module):
     queries: int = 10
     dec_layers: int = 3
     dtype: str = 'float32'
+    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    scan_layers: bool = False  # equal layers run in one loop
+    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -132,24 +136,26 @@ class Model(nn.Module):
         clips = self.project('video_projection', batch['video'], how) + video_type
         position = layers.sine_position(mask, self.width).astype(self.dtype)
 
-        # In training each video meets its own query and, in the second half, the next sample's.
         if train:
             out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
-            sentence = highlight.with_negatives(sentence)
-        pair = lambda x: jnp.concatenate([x, x]) if train else x  # noqa: E731
-        clips, positions, masks = pair(clips), pair(position), pair(mask)
+        video = clips, position, mask
+        clips, positions, masks = highlight.twice(video) if train else video
 
         joined = self.two_paths(clips, positions, masks, sentence, out, how)
-        joined = layers.SelfAttentionLayer(
-            heads=self.heads, name='temporal_attention', **self.common
-        )(joined + positions, masks, **how)
+        temporal_attention = layers.SelfAttentionLayer(
+            heads=self.heads, chunk=self.attention_chunk, name='temporal_attention', **self.common
+        )
+        joined = execution.of_model(self).rematted(lambda layer, x: layer(x, masks, **how))(
+            temporal_attention, joined + positions
+        )
         mean = losses.masked_mean(joined, masks[..., None], axis=1)
         out['saliency'] = highlight.SaliencyHead(self.dtype, name='saliency_head')(joined, mean)
 
         scores = tuple(name for name in ('saliency', 'attention') if train and name in out)
         out = highlight.split_negatives(out, size, scores)
         out['attn'], out['attn_roles'] = self.attention_map(out, batch)
-        out.update(self.find_moments(joined[:size], position, mask, how))
+        joined = highlight.without_negatives(joined, size)
+        out.update(self.find_moments(joined, position, mask, how))
         return out
 
     @property
@@ -201,6 +207,7 @@ class Model(nn.Module):
                 t2v_layers=self.t2v_layers,
                 enc_layers=self.enc_layers,
                 dummy_heads=self.heads,
+                execution=execution.of_model(self),
                 name='sentence_path',
                 **self.common,
             )(clips, positions, masks, sentence['eos'][:, None], sentence['eos_mask'][:, None],
@@ -213,6 +220,7 @@ class Model(nn.Module):
                 heads=self.heads,
                 context_layers=self.context_layers,
                 across_phrases=self.across_phrases,
+                execution=execution.of_model(self),
                 name='phrase_path',
                 **self.common,
             )(sentence['phrases'], sentence['phrase_eos'], clips, masks, **how)
@@ -278,6 +286,7 @@ class Model(nn.Module):
                 num_layers=self.dec_layers,
                 heads=self.heads,
                 ffn=self.ffn,
+                execution=execution.of_model(self),
                 name='decoder',
                 **self.common,
             )(clips, position, mask, **how)

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from dualground_jax import convert, losses
-from dualground_jax.models import cross_attention, highlight, layers, pyramid, text, torch_names
+from dualground_jax.models import (
+    cross_attention,
+    execution,
+    highlight,
+    layers,
+    pyramid,
+    text,
+    torch_names,
+)
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -45,6 +53,9 @@ class Model(nn.Module):
     conv_layers: int = 1
     mlp_layers: int = 5
     dtype: str = 'float32'
+    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    scan_layers: bool = False  # equal layers run in one loop
+    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -76,11 +87,9 @@ class Model(nn.Module):
         shares = layers.masked_softmax(scores, tokens_mask).astype(tokens.dtype)
         query = jnp.einsum('bl,bld->bd', shares, tokens)
 
-        # In training each video meets its own query and, in the second half, the next sample's.
         masks = mask
         if train:
-            tokens, tokens_mask = highlight.with_negatives((tokens, tokens_mask))
-            clips, position, masks = (jnp.concatenate([x, x]) for x in (clips, position, mask))
+            clips, position, masks = highlight.twice((clips, position, mask))
         clips, attention = cross_attention.TextGuidedEncoder(
             heads=self.heads,
             ffn=self.ffn,
@@ -91,6 +100,7 @@ class Model(nn.Module):
             dummy_heads=self.dummy_heads,
             dropout=self.dropout,
             dtype=self.dtype,
+            execution=execution.of_model(self),
             name='encoder',
         )(clips, position, masks, tokens, tokens_mask, **how)
         out = dict(
@@ -104,7 +114,8 @@ class Model(nn.Module):
         if train:
             out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
         # The head rectifies the clips, and the alignment loss sees them so.
-        out.update(clips=nn.relu(clips[:size]), query=query, attn_roles=roles)
+        clips = highlight.without_negatives(clips, size)
+        out.update(clips=nn.relu(clips), query=query, attn_roles=roles)
         return out | pyramid.PyramidHead(
             strides=tuple(self.strides),
             kernel=self.kernel,
@@ -112,7 +123,7 @@ class Model(nn.Module):
             mlp_layers=self.mlp_layers,
             dtype=self.dtype,
             name='pyramid_head',
-        )(clips[:size], mask)
+        )(clips, mask)
 
 
 def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -4,6 +4,7 @@ Masks are True where valid. Softmax and normalisation run in float32 whatever th
 A row that may attend to nothing gets weights of zero, not NaN.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dualground_jax.errors import ConfigError
+from dualground_jax.models import dropout, execution
+from dualground_jax.models.execution import Execution
 
 # torch.nn.Linear draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -147,7 +150,13 @@ def attention_weights(
 
     Returns:
       float32[B, heads, Q, K].
+
+    Raises:
+      ConfigError: D is no multiple of the heads, or an unknown value of normalize.
     """
+    if query.shape[-1] % heads:
+        raise ConfigError(f'model.width={query.shape[-1]}: expected a multiple of its {heads} '
+                          'attention heads')
     split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
     scale = (query.shape[-1] // heads) ** -0.5
     logits = jnp.einsum('bqhd,bkhd->bhqk', split(query) * scale, split(key))
@@ -176,12 +185,12 @@ class DropPath(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
         dims = tuple(range(1, x.ndim))
-        return nn.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=deterministic)
+        return dropout.Dropout(self.rate, broadcast_dims=dims)(x, deterministic=deterministic)
 
 
 def residual_dropout(rate: float, drop_path: bool, deterministic: bool) -> Callable:
     """Dropout for a residual branch: of whole samples, or of single entries."""
-    kind = DropPath if drop_path else nn.Dropout
+    kind = DropPath if drop_path else dropout.Dropout
     return lambda x: kind(rate)(x, deterministic=deterministic)
 
 
@@ -193,25 +202,41 @@ class Attention(nn.Module):
     normalize: str = 'inputs'
     dtype: str = 'float32'
     inits: Init = TORCH
+    chunk: int = 0  # > 0: so many queries at a time; for normalize='inputs'
 
     @nn.compact
     def __call__(self, query, key, value, mask=None, *, deterministic: bool):
         """Attends from query [B, Q, D] to key and value [B, K, D].
 
+        With more queries than a chunk, the mask is the same for all queries.
+
         Returns:
-          (output [B, Q, D], weights float32[B, heads, Q, K] before dropout).
+          (output [B, Q, D], weights float32[B, heads, Q, K] before dropout or, with more queries
+          than a chunk, None).
         """
         width = query.shape[-1]
         dense = dense_of(width, self.dtype, self.inits.qkv, TO_HEADS)
-        weights = attention_weights(
-            dense('query')(query),
-            dense('key')(key),
-            mask,
-            heads=self.heads,
-            normalize=self.normalize,
-        )
-        dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        update = weighted_values(dropped, dense('value')(value))
+        query, key, value = dense('query')(query), dense('key')(key), dense('value')(value)
+        drop = dropout.Dropout(self.dropout, deterministic=deterministic)
+
+        def attend(query, drop):
+            weights = attention_weights(
+                query, key, mask, heads=self.heads, normalize=self.normalize
+            )
+            return weighted_values(drop(weights), value), weights
+
+        if 0 < self.chunk < query.shape[1]:
+            drops = self.dropout > 0 and not deterministic
+            rng = self.make_rng('dropout') if drops else jax.random.key(0)
+            drop_by = lambda i: lambda weights: drop.clone(parent=None).apply(  # noqa: E731
+                {}, weights, rngs={'dropout': jax.random.fold_in(rng, i)}
+            )
+            update = execution.over_chunks(
+                lambda piece, i: attend(piece, drop_by(i))[0], query, self.chunk
+            )
+            weights = None
+        else:
+            update, weights = attend(query, drop)
         return dense_of(width, self.dtype, self.inits.out, FROM_HEADS)('out')(update), weights
 
 
@@ -228,7 +253,7 @@ class FeedForward(nn.Module):
         width = x.shape[-1]
         x = dense_of(self.hidden, self.dtype, self.kernel_init, TO_HIDDEN)('linear1')(x)
         x = nn.PReLU(negative_slope_init=0.25, name='activation')(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        x = dropout.Dropout(self.dropout)(x, deterministic=deterministic)
         return dense_of(width, self.dtype, self.kernel_init, FROM_HIDDEN)('linear2')(x)
 
 
@@ -241,6 +266,7 @@ class EncoderLayer(nn.Module):
     dtype: str = 'float32'
     drop_path: bool = True
     inits: Init = TORCH
+    chunk: int = 0  # of the attention's queries
 
     @nn.compact
     def __call__(self, x, position, mask, *, deterministic: bool):
@@ -248,7 +274,12 @@ class EncoderLayer(nn.Module):
         drop = residual_dropout(self.dropout, self.drop_path, deterministic)
         keys = x + position
         update, _ = Attention(
-            self.heads, self.dropout, dtype=self.dtype, inits=self.inits, name='attention'
+            self.heads,
+            self.dropout,
+            dtype=self.dtype,
+            inits=self.inits,
+            chunk=self.chunk,
+            name='attention',
         )(keys, keys, x, mask[:, None, None], deterministic=deterministic)
         x = layer_norm(self.dtype, 'norm1')(x + drop(update))
         update = FeedForward(
@@ -267,19 +298,28 @@ class Encoder(nn.Module):
     dtype: str = 'float32'
     drop_path: bool = True
     inits: Init = TORCH
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x, position, mask, *, deterministic: bool):
-        for i in range(self.num_layers):
-            x = EncoderLayer(
-                self.heads,
-                self.ffn,
-                self.dropout,
-                self.dtype,
-                self.drop_path,
-                self.inits,
-                name=f'layer_{i}',
-            )(x, position, mask, deterministic=deterministic)
+        layer = functools.partial(
+            EncoderLayer,
+            self.heads,
+            self.ffn,
+            self.dropout,
+            self.dtype,
+            self.drop_path,
+            self.inits,
+            self.execution.attention_chunk,
+        )
+        x, _ = execution.run_layers(
+            self,
+            layer,
+            lambda layer, x: (layer(x, position, mask, deterministic=deterministic), None),
+            x,
+            num_layers=self.num_layers,
+            execution=self.execution,
+        )
         return x
 
 
@@ -293,13 +333,19 @@ class ProjectedAttention(nn.Module):
     dropout: float = 0.0
     normalize: str = 'inputs'
     dtype: str = 'float32'
+    chunk: int = 0  # of the attention's queries; see there
 
     @nn.compact
     def __call__(self, x, memory, mask=None, *, deterministic: bool):
         """Attends from x [B, Q, D] to memory [B, K, D]: ([B, Q, D], weights [B, H, Q, K])."""
         dense = dense_of(x.shape[-1], self.dtype)
         update, weights = Attention(
-            self.heads, self.dropout, self.normalize, self.dtype, name='attention'
+            self.heads,
+            self.dropout,
+            self.normalize,
+            self.dtype,
+            chunk=self.chunk,
+            name='attention',
         )(
             dense('query')(x),
             dense('key')(memory),
@@ -307,7 +353,7 @@ class ProjectedAttention(nn.Module):
             mask,
             deterministic=deterministic,
         )
-        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         return layer_norm(self.dtype, 'norm')(x + update), weights
 
 
@@ -320,7 +366,7 @@ class ResidualLinear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
         update = nn.relu(dense_of(x.shape[-1], self.dtype)('linear')(x))
-        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         return layer_norm(self.dtype, 'norm')(x + update)
 
 
@@ -330,13 +376,14 @@ class SelfAttentionLayer(nn.Module):
     heads: int
     dropout: float = 0.0
     dtype: str = 'float32'
+    chunk: int = 0  # of the attention's queries
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, *, deterministic: bool) -> jax.Array:
         """Maps x [B, T, D] with mask bool[B, T], or None, to [B, T, D]."""
         mask = None if mask is None else mask[:, None, None]
         x, _ = ProjectedAttention(
-            self.heads, self.dropout, dtype=self.dtype, name='attention'
+            self.heads, self.dropout, dtype=self.dtype, chunk=self.chunk, name='attention'
         )(x, x, mask, deterministic=deterministic)
         return ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
             x, deterministic=deterministic
@@ -356,7 +403,7 @@ class InputProjection(nn.Module):
         x = x.astype(self.dtype)
         for i in range(self.layers):
             x = layer_norm(self.dtype, f'norm_{i}')(x)
-            x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+            x = dropout.Dropout(self.dropout)(x, deterministic=deterministic)
             axes = FROM_FEATURES if i == 0 else SQUARE
             x = dense_of(self.width, self.dtype, axes=axes)(f'linear_{i}')(x)
             if i < self.layers - 1:

@@ -3,11 +3,14 @@
 (P) and (D) say which source is followed where they differ; see dualground.py.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.models import layers
+from dualground_jax.models import dropout, execution, highlight, layers
+from dualground_jax.models.execution import Execution
 
 
 class RecurrentPhrases(nn.Module):
@@ -40,7 +43,7 @@ class RecurrentPhrases(nn.Module):
             guided = nn.relu(guide(jnp.concatenate([query, phrase], -1)))
             logits = score(jnp.tanh(scored + key(guided)[:, None]))[..., 0]
             weights = layers.masked_softmax(logits, words_mask)
-            dropped = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
+            dropped = dropout.Dropout(self.dropout)(weights, deterministic=deterministic)
             phrase = jnp.einsum('bl,bld->bd', dropped.astype(words.dtype), words)
             phrases.append(phrase)
             attention.append(weights)
@@ -79,7 +82,7 @@ class SlotLayer(nn.Module):
         update, _ = layers.Attention(
             self.heads, self.dropout, dtype=self.dtype, name='self_attention'
         )(sequence, sequence, sequence, visible, deterministic=deterministic)
-        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         sequence = layers.layer_norm(self.dtype, 'self_norm')(sequence + update)
         sequence = layers.ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
             sequence, deterministic=deterministic
@@ -156,13 +159,14 @@ class PhraseContextLayer(nn.Module):
     across_phrases: bool = False
     dropout: float = 0.0
     dtype: str = 'float32'
+    chunk: int = 0  # of the attention's queries
 
     @nn.compact
     def __call__(self, context, clips_mask, *, deterministic: bool) -> jax.Array:
         """Maps context [B, N, T, D] with clips_mask bool[B, T] to [B, N, T, D]."""
         batch, phrases, clips, width = context.shape
         layer = lambda name: layers.SelfAttentionLayer(  # noqa: E731
-            self.heads, self.dropout, self.dtype, name=name
+            self.heads, self.dropout, self.dtype, self.chunk, name=name
         )
         context = layer('time')(
             context.reshape(batch * phrases, clips, width),
@@ -185,24 +189,42 @@ class PhrasePath(nn.Module):
     across_phrases: bool = False
     dropout: float = 0.0
     dtype: str = 'float32'
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, phrases, phrase_eos, clips, clips_mask, *, deterministic: bool):
         """Maps phrases [B, N, D], phrase_eos [B, D] and clips [B, T, D] to V_p.
+
+        Half as many phrases as clips are those of own queries, and the negatives of the videos
+        before them, see `highlight.with_negatives`.
 
         Returns:
           (V_p [B, T, D], a dict: phrase_weights float32[B, N]; phrase_energy float32[B, N, T], norm
           of each phrase's context at each clip; summary_energy float32[B, T], of their weighted
           sum). Norms are taken before the temporal layers, which end in a normalisation.
         """
+        if len(phrases) < len(clips):
+            phrases, phrase_eos = highlight.with_negatives((phrases, phrase_eos))
         width = clips.shape[-1]
         context = matched = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
         position = layers.sine_position(clips_mask, width, normalize=False)
         context = context + position[:, None].astype(context.dtype)
-        for i in range(self.context_layers):
-            context = PhraseContextLayer(
-                self.heads, self.across_phrases, self.dropout, self.dtype, name=f'layer_{i}'
-            )(context, clips_mask, deterministic=deterministic)
+        layer = functools.partial(
+            PhraseContextLayer,
+            self.heads,
+            self.across_phrases,
+            self.dropout,
+            self.dtype,
+            self.execution.attention_chunk,
+        )
+        context, _ = execution.run_layers(
+            self,
+            layer,
+            lambda layer, x: (layer(x, clips_mask, deterministic=deterministic), None),
+            context,
+            num_layers=self.context_layers,
+            execution=self.execution,
+        )
         dense = layers.dense_of(width, self.dtype)
         logits = jnp.einsum('bd,bnd->bn', dense('query')(phrase_eos), dense('key')(phrases))
         weights = layers.masked_softmax(logits * width**-0.5, None)

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import optax
 
 from dualground_jax import convert, losses, spans
-from dualground_jax.models import cross_attention, detr, highlight, layers, text, torch_names
+from dualground_jax.models import (
+    cross_attention,
+    detr,
+    dropout,
+    execution,
+    highlight,
+    layers,
+    text,
+    torch_names,
+)
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -39,7 +48,7 @@ class Fuser(nn.Module):
         scale = self.param(
             'score_product', nn.initializers.variance_scaling(1.0, 'fan_out', 'uniform'), (1, width)
         ).astype(self.dtype)
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        drop = dropout.Dropout(self.dropout, deterministic=deterministic)
         context, query = drop(clips), drop(words)
         scores = score('score_clip')(context) + jnp.swapaxes(score('score_word')(query), 1, 2)
         scores += jnp.einsum('btd,bld->btl', context * scale, query)
@@ -155,6 +164,9 @@ class Model(nn.Module):
     dec_layers: int = 2
     queries: int = 10
     dtype: str = 'float32'
+    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    scan_layers: bool = False  # equal layers run in one loop
+    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -174,7 +186,7 @@ class Model(nn.Module):
         how = dict(deterministic=not train)
         project = layers.projector(self, deterministic=not train)
         common = dict(heads=self.heads, ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
-        element_dropout = dict(drop_path=False, **common)
+        element_dropout = dict(drop_path=False, execution=execution.of_model(self), **common)
         mask, words_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
         words = project('text_projection', batch['text'])
         clips = project('video_projection', batch['video'])
