@@ -88,6 +88,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             max_windows=row.max_windows,
             max_spans=min(row.max_windows, 5),  # as many as the references' moment queries see
             normalize_text=True,
+            dtype='float32',  # of features in memory and batches; 'float16' halves both
             on_error='raise',
             limit=0,
             resident=False,  # training features on the device, as bfloat16
@@ -129,6 +130,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, model=1))  # -1: all remaining devices
+    config.sweep = ()  # 'key=value,value' each: what mode sweep runs without --sweep
     config.world = ConfigDict()  # parameters of the generated data; empty: the data are real
     if (recipe := recipes.recipe(model, dataset, features)) is not None:
         config.lock()  # a key that does not exist is an error

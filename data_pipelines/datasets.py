@@ -190,7 +190,7 @@ def read_video(data: Any, vid: str) -> np.ndarray:
 
 
 def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any]) -> np.ndarray:
-    """Joins a video's raw streams clip by clip; see `read_video`.
+    """Joins a video's raw streams clip by clip, in data.dtype; see `read_video`.
 
     Args:
         data: the config node.
@@ -207,7 +207,8 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
     if n_clips > data.max_clips:
         raise DataError(f'{names[shortest]}: {n_clips} clips, expected at most {data.max_clips} '
                         '(data.max_clips)')
-    return np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
+    joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
+    return joined.astype(features.dtype_of(data), copy=False)
 
 
 def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
@@ -222,13 +223,15 @@ def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Labels a query's raw rows float32[R, d] as the config says; see `read_query`."""
+    """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
     _check_width(name, rows, data.text_dim, 'data.text_dim')
     layout = tokens.TEXT_LAYOUTS[data.text_layout]
     try:
-        return tokens.label_tokens(rows, layout, data.max_tokens, normalize=data.normalize_text)
+        text, roles = tokens.label_tokens(
+            rows, layout, data.max_tokens, normalize=data.normalize_text)
     except DataError as error:
         raise DataError(f'{name}: {error} (data.text_layout {data.text_layout!r})') from error
+    return text.astype(features.dtype_of(data), copy=False), roles
 
 
 def _read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import torch_file
-from dualground_jax.errors import DataError
+from dualground_jax.errors import ConfigError, DataError
 
 SUFFIXES = ('.npz', '.npy', '.pt')
 VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # names in the .npz files of all releases
@@ -95,3 +95,14 @@ def find_file(folder: str | os.PathLike, stems: Iterable[str]) -> pathlib.Path:
 def one_line(error: BaseException) -> str:
     """The text of an error without line breaks."""
     return ' '.join(str(error).split())
+
+
+def dtype_of(data: Any) -> type:
+    """The numpy type that the config's data.dtype names.
+
+    Raises:
+        ConfigError: another one than float32 and float16.
+    """
+    if data.dtype not in ('float32', 'float16'):
+        raise ConfigError(f"data.dtype={data.dtype!r}: expected 'float32' or 'float16'")
+    return np.dtype(data.dtype).type

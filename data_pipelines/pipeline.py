@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import datasets, saliency
+from data_pipelines import datasets, features, saliency
 
-# What a batch holds: shape by axis names, dtype, meaning. B batch, T clips, L tokens, M windows,
-# S spans; V and E are the widths of video and text features.
+# What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
+# tokens, M windows, S spans; V and E are the widths of video and text features.
 BATCH = {
     'index': ('B', np.int32),  # record of the split; -1 in the rows that fill up a last batch
-    'video': ('BTV', np.float32),  # normalised streams, then the two temporal endpoints
+    'video': ('BTV', None),  # normalised streams, then the two temporal endpoints
     'video_mask': ('BT', np.bool_),
     'video_id': ('B', np.int32),  # equal for queries of the same source video
-    'text': ('BLE', np.float32),  # token by token
+    'text': ('BLE', None),  # token by token
     'text_role': ('BL', np.int32),  # what each token is, see `tokens`; 0 is padding
     'duration': ('B', np.float32),  # seconds
     'clip_length': ('B', np.float32),  # seconds
@@ -35,7 +35,8 @@ BATCH = {
 }
 
 
-FEATURES = ('video', 'text')  # what `resident` batches leave to the device
+PARALLEL = 2  # batches that are made at the same time
+FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
 
 def batch_spec(
@@ -60,7 +61,7 @@ def batch_spec(
         '2': 2,
     }
     return {
-        name: (tuple(sizes[a] for a in axes), dtype)
+        name: (tuple(sizes[a] for a in axes), dtype or features.dtype_of(data))
         for name, (axes, dtype) in BATCH.items()
         if not (resident and name in FEATURES)
     }
@@ -89,10 +90,17 @@ def collate(
     Returns:
       Arrays as in `batch_spec`.
     """
-    batch = {k: np.zeros(*spec) for k, spec in batch_spec(data, len(indices), **shape).items()}
+    batch = {
+        # Features are the most of a batch: each of their bytes is written once.
+        name: (np.empty if name in FEATURES else np.zeros)(*spec)
+        for name, spec in batch_spec(data, len(indices), **shape).items()
+    }
     batch['index'][:] = indices
     batch['clip_length'][:] = data.clip_length
     for row, index in enumerate(indices):
+        for name in FEATURES:
+            if name in batch:
+                _fill_features(name, batch[name][row], split, index)
         if index >= 0:
             rng = None if draws is None else draws[row]
             _fill_row({k: v[row] for k, v in batch.items() if v.ndim > 1}, split, data, index, rng)
@@ -103,16 +111,22 @@ def collate(
     return batch
 
 
+def _fill_features(name, row, split, index) -> None:
+    length = 0
+    if index >= 0:
+        own = split.text[index] if name == 'text' else split.videos[split.video_index[index]]
+        length = len(own)
+        row[:length, : own.shape[1]] = own
+        if name == 'video':
+            row[:length, -2:] = temporal_endpoints(length)
+    row[length:] = 0
+
+
 def _fill_row(row, split, data, index, rng) -> None:
-    record, text = split.records[index], split.text[index]
-    video = split.videos[split.video_index[index]]
-    n_clips = len(video)
-    if 'video' in row:
-        row['video'][:n_clips, :-2] = video
-        row['video'][:n_clips, -2:] = temporal_endpoints(n_clips)
-        row['text'][: len(text)] = text
+    record, roles = split.records[index], split.roles[index]
+    n_clips = len(split.videos[split.video_index[index]])
     row['video_mask'][:n_clips] = True
-    row['text_role'][: len(text)] = split.roles[index]
+    row['text_role'][: len(roles)] = roles
     row['saliency'][:n_clips] = split.saliency[index]
     row['relevant'][:n_clips] = saliency.relevant_clips(record, n_clips, data.saliency)
 
@@ -240,5 +254,5 @@ def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     # Order is kept, so parallel calls change nothing but the speed.
-    dataset = dataset.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
+    dataset = dataset.map(load, num_parallel_calls=PARALLEL, deterministic=True).prefetch(2)
     return dataset.as_numpy_iterator()

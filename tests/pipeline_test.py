@@ -49,7 +49,7 @@ def data_section():
     return ConfigDict(
         dict(
             video_dims=(3, 2), text_dim=4, clip_length=2.0, saliency='annotators',
-            max_clips=9, max_tokens=7, max_windows=8, max_spans=3,
+            max_clips=9, max_tokens=7, max_windows=8, max_spans=3, dtype='float32',
         )
     )
 
