@@ -6,14 +6,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, runtime, score, sweep
+from dualground_jax import cli, compile, runtime, score, sweep
 from dualground_jax.errors import ConfigError, UserError
 
-MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'simulate',
-         'inspect-text')
+MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
+         'simulate', 'inspect-text')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
-NEED_CONFIG = ('train', 'sweep', 'simulate', 'inspect-text')
+NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -32,7 +32,7 @@ flags.DEFINE_string(
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
-for module in (score, sweep, runtime):
+for module in (score, sweep, runtime, compile):
     module.define_flags()
     flags.adopt_module_key_flags(module)  # in --help
 
@@ -71,11 +71,15 @@ def run(values, files) -> None:
     runtime.join_processes(values)
     if values.workdir:
         runtime.keep_compiled(values.workdir)
+        runtime.keep_memory()
     if values.mode == 'analyse':
         from dualground_jax import analyse
 
         return analyse.run(values)
     config = load_config(values)
+    if values.mode == 'compile':
+        compile.run(config, values.topology, values.output, values.largest_batch)
+        return
     if config.world and values.mode != 'predict':
         from data_pipelines import synthetic
 
