@@ -1,6 +1,7 @@
 """Mode `sweep`: trains every combination of config values, one after the other, and tabulates them.
 
-A sweep is `key=value,value,...` with a dotted key of the config. Each combination is a run of its
+A sweep is `key=value,value,...` with a dotted key of the config, given by the flag or the config
+(`configs/sweeps`). Each combination is a run of its
 own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any run.
 """
 
@@ -42,7 +43,7 @@ _KINDS = {
 def define_flags():
     """Defines the flag of the mode; the caller parses it."""
     flags.DEFINE_multi_string('sweep', [], 'sweep: key=value,value,... with a key of the config; '
-                              'given several times: all combinations')
+                              'given several times: all combinations; default: config.sweep')
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ def run(config, workdir, sweeps):
     Args:
         config: whole config, of which each run changes some values.
         workdir: folder of the runs' folders.
-        sweeps: 'key=value,value,...', each.
+        sweeps: 'key=value,value,...', each; none: those of `config.sweep`.
 
     Raises:
-        ConfigError: bad sweeps, or values that the model refuses; nothing was trained.
+        ConfigError: bad sweeps or none, or values that the model refuses; nothing was trained.
         UserError: a run's folder holds a run by another config (nothing was trained), or runs
             failed: all others are finished and tabulated.
     """
     from dualground_jax import train  # slow to import
 
-    choices = parse(config, sweeps)
+    choices = parse(config, sweeps or config.sweep)
     runs = combinations(config, workdir, choices)
     check(runs)
     failures = {}
@@ -118,7 +119,8 @@ def parse(config, sweeps):
         ConfigError: an unknown key, a value of another type, the same key or value twice, none.
     """
     if not sweeps:
-        raise ConfigError('--mode=sweep needs --sweep=key=value,value,...')
+        raise ConfigError('--mode=sweep needs --sweep=key=value,value,... or a config with a sweep '
+                          'of its own, as those in configs/sweeps')
     choices = {}
     for sweep in sweeps:
         key, _, listed = sweep.partition('=')
@@ -186,6 +188,7 @@ def combinations(config, workdir, choices):
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.update_from_flattened_dict(values)
+            own.sweep = ()  # a run is what it would be by itself
         name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
         runs.append(Run(values, pathlib.Path(workdir, name), own.lock()))
     return runs

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import synthetic as synthetic_config
+from configs.sweeps import attention_scaling
 from data_pipelines import synthetic
 from dualground_jax import rows, sweep, train
 from dualground_jax import state as state_lib
@@ -92,6 +93,19 @@ def test_the_last_key_changes_fastest(config, tmp_path):
     assert config.seed == 2024 and config.model.tokens == 'full'
 
 
+def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_path):
+    config = attention_scaling.get_config(f'runlocal,root={tmp_path}').lock()
+    sweep.run(config, tmp_path / 'own', [])
+    assert training.calls == [f'model.dummies={dummies},model.phrases={phrases},seed={seed}'
+                              for dummies in (1, 4, 16) for phrases in (2, 4) for seed in (1, 2)]
+    saved = state_lib.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
+    assert (saved.model.dummies, saved.model.phrases, saved.seed) == (16, 4, 2)
+    assert saved.sweep == (), 'the run would be a sweep itself'
+    training.calls.clear()
+    sweep.run(config, tmp_path / 'flag', ['seed=7'])
+    assert training.calls == ['seed=7']
+
+
 @pytest.mark.parametrize('text, values, names', [
     ('train.epochs=3,12', [3, 12], ['3', '12']),
     ('optimizer.learning_rate=1e-3,2', [0.001, 2.0], ['0.001', '2.0']),
@@ -112,7 +126,7 @@ def test_values_take_the_type_of_the_config(config, text, values, names, tmp_pat
 # What is refused ------------------------------------------------------------------------------
 
 REFUSED = {
-    'no sweep': ([], ['--sweep=key=value']),
+    'no sweep': ([], ['--sweep=key=value', 'configs/sweeps']),
     'unknown key': (['model.token=full'], ["config.model has no key 'token'", 'tokens', 'width']),
     'unknown section': (['modle.tokens=full'], ["no key 'modle'", 'optimizer']),
     'no values': (['seed='], ['--sweep=seed=', 'no values']),
