@@ -103,6 +103,7 @@ class Program:
         compile_seconds: tracing included.
         flops: as the compiler counts them.
         memory: bytes of arguments, results and temporaries together.
+        executable: what was compiled.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Program:
     compile_seconds: float
     flops: float
     memory: int
+    executable: jax.stages.Compiled
 
 
 def compiled(name: str, step, *arguments) -> tuple[Callable, Program]:
@@ -120,7 +122,8 @@ def compiled(name: str, step, *arguments) -> tuple[Callable, Program]:
     memory = program.memory_analysis()
     size = (memory.argument_size_in_bytes + memory.output_size_in_bytes
             + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
-    return program, Program(name, None, seconds, program.cost_analysis()['flops'], size)
+    flops = program.cost_analysis()['flops']
+    return program, Program(name, None, seconds, flops, size, program)
 
 
 def train_program(name: str, config) -> Program:

@@ -156,7 +156,7 @@ def entry(needed: float, topology: tpu.Topology, start: float) -> dict:
     limit = topology.chip.hbm_bytes if topology.chip else None
     return dict(
         hbm_bytes_per_chip=int(needed), hbm_limit_bytes=limit and int(limit),
-        fits=limit is None or True, memory=None, flops=None, flops_per_chip=None,
+        fits=limit is None or needed <= limit, memory=None, flops=None, flops_per_chip=None,
         collectives=None, collectives_in_loops_of_unknown_length=None, seconds=None,
         compile_seconds=round(time.monotonic() - start, 1),
     )

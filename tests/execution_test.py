@@ -194,7 +194,7 @@ def test_rematerialisation_keeps_less():
 # Whole models ---------------------------------------------------------------------------------
 
 
-@model_test.every_model
+@pytest.mark.parametrize('name', ['dualground', 'cg_detr', 'tr_detr'])
 def test_models_put_out_the_same(name):
     batch = model_test.make_batch()
     own = {k: v for k, v in DEEP.items() if k in models.defaults(name)}
@@ -219,16 +219,16 @@ PASSES = dict(
 def test_choices_reach_all_layers(name):
     batch = model_test.make_batch()
 
-    def program(depth=2, **choice):
+    def program(depth, **choice):
         own = {k: depth for k in DEEP if k in models.defaults(name)}
         model, params = model_test.make(batch, name, **own, **choice)
         return str(jax.make_jaxpr(lambda params: model.apply(params, batch, train=True))(params))
 
+    one_by_one, looped, deeper = program(2, remat=True), program(2, **ALL), program(3, **ALL)
+    assert len(re.findall(r'\b(?:remat2?|checkpoint)\[', one_by_one)) == PASSES[name]
+    assert looped.count('dot_general[') == deeper.count('dot_general[')
     square = r'f32\[([\d,]*,)?(11,11|12,12)\]'  # of all clips by all; 12: with a summary
-    assert re.search(square, program()) and not re.search(square, program(attention_chunk=4))
-    products = lambda depth: program(depth, scan_layers=True).count('dot_general[')  # noqa: E731
-    assert products(3) == products(2)
-    assert len(re.findall(r'\b(?:remat2?|checkpoint)\[', program(remat=True))) == PASSES[name]
+    assert re.search(square, one_by_one) and not re.search(square, looped)
 
 
 @pytest.mark.parametrize('name', ['dualground', 'cg_detr'])
@@ -270,11 +270,11 @@ def of_size(clips=model_test.CLIPS, tokens=7, samples=4):
 
 
 SIZES = {
-    'wide': ('dualground', {}, dict(width=96, heads=12, ffn=256, phrases=9, dummies=50)),
-    'deep': ('dualground', {}, dict(t2v_layers=9, enc_layers=9, context_layers=9, scan_layers=True,
-                                    remat=True)),
-    'long video': ('dualground', dict(clips=4096, samples=1), dict(width=8, heads=1,
-                                                                   attention_chunk=128)),
+    'wide and deep': ('dualground', {}, dict(
+        width=96, heads=12, ffn=256, phrases=9, dummies=50, t2v_layers=9, enc_layers=9,
+        context_layers=9, scan_layers=True, remat=True)),
+    'long video': ('dualground', dict(clips=4096, samples=1), dict(
+        width=8, heads=1, phrases=2, attention_chunk=128)),
     'long text': ('flash_vtg', dict(tokens=256, samples=2), dict(dummies=60)),
 }
 
@@ -290,7 +290,7 @@ def test_sizes_train(case):
     assert np.isfinite(value) and all(np.isfinite(part) for part in parts.values())
     if 'attention_chunk' in options:
         kept = step.memory_analysis().temp_size_in_bytes
-        assert kept < 4 * sizes['clips'] ** 2, 'weights of all clips at all clips would not fit'
+        assert kept < 4 * sizes['clips'] ** 2 * options['phrases'], 'holds all clips at all clips'
     for path, grad in jax.tree_util.tree_leaves_with_path(grads['params']):
         where = '/'.join(key.key for key in path)
         assert np.isfinite(grad).all(), where
