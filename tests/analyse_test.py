@@ -57,6 +57,7 @@ def first_report(runs):
 def predictions_of(config, params, split):
     mesh = state_lib.make_mesh(config.mesh)
     step = evaluate.make_predict_step(config, mesh)
+    params = jax.device_put(jax.device_get(params), state_lib.replicated(mesh))
     return evaluate.predict_split(step, params, split, config, mesh)
 
 

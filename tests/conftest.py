@@ -5,8 +5,6 @@ import os
 import pathlib
 import tempfile
 
-import pytest
-
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Unoptimised code compiles several times faster; sizes in the tests are tiny.
 _FLAGS = ['--xla_backend_optimization_level=0', '--xla_force_host_platform_device_count=2']
@@ -18,14 +16,6 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit that of the proce
     _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-
-
-def pytest_collection_modifyitems(items):
-    """Tests of a file share a worker, where its runs are made once; each golden folder is apart."""
-    for item in items:
-        params = item.callspec.params if hasattr(item, 'callspec') else {}
-        group = f'{item.path.name} {params.get("folder", "")}'
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def goldens_dir() -> pathlib.Path:

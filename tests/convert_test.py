@@ -4,6 +4,7 @@ import pathlib
 import re
 import sys
 
+import command_line
 import golden_models
 import jax
 import numpy as np
@@ -172,8 +173,7 @@ def run_main(monkeypatch, *arguments):
     """Runs the command line in this process."""
     monkeypatch.chdir(REPO)
     argv = ['main', '--mode=convert', *arguments]
-    monkeypatch.setattr(sys, 'argv', argv)
-    flags.FLAGS.unparse_flags()
+    command_line.start(monkeypatch, argv)
     try:
         main.main(cli.parse(argv))
     finally:

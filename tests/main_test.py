@@ -5,9 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import command_line
 import numpy as np
 import pytest
-from absl import flags
 
 from data_pipelines import synthetic
 from dualground_jax import cli, main, models
@@ -26,12 +26,6 @@ def small_world(tmp_path):
     return root
 
 
-def parse_in(monkeypatch, argv):
-    """Makes this process look freshly started with argv; ml_collections reads sys.argv."""
-    monkeypatch.setattr(sys, 'argv', argv)
-    flags.FLAGS.unparse_flags()
-
-
 @pytest.fixture(name='cli_error')
 def run_to_error(monkeypatch, tmp_path):
     """Runs the command line in this process; returns the message that it exits with."""
@@ -44,7 +38,7 @@ def run_to_error(monkeypatch, tmp_path):
 
     def run(*arguments):
         argv = ['main', f'--workdir={tmp_path / "run"}', *arguments]
-        parse_in(monkeypatch, argv)
+        command_line.start(monkeypatch, argv)
         with pytest.raises(SystemExit) as exit_info:
             main.main(cli.parse(argv))
         message = str(exit_info.value.code)
@@ -153,7 +147,7 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
         'main', f'--workdir={tmp_path / "run"}',
         f'--config={REPO}/tests/folder_config.py:{world}', '--config.data.on_error=skip',
     ]
-    parse_in(monkeypatch, argv)
+    command_line.start(monkeypatch, argv)
     with pytest.raises(Reached):
         main.main(cli.parse(argv))
     printed = capsys.readouterr().out
