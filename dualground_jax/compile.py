@@ -133,21 +133,20 @@ def measure(name: str, config: ConfigDict, mesh, topology: tpu.Topology) -> dict
     )
     needed = parts['arguments'] + parts['outputs'] + parts['temporaries'] - parts['aliased']
     found = entry(needed, topology, start)
-    cost = compiled.cost_analysis()
-    flops, traffic = cost['flops'], cost['bytes accessed']
+    flops = compiled.cost_analysis()['flops']
     unrolled = {key: off for key, off in LOOPS.items()
                 if key in config.model and config.model[key] != off}
     if unrolled:
-        each = unrolled_flops(name, config, unrolled) / mesh.size
-        flops, traffic = each, traffic * each / flops
-    listed = hlo.collectives(compiled.as_text(), mesh.size)
+        flops = unrolled_flops(name, config, unrolled) / mesh.size
+    program = hlo.Program(compiled.as_text())
+    listed = hlo.collectives(program, mesh.size)
     return found | dict(
         memory=parts,
         flops=flops * mesh.size,
         flops_per_chip=flops,
         collectives=summary(listed),
         collectives_in_loops_of_unknown_length=[one.name for one in listed if one.endless],
-        seconds=tpu.estimate(flops, traffic, listed, topology) if topology.chip else None,
+        seconds=tpu.estimate(flops, program, listed, topology) if topology.chip else None,
     )
 
 
@@ -286,6 +285,6 @@ def _cells(step: dict) -> dict[str, str]:
                   if kind in moved else '' for kind in hlo.KINDS}
     if step['seconds']:
         cells |= {f'{part}, ms': f'{1e3 * step["seconds"][part]:.4g}'
-                  for part in ('compute', 'hbm', 'interconnect', 'step')}
+                  for part in ('compute', 'hbm', 'interconnect', 'step', 'scheduled')}
         cells['limited by'] = step['seconds']['limit']
     return cells | {'compilation, s': str(step['compile_seconds'])}

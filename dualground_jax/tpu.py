@@ -7,8 +7,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from dualground_jax import hlo
 from dualground_jax.errors import UserError
-from dualground_jax.hlo import Collective
 
 GIB = 2**30
 HOP = 1e-6  # seconds that a message needs at least from chip to chip (scaling-book, 'Sharding')
@@ -28,6 +28,7 @@ class Chip:
 
     Attributes:
       flops: bfloat16, per second.
+      clock: cycles per second: flops over those of a cycle in the matrix units.
       hbm_bytes: what the compiler (libtpu 0.0.42) lets a program use.
       hbm_bandwidth: bytes per second.
       link_bandwidth: bytes per second in one direction of one link.
@@ -38,6 +39,7 @@ class Chip:
     """
 
     flops: float
+    clock: float
     hbm_bytes: float
     hbm_bandwidth: float
     link_bandwidth: float
@@ -47,10 +49,11 @@ class Chip:
 
 
 CHIPS = {
-    'v4': Chip(275e12, 30.75 * GIB, 1.2e12, 47e9, 3, 4, (('chip_config_name', 'megacore'),)),
-    'v5e': Chip(197e12, 15.75 * GIB, 0.819e12, 50e9, 2, 16),
-    'v5p': Chip(459e12, 95.74 * GIB, 2.765e12, 100e9, 3, 4),
-    'v6e': Chip(918e12, 31.25 * GIB, 1.6e12, 100e9, 2, 16),
+    'v4': Chip(275e12, 1.05e9, 30.75 * GIB, 1.2e12, 47e9, 3, 4,
+               (('chip_config_name', 'megacore'),)),
+    'v5e': Chip(197e12, 1.5e9, 15.75 * GIB, 0.819e12, 50e9, 2, 16),
+    'v5p': Chip(459e12, 1.75e9, 95.74 * GIB, 2.765e12, 100e9, 3, 4),
+    'v6e': Chip(918e12, 1.75e9, 31.25 * GIB, 1.6e12, 100e9, 2, 16),
 }
 
 
@@ -141,7 +144,7 @@ def parse(text: str) -> Topology:
     return Topology(text, tuple(map(int, sizes.split('x'))), CHIPS.get(kind))
 
 
-def collective_seconds(one: Collective, topology: Topology) -> float:
+def collective_seconds(one: hlo.Collective, topology: Topology) -> float:
     """Time of one collective, all its executions together, if the links do nothing else.
 
     A ring moves each byte past all others of its group, twice to reduce and hand out; it takes no
@@ -162,23 +165,27 @@ def collective_seconds(one: Collective, topology: Topology) -> float:
 
 
 def estimate(
-    flops: float, hbm_bytes: float, collectives: list[Collective], topology: Topology
+    flops: float, program: hlo.Program, collectives: list[hlo.Collective], topology: Topology
 ) -> dict:
     """The least time of a step: the longest of what chip, HBM and interconnect are busy.
 
     Args:
       flops: of one chip.
-      hbm_bytes: that one chip reads and writes.
+      program: that it runs.
       collectives: of the program.
       topology: of a TPU.
 
     Returns:
-      compute, hbm and interconnect, the seconds of each; step, the longest; limit, which that is.
+      compute, hbm and interconnect, the seconds of each; step, the longest; limit, which that is;
+      scheduled, the seconds that the compiler expects of all instructions one after the other:
+      they seldom fill the matrix units.
     """
+    chip = topology.chip
     seconds = dict(
-        compute=flops / topology.chip.flops,
-        hbm=hbm_bytes / topology.chip.hbm_bandwidth,
+        compute=flops / chip.flops,
+        hbm=hlo.hbm_bytes(program) / chip.hbm_bandwidth,
         interconnect=sum(collective_seconds(one, topology) for one in collectives),
     )
     limit = max(seconds, key=seconds.get)
-    return dict(seconds, step=seconds[limit], limit=limit)
+    return dict(seconds, step=seconds[limit], limit=limit,
+                scheduled=hlo.cycles(program) / chip.clock)

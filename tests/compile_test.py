@@ -8,13 +8,12 @@ import importlib.util
 import json
 import os
 import pathlib
-import sys
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common, qvh, synthetic
@@ -76,7 +75,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %f = (f32[3,2]{1,0}, f32[3,2]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=10, source_target_pairs={{0,1},{1,0}}
   %g = (f32[4], f32[6]) all-reduce-start(%x, %y), channel_id=11, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
   %h = f32[2,3] reduce-scatter(%x), channel_id=12, replica_groups=[1,8]<=[8], to_apply=%add
-  ROOT %i = (f32[1,5], f32[1,5]) all-to-all(%x, %y), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  ROOT %i = (f32[1,5], f32[1,5]) all-to-all(%x, %y), replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_2'}
 }
 
 %counted (p: (s32[])) -> (s32[]) {
@@ -86,7 +85,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_collectives_of_a_printed_program():
-    found = {one.name: one for one in hlo.collectives(PROGRAM, 8)}
+    found = {one.name: one for one in hlo.collectives(hlo.Program(PROGRAM), 8)}
     expected = {
         'one': ('all-reduce', 4 * 8 * 4, 4, 3, False),
         'any': ('all-reduce', 1 + 4, 8, 3, True),
@@ -96,7 +95,7 @@ def test_collectives_of_a_printed_program():
         'f': ('collective-permute', 3 * 2 * 4, 8, 1, False),
         'g': ('all-reduce', (4 + 6) * 4, 2, 1, False),
         'h': ('reduce-scatter', 2 * 3 * 4 * 8, 8, 1, False),
-        'i': ('all-to-all', 2 * 5 * 4, 2, 1, False),
+        'i': ('all-to-all', 2 * 5 * 4, 4, 1, False),
         'j': ('collective-permute', 4, 8, 5, False),
     }
     assert set(found) == set(expected)
@@ -112,7 +111,7 @@ def test_collectives_of_compiled_programs():
         x = jax.ShapeDtypeStruct((size, 3), jnp.float32, sharding=split)
         text = jax.jit(function, out_shardings=out).lower(x).compile().as_text()
         return [(one.kind, one.bytes, one.group, one.times)
-                for one in hlo.collectives(text, 2)]
+                for one in hlo.collectives(hlo.Program(text), 2)]
 
     assert program(lambda x: x + 1, 8, split) == []
     assert program(lambda x: x.sum(0), 8, whole) == [('all-reduce', 3 * 4, 2, 1)]
@@ -123,6 +122,66 @@ def test_collectives_of_compiled_programs():
         return jax.lax.scan(body, jnp.ones(3), length=6)[0]
 
     assert program(loop, 8, whole) == [('all-reduce', 3 * 4, 2, 6)]
+
+
+MEMORY = """HloModule jit_g
+
+%slice (p: f32[6,100], i: s32[]) -> f32[1,100] {
+  %p = f32[6,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %part = f32[1,100]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,100}
+}
+
+%update (q: f32[6,100], r: f32[1,100], j: s32[]) -> f32[6,100] {
+  %q = f32[6,100]{1,0} parameter(0)
+  %r = f32[1,100]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  ROOT %new = f32[6,100]{1,0} dynamic-update-slice(%q, %r, %j, %j)
+}
+
+%body (c: (s32[], f32[6,100])) -> (s32[], f32[6,100]) {
+  %n = s32[]{:T(128)S(6)} get-tuple-element(%c), index=0
+  %x = f32[6,100]{1,0:T(8,128)} get-tuple-element(%c), index=1
+  %row = f32[1,100]{1,0:T(1,128)} fusion(%x, %n), kind=kLoop, calls=%slice, backend_config={"estimated_cycles":"7"}
+  %y = f32[6,100]{1,0:T(8,128)} fusion(%x, %row, %n), kind=kLoop, calls=%update
+}
+
+%more (c: (s32[], f32[6,100])) -> pred[] {
+  %m = s32[]{:S(6)} get-tuple-element(%c), index=0
+  %limit = s32[]{:S(6)} constant(5)
+  ROOT %lt = pred[]{:S(6)} compare(%m, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[100,100], b: f32[6,100]) -> f32[100,100] {
+  %a = f32[100,100]{1,0:T(8,128)} parameter(0)
+  %b = f32[6,100]{1,0:T(8,128)} parameter(1)
+  %near = (f32[100,100]{1,0:T(8,128)S(1)}, f32[100,100]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %there = f32[100,100]{1,0:T(8,128)S(1)} copy-done(%near)
+  %few = ((f32[100,100]{1,0:T(8,128)}), f32[10,100]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:10], [0:100]}
+  %t = (s32[], f32[6,100]) tuple(%zero, %b)
+  %loop = (s32[], f32[6,100]{1,0}) while(%t), condition=%more, body=%body
+  %inner = f32[100,100]{1,0:T(8,128)S(1)} add(%there, %there), backend_config={"estimated_cycles":"100"}
+  ROOT %out = f32[100,100]{1,0:T(8,128)} multiply(%inner, %a), backend_config={"estimated_cycles":"50"}
+}
+"""  # noqa: E501
+
+
+def test_traffic_and_cycles_of_a_printed_program():
+    """By hand; S(1) is on the chip, and of what is sliced or updated only that part moves."""
+    big, row = 100 * 100 * 4, 100 * 4
+    loop = 5 * ((row + row) + (row + 2 * row))  # read a row, write it; read it, update in place
+    program = hlo.Program(MEMORY)
+    assert hlo.hbm_bytes(program) == big + big // 10 + loop + 2 * big
+    assert hlo.cycles(program) == 5 * 7 + 100 + 50
+
+
+def test_traffic_of_compiled_programs():
+    """As the compiler counts it, which takes a loop's body for one run."""
+    x, w = (jax.ShapeDtypeStruct((64, n), jnp.float32) for n in (64, 32))
+    for function in (lambda x, w: x @ w, lambda x, w: (jnp.sin(x) + 1, w.sum(0))):
+        compiled = jax.jit(function).lower(x, w).compile()
+        moved = hlo.hbm_bytes(hlo.Program(compiled.as_text()))
+        assert moved == pytest.approx(compiled.cost_analysis()['bytes accessed'], rel=0.05)
 
 
 def test_topologies():
@@ -171,11 +230,13 @@ def test_time_of_a_collective(kind, seconds):
 
 def test_estimate_names_what_limits():
     pod = tpu.parse('v5e:16x16')
-    slow = [one('all-reduce', 32 * 10**9, 16)]
-    assert tpu.estimate(197e12, 0.5 * 0.819e12, [], pod) == dict(
-        compute=1.0, hbm=0.5, interconnect=0, step=1.0, limit='compute')
-    assert tpu.estimate(197e11, 2 * 0.819e12, [], pod)['limit'] == 'hbm'
-    found = tpu.estimate(197e11, 0, slow, pod)
+    program = hlo.Program(MEMORY)
+    hbm = hlo.hbm_bytes(program) / 0.819e12
+    found = tpu.estimate(197e12, program, [], pod)
+    assert found == dict(compute=1.0, hbm=hbm, interconnect=0, step=1.0, limit='compute',
+                         scheduled=185 / 1.5e9)
+    assert tpu.estimate(1.0, program, [], pod)['limit'] == 'hbm'
+    found = tpu.estimate(197e11, program, [one('all-reduce', 32 * 10**9, 16)], pod)
     assert found['limit'] == 'interconnect'
     assert found['step'] == found['interconnect'] == pytest.approx(0.6)
 
@@ -243,7 +304,7 @@ def test_a_step_that_does_not_fit_is_refused_after_the_report(
     config, report, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tpu, 'parse', lambda text: tpu.Topology(
-        text, (1, 2), tpu.Chip(1e9, 1e6, 1e9, 1e9, 2, 16)))
+        text, (1, 2), tpu.Chip(1e9, 1e9, 1e6, 1e9, 1e9, 2, 16)))
     monkeypatch.setattr(tpu.Topology, 'devices', lambda self: jax.devices()[:2])
     needs = dict(train=2 * 2**20, predict=2**19)
 
@@ -275,7 +336,7 @@ def test_largest_batch(config, monkeypatch, limit, expected, most):
         return dict(hbm_bytes_per_chip=50 + 10 * own.train.batch_size / 2)
 
     monkeypatch.setattr(compile, 'measure', measured)
-    place = tpu.Topology('tiny', (1, 2), tpu.Chip(1, limit, 1, 1, 2, 16))
+    place = tpu.Topology('tiny', (1, 2), tpu.Chip(1, 1, limit, 1, 1, 2, 16))
     mesh = state.make_mesh(config.mesh, jax.devices()[:2])
     first = dict(batch_size=8, hbm_bytes_per_chip=90)
     found = compile.largest_batch(config, mesh, place, first)
@@ -308,8 +369,7 @@ def test_flops_count_every_layer_of_a_loop(config):
 def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
     monkeypatch.chdir(REPO)
     argv = ['main', '--mode=compile', '--config=configs/synthetic.py:runlocal', *arguments]
-    monkeypatch.setattr(sys, 'argv', argv)
-    flags.FLAGS.unparse_flags()
+    command_line.start(monkeypatch, argv)
     with pytest.raises(SystemExit) as exit_info:
         main.main(cli.parse(argv))
     text = str(exit_info.value.code)
