@@ -65,7 +65,7 @@ class TemporalPyramid(nn.Module):
                     clips.shape[-1], 2, self.dtype, f'level_{i}_conv_{k}', strides=2,
                     padding='VALID',
                 )(x)
-                x = nn.relu(layers.layer_norm(self.dtype, f'level_{i}_norm_{k}')(x))
+                x = nn.relu(layers.LayerNorm(self.dtype, name=f'level_{i}_norm_{k}')(x))
             levels.append(x)
         return levels
 
