@@ -19,7 +19,7 @@ import numpy as np
 from configs import qvh
 from data_pipelines import pipeline
 from data_pipelines.tokens import EOS, START, WORD
-from dualground_jax import evaluate, runtime, train
+from dualground_jax import evaluate, train
 from dualground_jax import state as state_lib
 
 
@@ -182,7 +182,6 @@ def interleave(programs: list[Program], repeats: int) -> list[dict]:
 
     A turn's peak is the mean of those measured right before and after it.
     """
-    runtime.keep_memory()
     for program in programs:
         program.call()
     measure_peak()

@@ -13,6 +13,7 @@ import argparse
 import numpy as np
 
 from benchmarks import common
+from dualground_jax import runtime
 
 SMALL = {
     'model.width': 32, 'model.heads': 2, 'model.ffn': 64, 'model.t2v_layers': 1,
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument('--output')
     parser.add_argument('--picture')
     args = parser.parse_args()
+    runtime.keep_memory()
     clips = [{'train.batch_size': 2, 'data.max_clips': n} for n in CLIPS]
     series = {
         'clips': [dict(clips=n) | row for n, row in zip(

@@ -8,6 +8,7 @@
 import argparse
 
 from benchmarks import common
+from dualground_jax import runtime
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument('--only', choices=('train', 'predict'))
     parser.add_argument('--output')
     args = parser.parse_args()
+    runtime.keep_memory()
     names, report = args.models.split(','), {}
     if args.only != 'predict':
         programs = [common.train_program(name, common.make_config(name)) for name in names]

@@ -76,18 +76,23 @@ def keep_memory() -> None:
     """On CPUs lets the process keep the memory that it frees.
 
     XLA allocates a step's buffers anew each time; where glibc takes them from the system and gives
-    them back, a third of a large step's time goes into mapping pages. Call it before the first
-    step; does nothing with another C library.
+    them back, a third of a large step's time goes into mapping pages. Call it before JAX starts its
+    threads: one that has an arena of its own gets large blocks from the system whatever the
+    options say. Does nothing with another C library.
     """
     import jax
 
-    if jax.default_backend() != 'cpu':
-        return
     try:
         mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError):
         return
-    for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+    _set_options(mallopt, mmap_max=0, trim_threshold=-1, arena_max=1)
+    if jax.default_backend() != 'cpu':
+        _set_options(mallopt, mmap_max=2**16, trim_threshold=2**17, arena_max=0)  # the defaults
+
+
+def _set_options(mallopt: Callable, *, mmap_max: int, trim_threshold: int, arena_max: int) -> None:
+    for option, value in ((-4, mmap_max), (-1, trim_threshold), (-8, arena_max)):
         mallopt(option, value)
 
 

@@ -1,0 +1,30 @@
+"""Memory that a process keeps."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+from dualground_jax import runtime
+runtime.keep_memory()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.cumsum(jnp.sin(x) @ x, 0))
+x, faults = jnp.ones((3000, 3000)), []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[4:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_buffers_of_a_step_are_mapped_once():
+    """A buffer has 8789 pages; without keep_memory, or too late, a step maps some of them anew."""
+    env = dict(os.environ, JAX_PLATFORMS='cpu')
+    run = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env=env)
+    assert int(run.stdout) < 500, run.stderr
