@@ -90,6 +90,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
             normalize_text=True,
             dtype='float32',  # of features in memory and batches; 'float16' halves both
             on_error='raise',
+            skip_list='',  # file of records to leave out, as mode verify-data writes it
             limit=0,
             resident=False,  # training features on the device, as bfloat16
         )

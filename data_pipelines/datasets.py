@@ -16,6 +16,7 @@ of one line. What a user must say of a release is in the config node `data`; fun
     max_tokens      rows of a query, start-of-text and [EOS] included; further words are cut
     max_clips, max_windows   a video or query with more is an error
     on_error        'raise' or 'skip'
+    skip_list       file of records to leave out, see `skip_list`; '' for none
     limit           only the first so many records of a split; 0: all
 """
 
@@ -26,12 +27,12 @@ import os
 import pathlib
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import features, saliency, tokens
+from data_pipelines import features, saliency, skip_list, tokens
 from dualground_jax.errors import DataError
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video
@@ -155,7 +156,7 @@ class Split:
         text: N of float32[L_i, text_dim], token by token.
         roles: N of int32[L_i], see `tokens`.
         saliency: N of float32[T_i], the clips' labels.
-        problems: what was skipped, one message each.
+        problems: what was skipped, on purpose or on_error, one message each.
     """
 
     name: str
@@ -201,12 +202,10 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
         raise DataError(f'{len(streams)} video streams, expected {len(data.video_dims)}: '
                         f'{", ".join(data.video_dirs)} (data.video_dirs)')
     for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
-        _check_width(name, rows, dim, 'data.video_dims')
+        check_width(name, rows.shape[1], dim, 'data.video_dims')
     shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
     n_clips = len(streams[shortest])
-    if n_clips > data.max_clips:
-        raise DataError(f'{names[shortest]}: {n_clips} clips, expected at most {data.max_clips} '
-                        '(data.max_clips)')
+    check_clips(names[shortest], n_clips, data.max_clips)
     joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
     return joined.astype(features.dtype_of(data), copy=False)
 
@@ -224,7 +223,7 @@ def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
 
 def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
     """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
-    _check_width(name, rows, data.text_dim, 'data.text_dim')
+    check_width(name, rows.shape[1], data.text_dim, 'data.text_dim')
     layout = tokens.TEXT_LAYOUTS[data.text_layout]
     try:
         text, roles = tokens.label_tokens(
@@ -235,13 +234,25 @@ def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.
 
 
 def _read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:
-    path = features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
+    path = find_query(data, qid)
     return path, features.read_features(path, features.TEXT_KEY)
 
 
-def _check_width(name: Any, rows: np.ndarray, dim: int, config_key: str) -> None:
-    if rows.shape[1] != dim:
-        raise DataError(f'{name}: width {rows.shape[1]}, expected {dim} ({config_key})')
+def find_query(data: Any, qid: int | str) -> pathlib.Path:
+    """The feature file of a query; DataError if there is none."""
+    return features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
+
+
+def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
+    """Raises DataError if a file's features are not as wide as the config says."""
+    if width != dim:
+        raise DataError(f'{name}: width {width}, expected {dim} ({config_key})')
+
+
+def check_clips(name: Any, n_clips: int, max_clips: int) -> None:
+    """Raises DataError if a video has more clips than data.max_clips."""
+    if n_clips > max_clips:
+        raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips)')
 
 
 # Queries
@@ -260,8 +271,9 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
     Raises:
         DataError: as `load_split`, but for the videos.
     """
-    _check_config(data, (data.text_dir,))
-    records = read_annotations(_annotation_file(data, split), data, _problem_list(data))[:n]
+    check_config(data, (data.text_dir,))
+    path = annotation_file(data, split)
+    records = read_annotations(path, data, _problem_list(data), skipped_lines(data, split))[:n]
     blocks, first = [], None
     for record in records:
         path, rows = _read_query_rows(data, record.qid)
@@ -287,7 +299,8 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
 
 
 def read_annotations(path: str | os.PathLike, data: Any,
-                     problems: list[str] | None = None) -> list[Record]:
+                     problems: list[str] | None = None,
+                     skipped: Container[int] = ()) -> list[Record]:
     """Reads and checks an annotation file.
 
     Args:
@@ -295,6 +308,7 @@ def read_annotations(path: str | os.PathLike, data: Any,
         data: the config node, of which limit and max_windows are read.
         problems: None: the first bad record raises. A list: bad records are left out, and their
             messages appended to it.
+        skipped: numbers of lines that are passed over.
 
     Returns:
         The records in the file's order. Those of a hidden test set have no windows.
@@ -302,11 +316,7 @@ def read_annotations(path: str | os.PathLike, data: Any,
     Raises:
         DataError: the file can't be read; a record is bad or repeats a qid.
     """
-    try:
-        lines = pathlib.Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    numbered = annotation_lines(path, data.limit)
     first_lines: dict[int | str, int] = {}
 
     def read_record(number: int, line: bytes) -> Record:
@@ -317,8 +327,37 @@ def read_annotations(path: str | os.PathLike, data: Any,
                             'expected another')
         return record
 
-    attempts = [_attempt(problems, read_record, *entry) for entry in numbered[:data.limit or None]]
+    attempts = [_attempt(problems, read_record, number, line) for number, line in numbered
+                if number not in skipped]
     return [record for record in attempts if record is not None]
+
+
+def annotation_lines(path: str | os.PathLike, limit: int = 0) -> list[tuple[int, bytes]]:
+    """The lines of an annotation file that are not blank, with their numbers from 1.
+
+    Raises:
+        DataError: the file can't be read.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return numbered[:limit or None]
+
+
+def skipped_lines(data: Any, split: str) -> dict[int, str]:
+    """Lines of the split's annotation file that data.skip_list leaves out, with the reasons.
+
+    Raises:
+        DataError: as `skip_list.read`.
+    """
+    if not data.skip_list:
+        return {}
+    lines = annotation_lines(annotation_file(data, split))
+    reasons = skip_list.read(data.skip_list, split, data.annotations, lines)
+    return {number: reasons[number] for number, _ in lines[:data.limit or None]
+            if number in reasons}
 
 
 def _parse_record(line: bytes, number: int, where: str, max_windows: int) -> Record:
@@ -401,10 +440,11 @@ def load_split(data: Any, split: str) -> Split:
             is left, or a record or one of its files is bad. With data.on_error = 'skip', bad
             records are left out instead and reported in `problems`.
     """
-    _check_config(data, (*data.video_dirs, data.text_dir))
-    path = _annotation_file(data, split)
+    check_config(data, (*data.video_dirs, data.text_dir))
+    path = annotation_file(data, split)
     problems = _problem_list(data)
-    records = read_annotations(path, data, problems)
+    skipped = skipped_lines(data, split)
+    records = read_annotations(path, data, problems, skipped)
     queries = [_attempt(problems, read_query, data, record.qid) for record in records]
     examples = [example for example in zip(records, queries, strict=True) if example[1] is not None]
     videos, places = [], {}
@@ -432,7 +472,8 @@ def load_split(data: Any, split: str) -> Split:
         roles=[roles for _, (_, roles) in examples],
         saliency=[saliency.clip_labels(record, len(videos[i]), data.saliency)
                   for record, i in zip(records, video_index, strict=True)],
-        problems=problems or [],
+        problems=[f'{path}:{line}: {reason} ({data.skip_list})'
+                  for line, reason in skipped.items()] + (problems or []),
     )
 
 
@@ -441,7 +482,8 @@ def annotation_files(data: Any) -> dict[str, pathlib.Path]:
     return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
 
 
-def _annotation_file(data: Any, split: str) -> pathlib.Path:
+def annotation_file(data: Any, split: str) -> pathlib.Path:
+    """The annotation file of a split; DataError if the config names none."""
     known = annotation_files(data)
     if split not in known:
         raise DataError(
@@ -449,7 +491,7 @@ def _annotation_file(data: Any, split: str) -> pathlib.Path:
     return known[split]
 
 
-def _check_config(data: Any, folders: Iterable[str]) -> None:
+def check_config(data: Any, folders: Iterable[str]) -> None:
     """Checks what can't be blamed on a file, and that the folders exist."""
     options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
                'text_layout': tokens.TEXT_LAYOUTS}
