@@ -11,7 +11,7 @@ of one line. What a user must say of a release is in the config node `data`; fun
     text_dir, text_dim       folder and width of the query features
     text_layout     key of tokens.TEXT_LAYOUTS
     normalize_text  whether text rows are scaled to length one (video rows always are)
-    saliency        how a clip's label is made: 'annotators' or 'window'
+    saliency        how a clip's label is made, a key of saliency.MODES
     segments        whether video ids end in _START_END: queries of one source are no negatives
     max_tokens      rows of a query, start-of-text and [EOS] included; further words are cut
     max_clips, max_windows   a video or query with more is an error
@@ -94,6 +94,13 @@ DATASETS = {
         saliency='annotators',
         max_windows=5,
     ),
+    'custom': Dataset(  # configs/custom.py reads sizes off the user's files
+        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
+        clip_length=2.0,
+        saliency='windows',
+        max_windows=5,
+        round_to_clip=False,
+    ),
 }
 
 _SF_CLIP = dict(
@@ -114,6 +121,8 @@ FEATURES = {
         max_clips=200, max_tokens=23),
     # Widths and limits are those of the generated world.
     ('synthetic', 'planted'): dict(video_dirs=('video',), text_dir='text', text_layout='clip'),
+    ('custom', 'own'): dict(
+        video_dirs=('video',), text_dir='text', text_layout='clip', max_tokens=40),
 }
 
 
@@ -370,10 +379,10 @@ def _parse_record(line: bytes, number: int, where: str, max_windows: int) -> Rec
         if name not in fields:
             raise DataError(f'{where}: field {name!r} is missing')
     qid, query, duration, vid = (fields[name] for name in ('qid', 'query', 'duration', 'vid'))
-    _expect(type(qid) is int or _is_name(qid), where, 'qid', qid, 'a whole number or a file name')
+    _expect(type(qid) is int or is_name(qid), where, 'qid', qid, 'a whole number or a file name')
     is_text = isinstance(query, str) and query.strip()
     _expect(is_text, where, 'query', query, 'a text that is not empty')
-    _expect(_is_name(vid), where, 'vid', vid, 'a file name')
+    _expect(is_name(vid), where, 'vid', vid, 'a file name')
     _expect(_is_number(duration) and duration > 0, where, 'duration', duration, 'seconds above 0')
     windows = _parse_windows(fields.get('relevant_windows'), duration, where)
     if len(windows) > max_windows:
@@ -420,7 +429,8 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Says whether value is a printable text that is not blank."""
     return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 

@@ -1,8 +1,11 @@
 """Targets of highlight detection: each clip's label, and pairs of clips to rank.
 
 A mode says how they are made from a record: 'annotators' from the annotators' scores, 'window' from
-the first true window.
+the first true window, 'windows' from all of them.
 """
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +18,7 @@ def clip_labels(record, n_clips: int, mode: str) -> np.ndarray:
         n_clips: number of clips that the video's features have.
         mode: 'annotators': the annotators' sum at relevant clips, 0 elsewhere (clips beyond n_clips
             are ignored). 'window': 1 from the first to the last clip of the first window.
+            'windows': so for each window.
     """
     labels, _ = MODES[mode]
     return labels(record, n_clips)
@@ -23,10 +27,10 @@ def clip_labels(record, n_clips: int, mode: str) -> np.ndarray:
 def relevant_clips(record, n_clips: int, mode: str) -> np.ndarray:
     """Returns which clips are annotated as relevant, whatever their scores: bool[n_clips].
 
-    Args: as for `clip_labels`; in mode 'window' the clips of the first window.
+    Args: as for `clip_labels`; without annotators, the clips that are labelled 1.
     """
-    if mode == 'window':
-        return _window_labels(record, n_clips) > 0
+    if mode != 'annotators':
+        return clip_labels(record, n_clips, mode) > 0
     relevant = np.zeros(n_clips, bool)
     relevant[record.clip_ids[record.clip_ids < n_clips]] = True
     return relevant
@@ -42,6 +46,7 @@ def sample_pairs(record, n_clips: int, mode: str,
         mode: 'annotators': a relevant clip of the highest sum over one of the lowest, and any
             relevant clip over any other (the first pair again if there is no other). 'window': two
             clips of the first window over two outside (over themselves if there are no two).
+            'windows': two clips of any window over two outside all of them, likewise.
         rng: source of the draws.
 
     Returns:
@@ -79,34 +84,27 @@ def _annotator_pairs(record, n_clips: int, rng: np.random.Generator) -> _Pairs:
             (lowest, others[rng.integers(len(others))]))
 
 
-def _window_span(record, n_clips: int) -> tuple[int, int]:
-    """Returns the first window's first and last clip; all clips are taken as equally long."""
-    clip_length = record.duration / n_clips
-    start, end = record.windows[0]
-    last = max(0, min(int(end / clip_length), n_clips) - 1)
-    return min(int(start / clip_length), last), last
-
-
-def _window_labels(record, n_clips: int) -> np.ndarray:
+def _window_labels(record, n_clips: int, windows: slice) -> np.ndarray:
+    """Labels the clips of some windows; all clips are taken as equally long."""
     labels = np.zeros(n_clips, np.float32)
-    if len(record.windows):
-        first, last = _window_span(record, n_clips)
-        labels[first:last + 1] = 1
+    clip_length = record.duration / n_clips
+    for start, end in record.windows[windows]:
+        last = max(0, min(int(end / clip_length), n_clips) - 1)
+        labels[min(int(start / clip_length), last):last + 1] = 1
     return labels
 
 
-def _window_pairs(record, n_clips: int, rng: np.random.Generator) -> _Pairs:
-    if not len(record.windows):
+def _window_pairs(record, n_clips: int, rng: np.random.Generator, windows: slice) -> _Pairs:
+    labels = _window_labels(record, n_clips, windows)
+    inside, outside = np.flatnonzero(labels), np.flatnonzero(labels == 0)
+    if not len(inside):
         return (0, 0), (0, 0)
-    first, last = _window_span(record, n_clips)
-    n_inside = last - first + 1
-    i, j = _draw_two(rng, n_inside) if n_inside > 1 else (0, 0)
-    pos = first + i, first + j
-    if n_clips - n_inside < 2:
+    i, j = _draw_two(rng, len(inside)) if len(inside) > 1 else (0, 0)
+    pos = inside[i], inside[j]
+    if len(outside) < 2:
         return pos, pos
-    # Numbers below `first` are clips before the window, the others clips after it.
-    i, j = _draw_two(rng, n_clips - n_inside)
-    return pos, (i + n_inside * (i >= first), j + n_inside * (j >= first))
+    i, j = _draw_two(rng, len(outside))
+    return pos, (outside[i], outside[j])
 
 
 def _draw_two(rng: np.random.Generator, n: int) -> tuple[int, int]:
@@ -115,7 +113,13 @@ def _draw_two(rng: np.random.Generator, n: int) -> tuple[int, int]:
     return i, j + (j >= i)
 
 
+def _windows(which: slice) -> tuple[Callable, Callable]:
+    return tuple(functools.partial(function, windows=which)
+                 for function in (_window_labels, _window_pairs))
+
+
 MODES = {
     'annotators': (_annotator_labels, _annotator_pairs),
-    'window': (_window_labels, _window_pairs),
+    'window': _windows(slice(1)),
+    'windows': _windows(slice(None)),
 }

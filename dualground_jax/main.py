@@ -6,14 +6,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, compile, runtime, score, sweep
+from dualground_jax import cli, compile, import_csv, runtime, score, sweep, verify
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
-         'simulate', 'inspect-text')
+         'simulate', 'inspect-text', 'verify-data', 'import-csv')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
-NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text')
+NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text', 'verify-data')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -32,7 +32,7 @@ flags.DEFINE_string(
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
-for module in (score, sweep, runtime, compile):
+for module in (score, sweep, runtime, compile, verify, import_csv):
     module.define_flags()
     flags.adopt_module_key_flags(module)  # in --help
 
@@ -57,6 +57,8 @@ def run(values, files) -> None:
         return score.run(values, files)
     if files:
         raise UserError(f'unexpected arguments {files}')
+    if values.mode == 'import-csv':
+        return import_csv.run(values)
     if values.mode == 'convert':
         from dualground_jax import torch_checkpoint
 
@@ -98,6 +100,8 @@ def run(values, files) -> None:
         from dualground_jax import evaluate
 
         evaluate.evaluate(config, values.workdir)
+    elif values.mode == 'verify-data':
+        verify.run(config, values)
     elif values.mode == 'simulate':
         from data_pipelines import synthetic
 

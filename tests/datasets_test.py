@@ -348,7 +348,7 @@ def test_load_split_with_nothing_left(tmp_path):
     ({'video_dirs': (), 'video_dims': ()}, 'train', ['at least one']),
     ({'text_layout': 'bert'}, 'train', ['data.text_layout', "'bert'", 'clip, llama, words']),
     ({'max_tokens': 0}, 'train', ['data.max_tokens is 0', '1 or more']),
-    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window']),
+    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window, windows']),
 ])  # fmt: skip
 def test_load_split_config_errors(tmp_path, on_error, changes, split, parts):
     data = make_release(tmp_path, **{'on_error': on_error, **changes})
