@@ -405,7 +405,8 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
         texts = {qid: find('text missing', uses, datasets.find_query, data, qid)
                  for qid, uses in queries.items()}
     texts = {qid: path for qid, path in texts.items() if path}
-    if not data.limit:
+    # Without the other records nobody knows whose the files are.
+    if not data.limit and all(len(part.records) == len(part.qids) for part in report.parts):
         used = {*texts.values(), *itertools.chain(*streams.values())}
         for folder in dict.fromkeys(folders):
             for path in sorted(folder.iterdir()) if folder not in missing else ():
@@ -545,12 +546,12 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
     same = next((i for i, value in enumerate(first) if value < SAME), len(first))
     if same != layout.start:
         fitting = [key for key, other in tokens.TEXT_LAYOUTS.items() if other.start == same]
-        report.add('text layout', f'{len(paths)} queries: the first {same} rows are the same in '
-                   f'all, {name!r} says {layout.start}'
-                   + f'; so has {", ".join(map(repr, fitting))}' * bool(fitting))
+        report.add('text layout', f'{same} first rows are the same in {len(paths)} queries, '
+                   f'{name!r} has {layout.start} before the words'
+                   + f', {" and ".join(map(repr, fitting))} {same}' * bool(fitting))
     if layout.has_eos and last >= SAME:
-        report.add('text layout', f'{len(paths)} queries: the last row is the same in all, '
-                   f'{name!r} says that it is [EOS], which tells sentences apart')
+        report.add('text layout', f'the last row is the same in {len(paths)} queries, {name!r} '
+                   'says that it is [EOS], which tells sentences apart')
 
 
 def row_similarity(paths: Sequence[str]) -> tuple[list[float], float]:
