@@ -53,8 +53,8 @@ class Mistakes:
         """Prints the mistakes and raises DataError if there are any."""
         if self.lines:
             print('\n'.join(self.lines), file=sys.stderr)
-            raise DataError(f'{path}: {len(self.lines)} mistakes in the table, nothing is written; '
-                            f'the first: {self.lines[0]}')
+            raise DataError(f'{path}: nothing is written, mistakes: {len(self.lines)}, the first: '
+                            f'{self.lines[0]}')
 
 
 @dataclasses.dataclass
@@ -298,9 +298,9 @@ def other_durations(path: str, clip_length: float | None, queries: Sequence[Quer
         return durations
     if not clip_length or clip_length < 0:
         raise UserError(f'--durations={path} is a folder, it needs --clip_length=SECONDS')
-    ends = collections.defaultdict(float)
+    ends = collections.defaultdict(list)
     for query in queries:
-        ends[query.video] = max([ends[query.video], *(end for _, end, _ in query.windows)])
+        ends[query.video] += [end for _, end, _ in query.windows]
     durations = {}
     for query in queries:
         if query.video not in durations:
@@ -310,8 +310,8 @@ def other_durations(path: str, clip_length: float | None, queries: Sequence[Quer
             except DataError as error:
                 mistakes.lines.append(f'{query.where}: {error}')
                 seconds = math.inf  # said once
-            end = ends[query.video]
-            durations[query.video] = end if seconds < end <= seconds + clip_length else seconds
+            near = [end for end in ends[query.video] if end <= seconds + clip_length]
+            durations[query.video] = max([seconds, *near])
     return durations
 
 

@@ -229,8 +229,8 @@ def run(config: ConfigDict, values) -> None:
         write_json(values.output, report.as_json())
         print(f'\nwrote {values.output}')
     if errors := report.problems('error'):
-        raise DataError(f'{len(errors)} errors in the data; {_skip(report, values.skip_list)}')
-    print(f'\nno errors, {len(report.problems("warning"))} warnings')
+        raise DataError(f'errors in the data: {len(errors)}; {_skip(report, values.skip_list)}')
+    print(f'\nerrors: 0, warnings: {len(report.problems("warning"))}')
 
 
 def _skip(report: Report, path: str | None) -> str:

@@ -258,7 +258,7 @@ def test_last_rows_that_are_the_same_are_not_eos(release):
 def test_words_without_eos_and_highlights_without_windows(release):
     root = pathlib.Path(release.data.root)
     release.data.text_layout = 'words'
-    for qid, sentence in enumerate(WORDS):
+    for qid in range(len(WORDS)):
         path = root / 'text' / f'qid{qid}.npz'
         change_rows(path, lambda x: x[1:-1], 'last_hidden_state')
     for number in range(1, 9):
@@ -308,7 +308,7 @@ def test_a_skip_list_makes_broken_data_load(release, tmp_path, capsys):
     damage_much(tmp_path)
     skip = str(tmp_path / 'skip.jsonl')
     message = refusal(verify.run, release, flags_of(tmp_path, skip_list=skip))
-    assert_parts(message, '5 errors', '4 records', f'--config.data.skip_list={skip}')
+    assert_parts(message, 'errors in the data: 5;', '4 records', f'--config.data.skip_list={skip}')
     printed = capsys.readouterr().out
     assert_parts(printed, 'ERROR', 'WARNING', 'NOTE', 'train.jsonl:1', 'qid2', 'v2.npz: nan', 'v9')
     assert 'w.npy' not in printed  # whether a file is used is told when all records can be read
@@ -336,7 +336,7 @@ def test_no_skip_list_where_it_does_not_help(release, tmp_path):
     release.data.text_dim = 9
     skip = tmp_path / 'skip.jsonl'
     message = refusal(verify.run, release, flags_of(tmp_path, skip_list=str(skip)))
-    assert_parts(message, '12 errors', 'do not help against: empty split')
+    assert_parts(message, 'errors in the data: 12;', 'do not help against: empty split')
     assert not skip.exists()
     with pytest.raises(ValueError, match='nowhere/skip: no such folder'):
         verify.run(release, flags_of(tmp_path, skip_list='nowhere/skip'))
@@ -378,11 +378,18 @@ def test_a_skip_list_by_hand(release, tmp_path):
 def reads(monkeypatch):
     """Paths that are read from now on."""
     paths = []
-    for owner, name in ((pathlib.Path, 'read_bytes'), (features, 'read_features')):
-        def spy(path, *args, real=getattr(owner, name)):
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+
+        def spy(path, *args):
             paths.append(pathlib.Path(path).name)
             return real(path, *args)
+
         monkeypatch.setattr(owner, name, spy)
+
+    watch(pathlib.Path, 'read_bytes')
+    watch(features, 'read_features')
     return paths
 
 
@@ -448,9 +455,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         main.main(cli.parse(argv))
 
     start()
-    assert_parts(capsys.readouterr().out, 'no errors, 0 warnings')
+    assert_parts(capsys.readouterr().out, 'errors: 0, warnings: 0')
     (world / 'text' / 'qid0.npz').unlink()
-    with pytest.raises(SystemExit, match='error: 1 errors in the data.*--skip_list=FILE') as info:
+    with pytest.raises(SystemExit, match='errors in the data: 1; .*--skip_list') as info:
         start()
     assert info.value.code != 0
     report = json.loads((tmp_path / 'report.json').read_text())
