@@ -27,7 +27,7 @@ import os
 import pathlib
 import reprlib
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -280,9 +280,10 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
     Raises:
         DataError: as `load_split`, but for the videos.
     """
-    check_config(data, (data.text_dir,))
-    path = annotation_file(data, split)
-    records = read_annotations(path, data, _problem_list(data), skipped_lines(data, split))[:n]
+    _check_config(data, (data.text_dir,))
+    lines, _ = split_lines(data, split)
+    path = _annotation_file(data, split)
+    records = parse_annotations(lines, path, data, _problem_list(data))[:n]
     blocks, first = [], None
     for record in records:
         path, rows = _read_query_rows(data, record.qid)
@@ -308,8 +309,7 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
 
 
 def read_annotations(path: str | os.PathLike, data: Any,
-                     problems: list[str] | None = None,
-                     skipped: Container[int] = ()) -> list[Record]:
+                     problems: list[str] | None = None) -> list[Record]:
     """Reads and checks an annotation file.
 
     Args:
@@ -317,7 +317,6 @@ def read_annotations(path: str | os.PathLike, data: Any,
         data: the config node, of which limit and max_windows are read.
         problems: None: the first bad record raises. A list: bad records are left out, and their
             messages appended to it.
-        skipped: numbers of lines that are passed over.
 
     Returns:
         The records in the file's order. Those of a hidden test set have no windows.
@@ -325,7 +324,25 @@ def read_annotations(path: str | os.PathLike, data: Any,
     Raises:
         DataError: the file can't be read; a record is bad or repeats a qid.
     """
-    numbered = annotation_lines(path, data.limit)
+    return parse_annotations(annotation_lines(path), path, data, problems)
+
+
+def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
+    """The lines of an annotation file that are not blank, with their numbers from 1.
+
+    Raises:
+        DataError: the file can't be read.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: Any,
+                      problems: list[str] | None = None) -> list[Record]:
+    """`read_annotations` of numbered lines; `path` is what messages call their file."""
     first_lines: dict[int | str, int] = {}
 
     def read_record(number: int, line: bytes) -> Record:
@@ -336,37 +353,8 @@ def read_annotations(path: str | os.PathLike, data: Any,
                             'expected another')
         return record
 
-    attempts = [_attempt(problems, read_record, number, line) for number, line in numbered
-                if number not in skipped]
+    attempts = [_attempt(problems, read_record, *entry) for entry in numbered[:data.limit or None]]
     return [record for record in attempts if record is not None]
-
-
-def annotation_lines(path: str | os.PathLike, limit: int = 0) -> list[tuple[int, bytes]]:
-    """The lines of an annotation file that are not blank, with their numbers from 1.
-
-    Raises:
-        DataError: the file can't be read.
-    """
-    try:
-        lines = pathlib.Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    return numbered[:limit or None]
-
-
-def skipped_lines(data: Any, split: str) -> dict[int, str]:
-    """Lines of the split's annotation file that data.skip_list leaves out, with the reasons.
-
-    Raises:
-        DataError: as `skip_list.read`.
-    """
-    if not data.skip_list:
-        return {}
-    lines = annotation_lines(annotation_file(data, split))
-    reasons = skip_list.read(data.skip_list, split, data.annotations, lines)
-    return {number: reasons[number] for number, _ in lines[:data.limit or None]
-            if number in reasons}
 
 
 def _parse_record(line: bytes, number: int, where: str, max_windows: int) -> Record:
@@ -450,11 +438,11 @@ def load_split(data: Any, split: str) -> Split:
             is left, or a record or one of its files is bad. With data.on_error = 'skip', bad
             records are left out instead and reported in `problems`.
     """
-    check_config(data, (*data.video_dirs, data.text_dir))
-    path = annotation_file(data, split)
+    _check_config(data, (*data.video_dirs, data.text_dir))
+    path = _annotation_file(data, split)
     problems = _problem_list(data)
-    skipped = skipped_lines(data, split)
-    records = read_annotations(path, data, problems, skipped)
+    lines, skipped = split_lines(data, split)
+    records = parse_annotations(lines, path, data, problems)
     queries = [_attempt(problems, read_query, data, record.qid) for record in records]
     examples = [example for example in zip(records, queries, strict=True) if example[1] is not None]
     videos, places = [], {}
@@ -492,8 +480,21 @@ def annotation_files(data: Any) -> dict[str, pathlib.Path]:
     return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
 
 
-def annotation_file(data: Any, split: str) -> pathlib.Path:
-    """The annotation file of a split; DataError if the config names none."""
+def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[int, str]]:
+    """Reads a split's annotation file.
+
+    Returns:
+        (its lines without those that data.skip_list leaves out; number of each of these -> why).
+
+    Raises:
+        DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
+    """
+    lines = annotation_lines(_annotation_file(data, split))
+    skipped = skip_list.read(data.skip_list, split, data.annotations, lines)
+    return [line for line in lines if line[0] not in skipped], skipped
+
+
+def _annotation_file(data: Any, split: str) -> pathlib.Path:
     known = annotation_files(data)
     if split not in known:
         raise DataError(
@@ -501,8 +502,16 @@ def annotation_file(data: Any, split: str) -> pathlib.Path:
     return known[split]
 
 
-def check_config(data: Any, folders: Iterable[str]) -> None:
+def _check_config(data: Any, folders: Iterable[str]) -> None:
     """Checks what can't be blamed on a file, and that the folders exist."""
+    check_options(data)
+    for folder in folders:
+        if not (path := pathlib.Path(data.root, folder)).is_dir():
+            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+
+
+def check_options(data: Any) -> None:
+    """Raises DataError if a value of the config is none of those that it can have."""
     options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
                'text_layout': tokens.TEXT_LAYOUTS}
     for name, known in options.items():
@@ -513,9 +522,6 @@ def check_config(data: Any, folders: Iterable[str]) -> None:
                         f'{len(data.video_dims)}, expected the same number, at least one')
     if data.max_tokens < 1:
         raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')
-    for folder in folders:
-        if not (path := pathlib.Path(data.root, folder)).is_dir():
-            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
 
 
 def _problem_list(data: Any) -> list[str] | None:

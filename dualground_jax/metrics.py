@@ -119,6 +119,7 @@ PROTOCOLS = {
     'tvsum': Protocol((_TVSUM,), _fraction, 5),
     'youtube_highlights': Protocol((_YOUTUBE,), _fraction, 5),
     'synthetic': _MOMENTS_AND_HIGHLIGHTS,
+    'custom': _MOMENTS_AND_HIGHLIGHTS,
 }
 
 

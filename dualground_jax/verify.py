@@ -258,11 +258,11 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
     """
     start = time.monotonic()
     data = config.data
-    datasets.check_config(data, ())
+    datasets.check_options(data)
     report = Report(data, inspection.Inspector(data.root, recheck=recheck))
     needed = ('train', config.evaluate.split)
-    for name in datasets.annotation_files(data):
-        _read_split(report, name, needed=name in needed)
+    for name, path in datasets.annotation_files(data).items():
+        _read_split(report, name, path, needed=name in needed)
     _compare_splits(report)
 
     videos, queries = collections.defaultdict(list), collections.defaultdict(list)
@@ -291,26 +291,24 @@ def _places(uses: Uses) -> list[tuple[str, int]]:
 # Annotations
 
 
-def _read_split(report: Report, name: str, *, needed: bool) -> None:
+def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) -> None:
     """Reads a split's annotation file and adds it to the report's parts."""
     data = report.data
-    path = datasets.annotation_file(data, name)
     if not needed and not path.exists():
         report.add('split file', f'{path}: no such file, split {name!r} (data.annotations)')
         return
     try:
-        lines = datasets.annotation_lines(path, data.limit)
+        content = datasets.annotation_lines(path)
     except DataError as error:
         report.add('annotation file', error)
         return
-    skipped = datasets.skipped_lines(data, name)
+    lines, skipped = datasets.split_lines(data, name)
     refused: list[str] = []
-    records = datasets.read_annotations(path, data, refused, skipped)
-    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in lines}, records)
+    records = datasets.parse_annotations(lines, path, data, refused)
+    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, records)
     report.parts.append(part)
-    good = {record.line for record in records}
-    bad = [number for number in part.qids if number not in good and number not in skipped]
-    for number, message in zip(bad, refused, strict=True):
+    for message in refused:
+        number = int(message.removeprefix(f'{path}:').partition(':')[0])
         report.add('record', message, [(name, number)])
     for number, reason in skipped.items():
         report.add('skipped', f'{path}:{number}: {reason}', [(name, number)])

@@ -182,6 +182,13 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
             ["config.model has no key 'tokns'", 'tokens'],
         ),
         (['--mode=train'], ['needs --config']),
+        (['--mode=verify-data'], ['needs --config']),
+        (
+            ['--mode=verify-data', f'--config={CONFIG}', '--skip_list=nowhere/skip.jsonl'],
+            ['--skip_list=nowhere/skip.jsonl', 'no such folder'],
+        ),
+        (['--mode=import-csv', '--table=a.csv'], ['--output=FOLDER']),
+        (['--config=configs/custom.py:root=nowhere'], ['layout=...', 'clip_length=...']),
         (['--mode=predict', '--video_features=a.npz'], ['--query_features']),
         (['--mode=predict', '--query_features=a.npz'], ['--video_features']),
         (

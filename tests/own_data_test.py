@@ -18,6 +18,8 @@ from dualground_jax.errors import ConfigError
 
 REPO = pathlib.Path(__file__).parents[1]
 COMMAND = 'python -m dualground_jax.main '
+# The test's own addition to the training command: half of the time to compile.
+QUICKLY = ('--config.model.paths=sentence', '--config.train.max_steps=2')
 
 
 def example_blocks():
@@ -32,6 +34,7 @@ def run_block(block, monkeypatch):
         subprocess.run(['bash', '-euc', block], check=True, env={**os.environ, 'PATH': path})
         return
     argv = ['main', *shlex.split(block.removeprefix(COMMAND).replace('\\\n', ' '))]
+    argv += QUICKLY * ('runlocal' in block)
     command_line.start(monkeypatch, argv)
     main.main(cli.parse(argv))
 
@@ -43,8 +46,7 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
     for block in example_blocks():
         run_block(block, monkeypatch)
         printed[block.split()[3] if block.startswith(COMMAND) else block] = capsys.readouterr().out
-    assert 'train: 10 queries of 5 videos, 11 windows' in printed['--mode=import-csv'] or (
-        'val: 2 queries of 1 videos' in printed['--mode=import-csv'])
+    assert 'val: 2 queries of 1 videos' in printed['--mode=import-csv']
     assert 'errors: 0, warnings: 0' in printed['--mode=verify-data']
     rows = [json.loads(line) for line in open('runs/mine/val_predictions.jsonl')]
     wanted = [json.loads(line) for line in open('data/mine/val.jsonl')]
