@@ -184,7 +184,7 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
         (['--mode=train'], ['needs --config']),
         (['--mode=verify-data'], ['needs --config']),
         (
-            ['--mode=verify-data', f'--config={CONFIG}', '--skip_list=nowhere/skip.jsonl'],
+            ['--mode=verify-data', '--config=configs/qvh.py', '--skip_list=nowhere/skip.jsonl'],
             ['--skip_list=nowhere/skip.jsonl', 'no such folder'],
         ),
         (['--mode=import-csv', '--table=a.csv'], ['--output=FOLDER']),
