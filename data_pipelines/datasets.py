@@ -159,7 +159,7 @@ FEATURES = {
     # Six rows a second; rows of the sentences are made by --mode=word-vectors.
     ('charades_sta', 'vgg'): dict(
         video_dirs=('vgg_features/rgb_features',), video_dims=(4096,), text_dir='glove_features',
-        text_dim=300, text_layout='words', clip_length=0.166666, clip_to=(0.0, 360.0),
+        text_dim=300, text_layout='glove', clip_length=0.166666, clip_to=(0.0, 360.0),
         max_clips=1200, max_tokens=32),
     # 1402.18 s, 64 words
     ('tacos', 'sf_clip'): dict(**_SF_CLIP, max_clips=710, max_tokens=77),

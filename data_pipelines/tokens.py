@@ -24,16 +24,19 @@ class TextLayout:
     Attributes:
         start: rows before the words: start-of-text, prompt.
         has_eos: whether the last row is [EOS].
+        padded: whether rows of zeros at the end are padding; else they are words.
     """
 
     start: int
     has_eos: bool
+    padded: bool = True
 
 
 TEXT_LAYOUTS = {
     'clip': TextLayout(start=1, has_eos=True),
     'llama': TextLayout(start=4, has_eos=True),
     'words': TextLayout(start=0, has_eos=False),
+    'glove': TextLayout(start=0, has_eos=False, padded=False),  # zeros: a word without a vector
 }
 
 
@@ -43,8 +46,8 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def token_roles(rows: np.ndarray, layout: TextLayout) -> np.ndarray:
-    """Returns the role int32[R] of each row float[R, D]; rows of zeros at the end are padding."""
-    filled = np.flatnonzero(rows.any(axis=1))
+    """Returns the role int32[R] of each row float[R, D]; see TextLayout for rows of zeros."""
+    filled = np.flatnonzero(rows.any(axis=1) | (not layout.padded))
     n_rows = filled[-1] + 1 if len(filled) else 0
     roles = np.full(len(rows), PADDING, np.int32)
     roles[:n_rows] = WORD

@@ -346,9 +346,9 @@ def test_load_split_with_nothing_left(tmp_path):
     ({'text_dir': 'gone'}, 'train', ['gone', 'no such folder']),
     ({'video_dims': (4,)}, 'train', ['data.video_dirs has 2', 'data.video_dims 1']),
     ({'video_dirs': (), 'video_dims': ()}, 'train', ['at least one']),
-    ({'text_layout': 'bert'}, 'train', ['data.text_layout', "'bert'", 'clip, llama, words']),
+    ({'text_layout': 'bert'}, 'train', ['data.text_layout', "'bert'", 'clip, llama, words, glove']),
     ({'max_tokens': 0}, 'train', ['data.max_tokens is 0', '1 or more']),
-    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window']),
+    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window, grades, binary']),
 ])  # fmt: skip
 def test_load_split_config_errors(tmp_path, on_error, changes, split, parts):
     data = make_release(tmp_path, **{'on_error': on_error, **changes})
