@@ -166,6 +166,7 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     lines = [dict(qid=i, query='two green boats sail by', vid=f'v{i}', duration=3.5, domain=domain,
                   label=[[low], [1], [low], [1], [low]])
              for i, (domain, low) in enumerate([('a', 0), ('b', 0), ('b', 1), ('b', 0)])]
+    lines[2]['query'] = 'seven brown foxes jump over lazy dogs behind tall grey wooden fences'
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     how = dict(video_dims={'s': 65}, text_dim=4, layout='clip', clip_length=1.0, seed=0, limit=2,
                video_noise=0.0, video_parts=('_x', '_y'), text_key='token', domain='b')
@@ -176,11 +177,11 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     parts = [np.load(out / 's' / f'v1_{part}.npz')['features'] for part in 'xy']
     assert [part.shape for part in parts] == [(5, 33), (5, 32)]
     clips = np.concatenate(parts, 1).astype(float)
-    # Clips of label 1 show all of the query, the others at most half of it.
+    # Clips of label 1 show all of the query, the others half of it or something else.
     words = np.sum([synthetic._hashed_vector(0, 's', word, 65)
                     for word in 'two green boats sail by'.split() if word != 'by'], axis=0)
     likeness = clips @ words / np.linalg.norm(words)
-    assert likeness[[1, 3]].min() > max(likeness[[0, 2, 4]].max(), 0.8)
+    assert likeness[[1, 3]].min() > 0.85 > likeness[[0, 2, 4]].max()
     assert 'token' in np.load(out / 'text' / 'qid1.npz')
     with pytest.raises(ValueError, match="no record of domain 'c'"):
         synthetic.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'c', **how | dict(domain='c'))
