@@ -24,16 +24,19 @@ class TextLayout:
     Attributes:
         start: rows before the words: start-of-text, prompt.
         has_eos: whether the last row is [EOS].
+        padded: whether rows of zeros at the end are padding; else they are words.
     """
 
     start: int
     has_eos: bool
+    padded: bool = True
 
 
 TEXT_LAYOUTS = {
     'clip': TextLayout(start=1, has_eos=True),
     'llama': TextLayout(start=4, has_eos=True),
     'words': TextLayout(start=0, has_eos=False),
+    'glove': TextLayout(start=0, has_eos=False, padded=False),  # zeros: a word without a vector
 }
 
 
@@ -55,8 +58,8 @@ def check_filled(n_rows: int, layout: TextLayout) -> None:
 
 
 def token_roles(rows: np.ndarray, layout: TextLayout) -> np.ndarray:
-    """Returns the role int32[R] of each row float[R, D]; rows of zeros at the end are padding."""
-    n_rows = filled_rows(rows)
+    """Returns the role int32[R] of each row float[R, D]; see TextLayout for rows of zeros."""
+    n_rows = filled_rows(rows) if layout.padded else len(rows)
     roles = np.full(len(rows), PADDING, np.int32)
     roles[:n_rows] = WORD
     if layout.has_eos and n_rows:

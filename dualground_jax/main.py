@@ -10,10 +10,11 @@ from dualground_jax import cli, compile, import_csv, runtime, score, sweep, veri
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
-         'simulate', 'inspect-text', 'verify-data', 'import-csv')
+         'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
-NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text', 'verify-data')
+NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'word-vectors', 'inspect-text',
+               'verify-data')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -22,6 +23,7 @@ flags.DEFINE_list('video_features', [], 'predict: feature file of each stream of
 flags.DEFINE_string('query_features', None, 'predict: feature file of one query')
 flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch training code')
 flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
+flags.DEFINE_string('vectors', None, 'word-vectors: file of GloVe vectors')
 flags.DEFINE_list('splits', ['train', 'val'], 'analyse: splits')
 flags.DEFINE_integer('limit', 0, 'analyse: first queries of each split; 0: all', lower_bound=0)
 flags.DEFINE_integer('examples', 3, 'analyse: queries of each split with pictures', lower_bound=0)
@@ -106,6 +108,12 @@ def run(values, files) -> None:
         from data_pipelines import synthetic
 
         print(f'stand-in features in {synthetic.simulate_data(config.data, config.seed)}')
+    elif values.mode == 'word-vectors':
+        from data_pipelines import word_vectors
+
+        if not values.vectors:
+            raise ConfigError('--mode=word-vectors needs --vectors=FILE')
+        print(word_vectors.write_rows(config.data, values.vectors))
     else:
         from data_pipelines import datasets
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, features, inspection, skip_list, tokens
+from data_pipelines import datasets, features, inspection, saliency, skip_list, tokens
 from dualground_jax.errors import DataError, UserError
 from dualground_jax.rows import write_json
 
@@ -34,11 +34,12 @@ KINDS = {
     'folder': ('error', 'folders that do not exist'),
     'annotation file': ('error', 'annotation files that cannot be read'),
     'record': ('error', 'records that are not as expected'),
-    'unlabelled': ('error', 'records to train or select on with neither windows nor grades'),
+    'unlabelled': ('error', 'records to train or select on without their answers'),
     'video missing': ('error', 'videos without a feature file'),
     'video file': ('error', 'video features that cannot be used'),
     'video width': ('error', 'video features of another width'),
     'video length': ('error', 'videos with too many clips'),
+    'video labels': ('error', 'videos with other numbers of clips and labels'),
     'text missing': ('error', 'queries without a feature file'),
     'text file': ('error', 'query features that cannot be used'),
     'text width': ('error', 'query features of another width'),
@@ -271,8 +272,9 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
             videos[record.vid].append((part, record))
             queries[record.qid].append((part, record))
     streams, texts = _find_files(report, videos, queries)
-    wanted = [(path, features.VIDEO_KEY) for paths in streams.values() for path in paths if path]
-    wanted += [(path, features.TEXT_KEY) for path in texts.values()]
+    wanted = [(path, features.VIDEO_KEY) for parts in streams.values()
+              for path in itertools.chain(*parts) if path]
+    wanted += [(path, data.text_key) for path in texts.values()]
     report.inspector.inspect_all(wanted)
     for path in report.inspector.altered:
         report.add('altered file', path)
@@ -319,9 +321,11 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
         if first != record.line:
             report.add('repeated query', f'{where}: that of line {first} again', place)
         if not len(record.windows):
-            unlabelled = needed and record.clip_scores is None
-            report.add('unlabelled' if unlabelled else 'no windows',
-                       f'{where}: qid {record.qid!r} has no relevant_windows', place)
+            report.add('no windows', f'{where}: qid {record.qid!r} has no relevant_windows', place)
+        if needed and not saliency.is_annotated(record, data.saliency):
+            report.add('unlabelled', f'{where}: qid {record.qid!r} has no '
+                       f'{saliency.MODES[data.saliency].field} (data.saliency '
+                       f'{data.saliency!r})', place)
         _check_windows(report, record, where, place)
     report.numbers[f'{name}: windows of a query'] = collections.Counter(
         len(record.windows) for record in records)
@@ -380,8 +384,8 @@ def _check_usable(report: Report) -> None:
 
 
 def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str, Uses]
-                ) -> tuple[dict[str, list[str | None]], dict[int | str, str]]:
-    """Finds the features of videos, a path or None for each stream, and of queries."""
+                ) -> tuple[dict[str, list[list[str | None]]], dict[int | str, str]]:
+    """Finds the features of videos, a path or None for each part of each stream, and of queries."""
     data = report.data
     folders = [pathlib.Path(data.root, folder) for folder in (*data.video_dirs, data.text_dir)]
     for folder in (missing := [folder for folder in folders if not folder.is_dir()]):
@@ -395,8 +399,9 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
             report.add(kind, error, _places(uses))
             return None
 
-    streams = {vid: [find('video missing', uses, features.find_file, folder, (vid,))
-                     if folder not in missing else None for folder in folders[:-1]]
+    streams = {vid: [[find('video missing', uses, features.find_file, folder, (vid + part,))
+                      if folder not in missing else None for part in data.video_parts]
+                     for folder in folders[:-1]]
                for vid, uses in videos.items()}
     texts = {}
     if folders[-1] not in missing:
@@ -405,7 +410,7 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
     texts = {qid: path for qid, path in texts.items() if path}
     # Without the other records nobody knows whose the files are.
     if not data.limit and all(len(part.records) == len(part.qids) for part in report.parts):
-        used = {*texts.values(), *itertools.chain(*streams.values())}
+        used = {*texts.values()}.union(*itertools.chain(*streams.values()))
         for folder in dict.fromkeys(folders):
             for path in sorted(folder.iterdir()) if folder not in missing else ():
                 if path.suffix in features.SUFFIXES and str(path) not in used:
@@ -429,19 +434,18 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
     excess, spread, seconds = collections.Counter(), collections.Counter(), []
     for vid, uses in videos.items():
         lengths = []
-        for path, dim in zip(streams[vid], data.video_dims, strict=True):
-            if path is None:
-                continue
-            found = report.inspector.entries[path].finding
-            if found.error:
-                report.add('video file', f'{path}: {found.error}', _places(uses))
-                continue
-            _check(report, 'video width', uses, datasets.check_width, path, found.width, dim,
-                   'data.video_dims')
-            lengths.append(found.rows)
-            zeros = found.rows - found.filled + found.zeros
-            if zeros:
-                report.add('zero clips', f'{path}: {zeros} of {found.rows} clips', _places(uses))
+        for paths, dim in zip(streams[vid], data.video_dims, strict=True):
+            parts = [report.inspector.entries[path].finding for path in paths if path]
+            for path, part in zip(paths, parts) if len(parts) == len(paths) else ():
+                zeros = part.rows - part.filled + part.zeros
+                if part.error:
+                    report.add('video file', f'{path}: {part.error}', _places(uses))
+                elif zeros:
+                    report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', _places(uses))
+            if len(parts) == len(paths) and not any(part.error for part in parts):
+                _check(report, 'video width', uses, datasets.check_width, paths[0],
+                       sum(part.width for part in parts), dim, 'data.video_dims')
+                lengths.append(min(part.rows for part in parts))
         durations = sorted({record.duration for _, record in uses})
         if len(durations) > 1:
             report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', _places(uses))
@@ -453,6 +457,11 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         if max(lengths) - n_clips > CLIP_TOLERANCE:
             report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips',
                        _places(uses))
+        labelled = [len(record.label) for _, record in uses if record.label is not None]
+        if labelled:  # clips have no length there, as many as labels are kept
+            _check(report, 'video labels', uses, datasets.check_labels, vid, n_clips, labelled[-1])
+            excess[n_clips - labelled[-1]] += 1
+            continue
         expected = durations[-1] / data.clip_length
         seconds.append(durations[-1] / n_clips)
         excess[round(n_clips - expected)] += 1
@@ -462,7 +471,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         for part, record in uses:
             _check_clips(report, record, n_clips, f'{part.path}:{record.line}',
                          [(part.name, record.line)])
-    report.numbers['clips more than durations say'] = excess
+    report.numbers['clips more than durations or labels say'] = excess
     if len(data.video_dims) > 1:
         report.numbers['clips that streams of a video differ by'] = spread
     if seconds:
@@ -497,26 +506,27 @@ def _check_queries(report: Report, queries: dict[int | str, Uses],
             continue
         _check(report, 'text width', uses, datasets.check_width, path, found.width, data.text_dim,
                'data.text_dim')
-        if not _check(report, 'text rows', uses, _check_filled, path, found.filled, data):
+        filled = found.filled if layout.padded else found.rows
+        if not _check(report, 'text rows', uses, _check_filled, path, filled, data):
             continue
-        if found.zeros:
+        if found.zeros and layout.padded:  # else a word without a vector
             report.add('zero words', f'{path}: {found.zeros} of {found.filled} rows', _places(uses))
         query = uses[0][1].query
         words = [word for word in query.split() if any(map(str.isalnum, word))]
-        n_rows = found.filled - layout.start - layout.has_eos
+        n_rows = filled - layout.start - layout.has_eos
         surplus[n_rows - len(words)] += 1
-        lengths[found.filled] += 1
-        said = f'{path}: {n_rows} rows for words ({found.filled} in all), ' \
+        lengths[filled] += 1
+        said = f'{path}: {n_rows} rows for words ({filled} in all), ' \
                f'{len(words)} words: {query!r}'
         if n_rows < len(words):
             report.add('few rows', said, _places(uses))
         if n_rows > len(''.join(query.split()).encode()):
             report.add('many rows', said, _places(uses))
-        n_tokens = found.filled + (not layout.has_eos)  # and their mean
+        n_tokens = filled + (not layout.has_eos)  # and their mean
         if n_tokens > data.max_tokens:
             report.add('cut words', f'{path}: {n_tokens} tokens, data.max_tokens '
                        f'{data.max_tokens}', _places(uses))
-        if words and found.width == data.text_dim:
+        if words and found.filled and found.width == data.text_dim:
             # Equal sentences, and equal beginnings of them, have equal rows for good reasons.
             sample.setdefault(words[0].lower(), path)
     report.numbers['rows more than words'] = surplus
@@ -537,7 +547,8 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
     """Compares the rows of queries that begin differently: those before the words are the same."""
     if len(paths) < 2:
         return
-    first, last = report.inspector.remember('text rows', paths, lambda: row_similarity(paths))
+    first, last = report.inspector.remember(
+        'text rows', paths, lambda: row_similarity(paths, report.data))
     report.text_rows = {f'row {i}': value for i, value in enumerate(first)} | {'last row': last}
     name = report.data.text_layout
     layout = tokens.TEXT_LAYOUTS[name]
@@ -552,11 +563,12 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
                    'says that it is [EOS], which tells sentences apart')
 
 
-def row_similarity(paths: Sequence[str]) -> tuple[list[float], float]:
+def row_similarity(paths: Sequence[str], data: ConfigDict) -> tuple[list[float], float]:
     """Compares text rows at the same place across queries.
 
     Args:
         paths: two or more text feature files.
+        data: the config node.
 
     Returns:
         Mean cosine similarity over pairs of files of row 0, 1, ..., and of the last rows before
@@ -564,7 +576,7 @@ def row_similarity(paths: Sequence[str]) -> tuple[list[float], float]:
     """
     queries = []
     for path in paths:
-        rows = features.read_features(path, features.TEXT_KEY)
+        rows = features.read_features(path, data.text_key)
         queries.append(tokens.unit_rows(rows[:tokens.filled_rows(rows)]))
     n_rows = min(SAMPLE_ROWS, min(map(len, queries)))
 

@@ -34,7 +34,7 @@ def test_rows_become_windows_of_queries(convert, tmp_path):
     assert [(row['vid'], row['query'], row['duration']) for row in rows] == [
         ('b', 'a cat', 30), ('a', 'a dog', 20)]
     assert [row['relevant_windows'] for row in rows] == [[[1, 2.5], [7, 9]], [[0, 4]]]
-    data = types.SimpleNamespace(limit=0, max_windows=2)
+    data = types.SimpleNamespace(limit=0, max_windows=2, domain='', duration_unit=1.0)
     records = datasets.read_annotations(tmp_path / 'out' / 'train.jsonl', data)
     assert [record.qid for record in records] == [row['qid'] for row in rows]
 

@@ -1,11 +1,10 @@
 """Tests of data_pipelines/saliency.py against the rules in words, and on the real files."""
 
 import itertools
-import types
 
 import numpy as np
 import pytest
-from release_files import LINE, REAL, needs_real_data, read_lines
+from release_files import LINE, REAL, annotation_config, needs_real_data, read_lines
 
 from data_pipelines import datasets, saliency
 
@@ -90,7 +89,7 @@ def test_saliency_against_rules(mode, n_clips, changes):
     assert seen == allowed
 
 
-@pytest.mark.parametrize('mode', saliency.MODES)
+@pytest.mark.parametrize('mode', SLOW)
 def test_pairs_follow_the_seed(mode):
     record = make_record(duration=60.0, windows=np.array([[10.0, 40.0]]))
 
@@ -172,7 +171,7 @@ def test_relevant_clips_of_windows(n_clips, windows, expected):
 ])  # fmt: skip
 def test_real_annotations_against_rules(dataset, split):
     row = datasets.DATASETS[dataset]
-    data = types.SimpleNamespace(limit=0, max_windows=row.max_windows)
+    data = annotation_config(max_windows=row.max_windows)
     records = datasets.read_annotations(REAL / dataset / row.annotations[split], data)
     rng = np.random.default_rng(0)
     for record in records[:: len(records) // 40]:

@@ -46,7 +46,8 @@ def clean_release(tmp_path):
         video_dirs=('slow', 'clip'), video_dims=(4, 3), text_dir='text', text_dim=8,
         text_layout='clip', clip_length=2.0, max_clips=8, max_tokens=20, max_windows=2, max_spans=1,
         dtype='float32', normalize_text=True, saliency='window', segments=False,
-        on_error='raise', skip_list='', limit=0,
+        on_error='raise', skip_list='', limit=0, domain='', duration_unit=1.0, video_parts=('',),
+        text_key='last_hidden_state',
     )  # fmt: skip
     return types.SimpleNamespace(data=data, evaluate=types.SimpleNamespace(split='val'))
 
@@ -86,7 +87,7 @@ def test_clean_data_have_no_problems(release):
     assert report.problems() == []
     assert [(part.name, len(part.records), part.n_videos) for part in report.parts] == [
         ('train', 8, 8), ('val', 2, 2)]
-    assert report.numbers['clips more than durations say'] == {0: 10}
+    assert report.numbers['clips more than durations or labels say'] == {0: 10}
     assert report.numbers['clips that streams of a video differ by'] == {1: 10}
     assert report.numbers['rows more than words'] == {0: 10}
     assert report.numbers['train: windows of a query'] == {1: 8}
@@ -118,7 +119,7 @@ DAMAGES = {
         ['train.jsonl:5', 'line 1'], [5]),
     'no windows': (
         lambda root: change_line(root, 3, relevant_windows=[]), 'error', 'unlabelled',
-        ['train.jsonl:3', 'no relevant_windows'], [3]),
+        ['train.jsonl:3', 'no relevant_windows', "data.saliency 'window'"], [3]),
     'no video': (
         lambda root: (root / 'slow' / 'v0.npz').unlink(), 'error', 'video missing',
         ['slow', 'v0'], [1]),
@@ -255,18 +256,54 @@ def test_last_rows_that_are_the_same_are_not_eos(release):
     assert_parts(messages[1], 'last row is the same in 10 queries')
 
 
-def test_words_without_eos_and_highlights_without_windows(release):
+def test_words_without_eos_and_labels_without_windows(release):
     root = pathlib.Path(release.data.root)
-    release.data.text_layout = 'words'
+    release.data.text_layout, release.data.saliency = 'words', 'grades'
     for qid in range(len(WORDS)):
         path = root / 'text' / f'qid{qid}.npz'
         change_rows(path, lambda x: x[1:-1], 'last_hidden_state')
-    for number in range(1, 9):
-        change_line(root, number, relevant_windows=None, relevant_clip_ids=[0],
-                    saliency_scores=[[1]])
+    for split in ('train', 'val'):
+        path = root / f'{split}.jsonl'
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        write_lines(path, [line | dict(relevant_windows=None, label=[[1, 5]] * 4, duration=99)
+                           for line in lines])
     report = verify.verify(release)
     assert set(found(report)) == {('note', 'no windows')}
     assert report.numbers['rows more than words'] == {0: 10}
+    assert report.numbers['clips more than durations or labels say'] == {1: 10}
+    change_line(root, 2, label=[[1, 5]] * 9)
+    problem, = found(verify.verify(release))['error', 'video labels']
+    assert_parts(problem.message, 'v1', '5 clips, expected about 9')
+    change_line(root, 2, label=None)
+    problem, = found(verify.verify(release))['error', 'unlabelled']
+    assert_parts(problem.message, 'train.jsonl:2', 'has no label', "'grades'")
+
+
+def test_streams_of_several_files(release):
+    root = pathlib.Path(release.data.root)
+    release.data.video_dirs, release.data.video_dims = ('slow',), (7,)
+    release.data.video_parts = ('_rgb', '_flow')
+    for i in range(len(WORDS)):
+        (root / 'slow' / f'v{i}.npz').rename(root / 'slow' / f'v{i}_rgb.npz')
+        (root / 'clip' / f'v{i}.npz').rename(root / 'slow' / f'v{i}_flow.npz')
+    assert verify.verify(release).problems() == []
+    (root / 'slow' / 'v0_flow.npz').unlink()
+    change_rows(root / 'slow' / 'v1_rgb.npz', put(np.nan, 0, 0))
+    change_rows(root / 'slow' / 'v2_rgb.npz', lambda x: x[:, :3])
+    problems = found(verify.verify(release))
+    assert_parts(problems['error', 'video missing'][0].message, 'v0_flow')
+    assert_parts(problems['error', 'video file'][0].message, 'v1_rgb.npz: nan')
+    assert_parts(problems['error', 'video width'][0].message, 'v2_rgb.npz: width 6, expected 7')
+
+
+def test_zeros_are_words_without_a_vector_in_glove(release):
+    release.data.text_layout = 'glove'
+    for qid in range(len(WORDS)):
+        path = pathlib.Path(release.data.root, 'text', f'qid{qid}.npz')
+        change_rows(path, lambda x: x[1:-1] * ([[0]] + [[1]] * (len(x) - 4) + [[0]]),
+                    'last_hidden_state')
+    report = verify.verify(release)
+    assert report.problems() == [] and report.numbers['rows more than words'] == {0: 10}
 
 
 def test_a_split_that_training_does_not_need_may_be_absent(release):

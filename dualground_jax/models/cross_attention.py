@@ -63,8 +63,8 @@ class CrossAttentionLayer(nn.Module):
         residual = clips + drop(update)
         update = layers.FeedForward(
             self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
-        )(layers.layer_norm(self.dtype, 'norm1')(residual), deterministic=deterministic)
-        return layers.layer_norm(self.dtype, 'norm2')(residual + drop(update)), weights
+        )(layers.LayerNorm(self.dtype, name='norm1')(residual), deterministic=deterministic)
+        return layers.LayerNorm(self.dtype, name='norm2')(residual + drop(update)), weights
 
 
 class CrossAttention(nn.Module):

@@ -77,7 +77,7 @@ class DecoderLayer(nn.Module):
             heads=self.heads,
         )
         update = layers.weighted_values(drop_weights(weights), dense('self_value')(x))
-        x = layers.layer_norm(self.dtype, 'norm1')(x + drop(dense('self_out')(update)))
+        x = layers.LayerNorm(self.dtype, name='norm1')(x + drop(dense('self_out')(update)))
 
         query = dense('cross_query_content')(x)
         key = dense('cross_key_content')(memory)
@@ -95,12 +95,12 @@ class DecoderLayer(nn.Module):
             heads=self.heads,
         )
         update = layers.weighted_values(drop_weights(weights), dense('cross_value')(memory))
-        x = layers.layer_norm(self.dtype, 'norm2')(x + drop(dense('cross_out')(update)))
+        x = layers.LayerNorm(self.dtype, name='norm2')(x + drop(dense('cross_out')(update)))
 
         update = layers.FeedForward(
             self.ffn, self.dropout, self.dtype, layers.XAVIER.linear, name='feed_forward'
         )(x, deterministic=deterministic)
-        return layers.layer_norm(self.dtype, 'norm3')(x + drop(update)), weights
+        return layers.LayerNorm(self.dtype, name='norm3')(x + drop(update)), weights
 
 
 class MomentDecoder(nn.Module):
@@ -132,7 +132,7 @@ class MomentDecoder(nn.Module):
         refine = mlp('refine_mlp', width, width, 2)
         span_head = mlp('span_head', width, width, 2)
         class_head = layers.dense_of(2, self.dtype)('class')
-        norm = layers.layer_norm(self.dtype, 'norm')
+        norm = layers.LayerNorm(self.dtype, name='norm')
 
         anchors = self.param('anchors', nn.initializers.normal(1.0), (self.queries, 2))
         reference = jnp.broadcast_to(nn.sigmoid(anchors), (batch, self.queries, 2))

@@ -83,7 +83,7 @@ class SlotLayer(nn.Module):
             self.heads, self.dropout, dtype=self.dtype, name='self_attention'
         )(sequence, sequence, sequence, visible, deterministic=deterministic)
         update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
-        sequence = layers.layer_norm(self.dtype, 'self_norm')(sequence + update)
+        sequence = layers.LayerNorm(self.dtype, name='self_norm')(sequence + update)
         sequence = layers.ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
             sequence, deterministic=deterministic
         )
@@ -148,8 +148,8 @@ class PhraseClipProduct(nn.Module):
         product = (
             nn.relu(dense('phrase')(phrases))[:, :, None] * nn.relu(dense('clip')(clips))[:, None]
         )
-        product = layers.layer_norm(self.dtype, 'norm1')(product)
-        return nn.relu(layers.layer_norm(self.dtype, 'norm2')(dense('context')(product)))
+        product = layers.LayerNorm(self.dtype, name='norm1')(product)
+        return nn.relu(layers.LayerNorm(self.dtype, name='norm2')(dense('context')(product)))
 
 
 class PhraseContextLayer(nn.Module):

@@ -69,33 +69,32 @@ class Fuser(nn.Module):
         return nn.relu(dense('joined')(jnp.concatenate([attended, pooled], -1)))
 
 
-class GRUCell(nn.RNNCellBase):
+class GRU(nn.Module):
     """torch's gated recurrent unit, whose every gate has two biases; flax's have one."""
 
     features: int
     dtype: str = 'float32'
 
     @nn.compact
-    def __call__(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps state float32[B, features] and x [B, D] to the next state, twice."""
-        gates = lambda name, y: jnp.split(  # noqa: E731
-            layers.dense_of(3 * self.features, self.dtype)(name)(y).astype(jnp.float32),
-            3,
-            -1,
-        )
-        inputs, hidden = gates('input', x), gates('hidden', state)
-        reset, keep = (nn.sigmoid(a + b) for a, b in zip(inputs[:2], hidden[:2], strict=True))
-        state = (1 - keep) * nn.tanh(inputs[2] + reset * hidden[2]) + keep * state
-        return state, state
+    def __call__(self, x: jax.Array, length: jax.Array) -> jax.Array:
+        """The state after the first length [B] steps of x [B, T, D]: float32[B, features]."""
+        dense = layers.dense_of(3 * self.features, self.dtype)
+        kernel, bias = dense('hidden').matrix(self.features)
 
-    @nn.nowrap
-    def initialize_carry(self, rng, input_shape: tuple[int, ...]) -> jax.Array:
-        """Zeros float32[B, features] for inputs of shape [B, D]."""
-        return jnp.zeros((*input_shape[:-1], self.features), jnp.float32)
+        def step(state, now):
+            inputs, is_there = now
+            hidden = state.astype(kernel.dtype) @ kernel + bias
+            of_input, of_hidden = (
+                jnp.split(gates.astype(jnp.float32), 3, -1) for gates in (inputs, hidden)
+            )
+            reset, keep = (nn.sigmoid(a + b) for a, b in zip(of_input[:2], of_hidden[:2]))
+            following = nn.tanh(of_input[2] + reset * of_hidden[2])
+            following = (1 - keep) * following + keep * state
+            return jnp.where(is_there, following, state), None
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
+        start = jnp.zeros((len(x), self.features), jnp.float32)
+        steps = jnp.arange(x.shape[1])[:, None, None] < length[:, None]
+        return jax.lax.scan(step, start, (dense('input')(x).swapaxes(0, 1), steps))[0]
 
 
 def moment_clips(span: jax.Array, clips: jax.Array, length: jax.Array) -> jax.Array:
@@ -143,9 +142,8 @@ class MomentRefinement(nn.Module):
         length = mask.sum(-1)
         best = jnp.argmax(jax.nn.softmax(pred_logits, -1)[..., 0], -1)
         span = jnp.take_along_axis(pred_spans, best[:, None, None], 1)[:, 0]
-        state, _ = nn.RNN(GRUCell(clips.shape[-1], self.dtype, name='gru'))(
-            jax.vmap(moment_clips)(span, clips, length), seq_lengths=length, return_carry=True
-        )
+        moment = jax.vmap(moment_clips)(span, clips, length)
+        state = GRU(clips.shape[-1], self.dtype, name='gru')(moment, length)
         likeness = jnp.einsum('bd,btd->bt', state, clips.astype(jnp.float32))
         return memory * (1 + likeness)[..., None].astype(memory.dtype)
 
