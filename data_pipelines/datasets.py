@@ -73,6 +73,8 @@ class Dataset:
     clip_to: tuple[float, float] = (0.0, 150.0)
 
 
+_WHOLE_VIDEO = 0.0, 50000.0  # as the public post-processing writes it
+
 # docs/datasets.md tells where each comes from, and its traps.
 DATASETS = {
     'qvhighlights': Dataset(
@@ -104,7 +106,7 @@ DATASETS = {
         saliency='window',
         max_windows=1,
         selection=('MR-full-R1@0.3',),
-        clip_to=(0.0, 50000.0),
+        clip_to=_WHOLE_VIDEO,
     ),
     'tvsum': Dataset(
         annotations={
@@ -117,6 +119,7 @@ DATASETS = {
         max_windows=1,  # none, but the batch has a place for them
         duration_unit=2.0,  # `duration` counts clips
         selection=('mAP',),
+        clip_to=_WHOLE_VIDEO,
     ),
     'youtube_highlights': Dataset(
         annotations={
@@ -128,6 +131,7 @@ DATASETS = {
         saliency='binary',
         max_windows=1,
         selection=('mAP',),
+        clip_to=_WHOLE_VIDEO,
     ),
     'synthetic': Dataset(
         annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
