@@ -277,7 +277,7 @@ def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
     video = join_streams(data, streams, names)
     if labelled is None:
         return video
-    check_labels(names[0], len(video), labelled)
+    check_labels(names[0], vid, len(video), labelled)
     return video[:labelled]
 
 
@@ -357,12 +357,12 @@ def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
         raise DataError(f'{name}: width {width}, expected {dim} ({config_key})')
 
 
-def check_labels(name: Any, n_clips: int, labelled: int) -> None:
+def check_labels(name: Any, vid: str, n_clips: int, labelled: int) -> None:
     """Raises DataError if a video has not about as many clips as its annotations have labels."""
     clips, share = LABEL_TOLERANCE
     if abs(n_clips - labelled) > max(clips, share * labelled):
-        raise DataError(f'{name}: {n_clips} clips, expected about {labelled}, as many as its '
-                        'annotations have labels')
+        raise DataError(f'{name}: {n_clips} clips, expected about {labelled}, as many as the '
+                        f'annotations of {vid!r} have labels')
 
 
 def check_clips(name: Any, n_clips: int, max_clips: int) -> None:

@@ -459,7 +459,8 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
                        _places(uses))
         labelled = [len(record.label) for _, record in uses if record.label is not None]
         if labelled:  # clips have no length there, as many as labels are kept
-            _check(report, 'video labels', uses, datasets.check_labels, vid, n_clips, labelled[-1])
+            _check(report, 'video labels', uses, datasets.check_labels, streams[vid][0][0], vid,
+                   n_clips, labelled[-1])
             excess[n_clips - labelled[-1]] += 1
             continue
         expected = durations[-1] / data.clip_length
