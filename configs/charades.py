@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg=None):
-    """Arguments: features=iv2|sf_clip and those of `common.ARGUMENTS`."""
+    """Arguments: features=iv2|sf_clip|vgg and those of `common.ARGUMENTS`."""
     args = common.parse_arg(arg, features='iv2', **common.ARGUMENTS)
     config = common.base('charades_sta', args)
     return common.small(config) if args['runlocal'] else config

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import recipes
 from data_pipelines import datasets
+from data_pipelines import features as features_lib
 from dualground_jax import models
 from dualground_jax.errors import ConfigError
 
@@ -70,6 +71,8 @@ def base(dataset: str, args: dict) -> ConfigDict:
             f'unknown features {features!r} for {dataset}, known are: {", ".join(sorted(releases))}'
         )
     row = datasets.DATASETS[dataset]
+    release = dict(releases[features])
+    clip_to = release.pop('clip_to', row.clip_to)
     config = ConfigDict()
     config.seed = 2024
     config.model = ConfigDict(dict(name=model, **models.defaults(model)))
@@ -85,15 +88,20 @@ def base(dataset: str, args: dict) -> ConfigDict:
             clip_length=row.clip_length,
             saliency=row.saliency,
             segments=row.segments,
+            domain=args.get('domain', ''),  # only its records; '': all
+            duration_unit=row.duration_unit,
+            video_parts=('',),
+            text_key=features_lib.TEXT_KEY,
             max_windows=row.max_windows,
             max_spans=min(row.max_windows, 5),  # as many as the references' moment queries see
             normalize_text=True,
             dtype='float32',  # of features in memory and batches; 'float16' halves both
             on_error='raise',
+            skip_list='',  # file of records to leave out, as mode verify-data writes it
             limit=0,
             resident=False,  # training features on the device, as bfloat16
         )
-        | releases[features]
+        | release
     )
     config.loss = ConfigDict(models.MODELS[model].LOSS)
     config.optimizer = ConfigDict(
@@ -123,8 +131,9 @@ def base(dataset: str, args: dict) -> ConfigDict:
             buckets=1,  # lengths that videos are padded to; each is compiled
             nms=0.7,  # IoU; above 1: none
             nms_kind='normal',  # or 'linear', 'hard': nms.py
-            round_to=row.clip_length if row.round_to_clip else 0.0,  # seconds; 0: no rounding
-            clip_to=row.clip_to,
+            round_to=config.data.clip_length if row.round_to_clip else 0.0,  # seconds; 0: none
+            clip_to=clip_to,
+            protocol=dataset,  # of the metrics: key of metrics.PROTOCOLS
             selection=row.selection,
             pictures=4,  # grounding timelines after training
         )
@@ -151,7 +160,8 @@ def small(config: ConfigDict) -> ConfigDict:
         dummy_layers=1, dummies=3, phrase_layers=1, context_layers=1, mlp_layers=2,
     )
     config.data.limit = 32
-    config.train.update(dict(batch_size=8, epochs=2, log_every=2, eval_every=1))
+    batch_size = min(8, config.train.batch_size)
+    config.train.update(dict(batch_size=batch_size, epochs=2, log_every=2, eval_every=1))
     config.evaluate.update(dict(batch_size=8, pictures=1))
     return config
 

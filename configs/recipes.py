@@ -15,8 +15,11 @@ FLASH_VTG = 'Zhuo-Cao/FlashVTG: FlashVTG/scripts/'
 CG_DETR = 'wjun0830/CGDETR: cg_detr/scripts/'
 TR_DETR = 'mingyao1120/TR-DETR: tr_detr/scripts/'
 
-# Data sets of highlights alone: the public code makes no matcher for them, and no loss of queries.
+# Data sets of highlights alone. The public codes of the DETRs make no matcher for them and skip
+# every loss of their criterion but that of the saliency; FlashVTG has a config of its own (HD.py).
 _NO_QUERIES = dict(span=0.0, giou=0.0, query_label=0.0)
+_SALIENCY_ALONE = dict(_NO_QUERIES, align=0.0, distill=0.0, orthogonal=0.0)
+_HD = dict(model_strides=(1,), loss_classification='saliency', loss_nce_over_batch=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,28 @@ RECIPES = {
         lr=2.5e-4, batch=128, epochs=50, model_phrases=3, max_tokens=32,
         weights=dict(sal=0.01, label=0.1),
     ),
+    ('dualground', 'charades_sta', 'vgg'): _dualground(
+        'as with SlowFast and CLIP; what it leaves open: charades_sta/train_vgg.sh of FlashVTG',
+        lr=2.5e-4, batch=128, epochs=50, model_phrases=3, model_kernel=3, model_conv_layers=2,
+        max_tokens=32, weights=dict(sal=0.01, label=0.1),
+    ),
+    ('dualground', 'tacos', 'sf_clip'): _dualground(
+        'tacos/train.sh of FlashVTG stands in: the paper has no TACoS',
+        lr=2e-4, batch=32, epochs=150, eval_every=3, model_phrases=4, model_t2v_layers=8,
+        model_conv_layers=2, model_dropout=0.0, weights=dict(sal=0.05),
+    ),
+    ('dualground', 'tvsum', 'sf_clip'): _dualground(
+        'paper, section 4.1; what it leaves open: tvsum/train.sh of FlashVTG',
+        lr=1e-3, weight_decay=0.05, batch=4, epochs=600, model_phrases=3, model_t2v_layers=2,
+        model_kernel=3, model_conv_layers=3, model_mlp_layers=3, weights=dict(reg=0.0), **_HD,
+    ),
+    ('dualground', 'youtube_highlights', 'sf_clip'): _dualground(
+        'youtube_uni/train.sh of FlashVTG stands in: the paper has no YouTube Highlights',
+        lr=2e-4, batch=4, epochs=5, model_phrases=3, model_t2v_layers=2, model_conv_layers=2,
+        model_mlp_layers=3, loss_absence_weight=0.0,
+        weights=dict(reg=0.0, cls=0.6, sal=0.5, saliency=0.7, label=5.0), **_HD,
+        remark='5 epochs are those of two of the six domains',
+    ),
     ('flash_vtg', 'qvhighlights', 'sf_clip'): _flash_vtg(
         'train_qv_slowclip.sh', lr=5e-4, batch=64, epochs=150, eval_every=1, max_tokens=40,
     ),
@@ -117,13 +142,13 @@ RECIPES = {
     ('flash_vtg', 'tvsum', 'sf_clip'): _flash_vtg(
         'tvsum/train.sh', lr=1e-3, weight_decay=0.05, batch=4, epochs=600, eval_every=1,
         model_t2v_layers=2, model_dummies=3, model_kernel=3, model_conv_layers=3,
-        model_mlp_layers=3, model_strides=(1,),
+        model_mlp_layers=3, weights=dict(reg=0.0), **_HD,
         remark='kernel 5 and 2 convolutions are set and not passed: the defaults, 3 and 3, act',
     ),
-    ('flash_vtg', 'youtube_hl', 'sf_clip'): _flash_vtg(
+    ('flash_vtg', 'youtube_highlights', 'sf_clip'): _flash_vtg(
         'youtube_uni/train.sh', lr=2e-4, batch=4, epochs=5, eval_every=2, model_t2v_layers=2,
-        model_dummies=1, model_conv_layers=2, model_mlp_layers=3, model_strides=(1,),
-        weights=dict(cls=0.6, sal=0.5, saliency=0.7, label=5.0),
+        model_dummies=1, model_conv_layers=2, model_mlp_layers=3, loss_absence_weight=0.0,
+        weights=dict(reg=0.0, cls=0.6, sal=0.5, saliency=0.7, label=5.0), **_HD,
         remark='5 epochs, for two of the six domains',
     ),
     ('cg_detr', 'qvhighlights', 'sf_clip'): _cg_detr(
@@ -139,24 +164,38 @@ RECIPES = {
     ),
     ('cg_detr', 'tacos', 'sf_clip'): _cg_detr(
         'tacos/train.sh', lr=2e-4, model_dummies=50, model_used_prompts=2,
-        weights=dict(saliency=4.0),
+        evaluate_selection=('MR-full-R1@0.5', 'MR-full-R1@0.7'), weights=dict(saliency=4.0),
     ),
     ('cg_detr', 'tvsum', 'i3d'): _cg_detr(
         'tvsum/train_tvsum.sh', lr=1e-3, batch=4, epochs=1000, model_dummies=3,
-        model_used_prompts=1, weights=_NO_QUERIES, remark='tries 1 and 2 prompts',
+        model_used_prompts=1, weights=_SALIENCY_ALONE, remark='tries 1 and 2 prompts',
     ),
-    ('cg_detr', 'youtube_hl', 'sf_clip'): _cg_detr(
+    ('cg_detr', 'youtube_highlights', 'sf_clip'): _cg_detr(
         'youtube_uni/train.sh', lr=2e-4, batch=4, epochs=1000, model_dummies=1,
-        model_used_prompts=1, weights=dict(_NO_QUERIES, saliency=4.0),
+        model_used_prompts=1, loss_absence_weight=0.0,
+        weights=dict(_SALIENCY_ALONE, saliency=4.0),
         remark='tries 1 and 2 prompts',
     ),
     ('tr_detr', 'qvhighlights', 'sf_clip'): _recipe(
         TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
         max_tokens=32,
     ),
+    ('tr_detr', 'charades_sta', 'sf_clip'): _recipe(
+        TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
+        remark='that of QVHighlights stands in: there is none for Charades-STA',
+    ),
+    ('tr_detr', 'tacos', 'sf_clip'): _recipe(
+        TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
+        max_tokens=32, remark='that of QVHighlights stands in: there is none for TACoS',
+    ),
+    ('tr_detr', 'youtube_highlights', 'sf_clip'): _recipe(
+        TR_DETR + 'tvsum/train_tvsum.sh', seed=2018, nms=2.0, lr=1e-3, batch=4, epochs=2000,
+        eval_every=5, weights=dict(_NO_QUERIES, vtc=0.5, ctc=2.0),
+        remark='that of TVSum stands in: there is none for YouTube Highlights',
+    ),
     ('tr_detr', 'tvsum', 'i3d'): _recipe(
         TR_DETR + 'tvsum/train_tvsum.sh', seed=2018, nms=2.0, lr=1e-3, batch=4, epochs=2000,
-        eval_every=5, max_tokens=32, weights=dict(_NO_QUERIES, vtc=0.5, ctc=2.0),
+        eval_every=5, weights=dict(_NO_QUERIES, vtc=0.5, ctc=2.0),
         remark='its seed is a shell variable that is not set: the default',
     ),
 }

@@ -7,15 +7,20 @@ of one line. What a user must say of a release is in the config node `data`; fun
 
     root            folder that the other paths are relative to
     annotations     split -> annotation file; '' where there is none
+    domain          only the records of this domain (TVSum, YouTube Highlights); '': all
+    duration_unit   seconds that a 1 in the annotations' field `duration` stands for
     video_dirs, video_dims   folder and width of each video stream
+    video_parts     ends of the names of the files whose columns make up a stream; ('',): one file
     text_dir, text_dim       folder and width of the query features
+    text_key        name of the query's array in an .npz file
     text_layout     key of tokens.TEXT_LAYOUTS
     normalize_text  whether text rows are scaled to length one (video rows always are)
-    saliency        how a clip's label is made: 'annotators' or 'window'
+    saliency        how a clip's label is made: key of saliency.MODES
     segments        whether video ids end in _START_END: queries of one source are no negatives
     max_tokens      rows of a query, start-of-text and [EOS] included; further words are cut
     max_clips, max_windows   a video or query with more is an error
     on_error        'raise' or 'skip'
+    skip_list       file of records to leave out, see `skip_list`; '' for none
     limit           only the first so many records of a split; 0: all
 """
 
@@ -31,10 +36,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import features, saliency, tokens
+from data_pipelines import features, saliency, skip_list, tokens
 from dualground_jax.errors import DataError
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video
+LABEL_TOLERANCE = 2, 0.1  # clips, or share of them, that features and labels may differ by
 
 T = TypeVar('T')
 
@@ -49,9 +55,11 @@ class Dataset:
         saliency: how a clip's label is made, see `saliency.clip_labels`.
         max_windows: no query has more.
         segments: whether video ids end in _START_END, and so name their source before that.
+        duration_unit: seconds that a 1 in the annotations' field `duration` stands for.
         selection: the best checkpoint has the highest mean of these metrics.
         round_to_clip: whether predicted windows are rounded to multiples of clip_length.
-        clip_to: seconds that predicted windows are clipped to.
+        clip_to: seconds that predicted windows are clipped to; a release of features can say
+            otherwise.
     """
 
     annotations: Mapping[str, str]
@@ -59,11 +67,15 @@ class Dataset:
     saliency: str
     max_windows: int
     segments: bool = False
+    duration_unit: float = 1.0
     selection: tuple[str, ...] = ('MR-full-mAP',)
     round_to_clip: bool = True
     clip_to: tuple[float, float] = (0.0, 150.0)
 
 
+_WHOLE_VIDEO = 0.0, 50000.0  # as the public post-processing writes it
+
+# docs/datasets.md tells where each comes from, and its traps.
 DATASETS = {
     'qvhighlights': Dataset(
         annotations={
@@ -87,11 +99,52 @@ DATASETS = {
         max_windows=1,
         selection=('MR-full-R1@0.5', 'MR-full-R1@0.7'),
     ),
+    'tacos': Dataset(
+        # The public scripts choose their checkpoints on the test split.
+        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
+        clip_length=2.0,
+        saliency='window',
+        max_windows=1,
+        selection=('MR-full-R1@0.3',),
+        clip_to=_WHOLE_VIDEO,
+    ),
+    'tvsum': Dataset(
+        annotations={
+            'train': 'tvsum_train.jsonl',
+            'val': 'tvsum_val.jsonl',  # there is no third split
+            'test': 'tvsum_val.jsonl',
+        },
+        clip_length=2.0,
+        saliency='grades',
+        max_windows=1,  # none, but the batch has a place for them
+        duration_unit=2.0,  # `duration` counts clips
+        selection=('mAP',),
+        clip_to=_WHOLE_VIDEO,
+    ),
+    'youtube_highlights': Dataset(
+        annotations={
+            'train': 'youtube_train.jsonl',
+            'val': 'youtube_valid.jsonl',  # there is no third split
+            'test': 'youtube_valid.jsonl',
+        },
+        clip_length=1.0,  # as the public scripts say; clips are 50 frames apart
+        saliency='binary',
+        max_windows=1,
+        selection=('mAP',),
+        clip_to=_WHOLE_VIDEO,
+    ),
     'synthetic': Dataset(
         annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
         clip_length=2.0,
         saliency='annotators',
         max_windows=5,
+    ),
+    'custom': Dataset(  # configs/custom.py reads sizes off the user's files
+        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
+        clip_length=2.0,
+        saliency='windows',
+        max_windows=5,
+        round_to_clip=False,
     ),
 }
 
@@ -100,7 +153,11 @@ _SF_CLIP = dict(
     text_dir='clip_text_features', text_dim=512, text_layout='clip')
 _IV2 = dict(video_dims=(768,), text_dim=4096, text_layout='llama')
 
-# (data set, release of features) -> fields of `data`.
+# Highlight data sets: CLIP rows as they are, titles and domain names of a few words.
+_HIGHLIGHTS = dict(text_dim=512, text_layout='clip', normalize_text=False, max_tokens=77)
+
+# (data set, release of features) -> fields of `data`, and `clip_to` of `evaluate`. Limits of clips
+# leave room for what releases add to the longest video's duration.
 FEATURES = {
     ('qvhighlights', 'sf_clip'): dict(**_SF_CLIP, max_clips=75, max_tokens=40),
     ('qvhighlights', 'iv2'): dict(
@@ -111,8 +168,27 @@ FEATURES = {
     ('charades_sta', 'iv2'): dict(
         **_IV2, video_dirs=('charade_sta_6b',), text_dir='charade_sta_llama_text_feature',
         max_clips=200, max_tokens=23),
+    # Six rows a second; rows of the sentences are made by --mode=word-vectors.
+    ('charades_sta', 'vgg'): dict(
+        video_dirs=('vgg_features/rgb_features',), video_dims=(4096,), text_dir='glove_features',
+        text_dim=300, text_layout='glove', clip_length=0.166666, clip_to=(0.0, 360.0),
+        max_clips=1200, max_tokens=32),
+    # 1402.18 s, 64 words
+    ('tacos', 'sf_clip'): dict(**_SF_CLIP, max_clips=710, max_tokens=77),
+    # 323 and 741 labelled clips
+    ('tvsum', 'sf_clip'): dict(
+        **_HIGHLIGHTS, video_dirs=('vid_slowfast', 'vid_clip'), video_dims=(2304, 512),
+        text_dir='txt_clip', max_clips=400),
+    ('tvsum', 'i3d'): dict(
+        **_HIGHLIGHTS, video_dirs=('video_features',), video_dims=(2048,),
+        video_parts=('_rgb', '_opt'), text_dir='query_features', text_key='token', max_clips=400),
+    ('youtube_highlights', 'sf_clip'): dict(
+        **_HIGHLIGHTS, video_dirs=('vid_clip', 'vid_slowfast'), video_dims=(512, 2304),
+        text_dir='txt_clip', max_clips=800),
     # Widths and limits are those of the generated world.
     ('synthetic', 'planted'): dict(video_dirs=('video',), text_dir='text', text_layout='clip'),
+    ('custom', 'own'): dict(
+        video_dirs=('video',), text_dir='text', text_layout='clip', max_tokens=40),
 }
 
 
@@ -130,6 +206,9 @@ class Record:
         clip_ids: int64[R], the relevant clips.
         clip_scores: float32[R, A] of A annotators, or None where the file has no scores.
         line: line number in the file, from 1.
+        label: float32[C, A] of A annotators, what each of the video's clips is to them; None where
+            the file has none.
+        domain: of the video; '' where the file has none.
     """
 
     qid: int | str
@@ -140,6 +219,8 @@ class Record:
     clip_ids: np.ndarray
     clip_scores: np.ndarray | None
     line: int
+    label: np.ndarray | None = None
+    domain: str = ''
 
 
 @dataclasses.dataclass
@@ -155,7 +236,7 @@ class Split:
         text: N of float32[L_i, text_dim], token by token.
         roles: N of int32[L_i], see `tokens`.
         saliency: N of float32[T_i], the clips' labels.
-        problems: what was skipped, one message each.
+        problems: what was skipped, on purpose or on_error, one message each.
     """
 
     name: str
@@ -172,21 +253,49 @@ class Split:
 # Features
 
 
-def read_video(data: Any, vid: str) -> np.ndarray:
+def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
     """Reads a video's streams and joins them clip by clip.
+
+    Args:
+        data: the config node.
+        vid: name of the video.
+        labelled: how many clips the annotations have a label for, if they have: what is behind
+            these is cut off.
 
     Returns:
         float32[T, sum of data.video_dims]: each stream's rows scaled to length one; T is the number
         of clips of the shortest stream.
 
     Raises:
-        DataError: a file is missing or bad, its width is not that of data.video_dims, or there are
-            more than data.max_clips clips.
+        DataError: a file is missing or bad, its width is not that of data.video_dims, there are
+            more than data.max_clips clips, or not about as many as labels.
+    """
+    files = video_files(data, vid)
+    streams = [join_parts([features.read_features(path, features.VIDEO_KEY) for path in paths])
+               for paths in files]
+    names = [paths[0] for paths in files]
+    video = join_streams(data, streams, names)
+    if labelled is None:
+        return video
+    check_labels(names[0], vid, len(video), labelled)
+    return video[:labelled]
+
+
+def video_files(data: Any, vid: str) -> list[list[pathlib.Path]]:
+    """The files of a video: for each stream of data.video_dirs its parts.
+
+    Raises:
+        DataError: one is missing.
     """
     folders = [pathlib.Path(data.root, folder) for folder in data.video_dirs]
-    paths = [features.find_file(folder, (vid,)) for folder in folders]
-    streams = [features.read_features(path, features.VIDEO_KEY) for path in paths]
-    return join_streams(data, streams, names=paths)
+    return [[features.find_file(folder, (vid + part,)) for part in data.video_parts]
+            for folder in folders]
+
+
+def join_parts(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Lays the files of a stream, float32[T_i, d_i], side by side, as long as the shortest."""
+    shortest = min(map(len, parts))
+    return np.concatenate([rows[:shortest] for rows in parts], axis=1)
 
 
 def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any]) -> np.ndarray:
@@ -201,12 +310,10 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
         raise DataError(f'{len(streams)} video streams, expected {len(data.video_dims)}: '
                         f'{", ".join(data.video_dirs)} (data.video_dirs)')
     for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
-        _check_width(name, rows, dim, 'data.video_dims')
+        check_width(name, rows.shape[1], dim, 'data.video_dims')
     shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
     n_clips = len(streams[shortest])
-    if n_clips > data.max_clips:
-        raise DataError(f'{names[shortest]}: {n_clips} clips, expected at most {data.max_clips} '
-                        '(data.max_clips)')
+    check_clips(names[shortest], n_clips, data.max_clips)
     joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
     return joined.astype(features.dtype_of(data), copy=False)
 
@@ -224,7 +331,7 @@ def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
 
 def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
     """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
-    _check_width(name, rows, data.text_dim, 'data.text_dim')
+    check_width(name, rows.shape[1], data.text_dim, 'data.text_dim')
     layout = tokens.TEXT_LAYOUTS[data.text_layout]
     try:
         text, roles = tokens.label_tokens(
@@ -235,13 +342,33 @@ def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.
 
 
 def _read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:
-    path = features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
-    return path, features.read_features(path, features.TEXT_KEY)
+    path = find_query(data, qid)
+    return path, features.read_features(path, data.text_key)
 
 
-def _check_width(name: Any, rows: np.ndarray, dim: int, config_key: str) -> None:
-    if rows.shape[1] != dim:
-        raise DataError(f'{name}: width {rows.shape[1]}, expected {dim} ({config_key})')
+def find_query(data: Any, qid: int | str) -> pathlib.Path:
+    """The feature file of a query; DataError if there is none."""
+    return features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
+
+
+def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
+    """Raises DataError if a file's features are not as wide as the config says."""
+    if width != dim:
+        raise DataError(f'{name}: width {width}, expected {dim} ({config_key})')
+
+
+def check_labels(name: Any, vid: str, n_clips: int, labelled: int) -> None:
+    """Raises DataError if a video has not about as many clips as its annotations have labels."""
+    clips, share = LABEL_TOLERANCE
+    if abs(n_clips - labelled) > max(clips, share * labelled):
+        raise DataError(f'{name}: {n_clips} clips, expected about {labelled}, as many as the '
+                        f'annotations of {vid!r} have labels')
+
+
+def check_clips(name: Any, n_clips: int, max_clips: int) -> None:
+    """Raises DataError if a video has more clips than data.max_clips."""
+    if n_clips > max_clips:
+        raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips)')
 
 
 # Queries
@@ -261,7 +388,9 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
         DataError: as `load_split`, but for the videos.
     """
     _check_config(data, (data.text_dir,))
-    records = read_annotations(_annotation_file(data, split), data, _problem_list(data))[:n]
+    lines, _ = split_lines(data, split)
+    path = _annotation_file(data, split)
+    records = parse_annotations(lines, path, data, _problem_list(data))[:n]
     blocks, first = [], None
     for record in records:
         path, rows = _read_query_rows(data, record.qid)
@@ -292,7 +421,8 @@ def read_annotations(path: str | os.PathLike, data: Any,
 
     Args:
         path: JSON lines; blank lines are passed over.
-        data: the config node, of which limit and max_windows are read.
+        data: the config node, of which limit, domain, max_windows and duration_unit are read, and
+            saliency where records have a `label`.
         problems: None: the first bad record raises. A list: bad records are left out, and their
             messages appended to it.
 
@@ -300,28 +430,55 @@ def read_annotations(path: str | os.PathLike, data: Any,
         The records in the file's order. Those of a hidden test set have no windows.
 
     Raises:
-        DataError: the file can't be read; a record is bad or repeats a qid.
+        DataError: the file can't be read; a record is bad or repeats a qid; none is of the domain.
+    """
+    return parse_annotations(annotation_lines(path), path, data, problems)
+
+
+def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
+    """The lines of an annotation file that are not blank, with their numbers from 1.
+
+    Raises:
+        DataError: the file can't be read.
     """
     try:
         lines = pathlib.Path(path).read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: Any,
+                      problems: list[str] | None = None) -> list[Record]:
+    """`read_annotations` of numbered lines; `path` is what messages call their file."""
     first_lines: dict[int | str, int] = {}
 
     def read_record(number: int, line: bytes) -> Record:
-        record = _parse_record(line, number, f'{path}:{number}', data.max_windows)
+        record = _parse_record(line, number, f'{path}:{number}', data)
         first = first_lines.setdefault(record.qid, number)
         if first != number:
             raise DataError(f'{path}:{number}: qid {record.qid!r} is that of line {first}, '
                             'expected another')
         return record
 
-    attempts = [_attempt(problems, read_record, *entry) for entry in numbered[:data.limit or None]]
-    return [record for record in attempts if record is not None]
+    records, others, read = [], set(), 0
+    for entry in numbered:
+        if data.limit and read == data.limit:
+            break
+        record = _attempt(problems, read_record, *entry)
+        if record is not None and data.domain and record.domain != data.domain:
+            others.add(record.domain)
+            continue
+        read += 1
+        if record is not None:
+            records.append(record)
+    if others and not records:
+        raise DataError(f'{path}: no record of domain {data.domain!r} (data.domain), known are: '
+                        f'{", ".join(sorted(others - {""})) or "none"}')
+    return records
 
 
-def _parse_record(line: bytes, number: int, where: str, max_windows: int) -> Record:
+def _parse_record(line: bytes, number: int, where: str, data: Any) -> Record:
     try:
         fields = json.loads(line)
     except ValueError as error:
@@ -331,18 +488,23 @@ def _parse_record(line: bytes, number: int, where: str, max_windows: int) -> Rec
         if name not in fields:
             raise DataError(f'{where}: field {name!r} is missing')
     qid, query, duration, vid = (fields[name] for name in ('qid', 'query', 'duration', 'vid'))
-    _expect(type(qid) is int or _is_name(qid), where, 'qid', qid, 'a whole number or a file name')
+    _expect(type(qid) is int or is_name(qid), where, 'qid', qid, 'a whole number or a file name')
     is_text = isinstance(query, str) and query.strip()
     _expect(is_text, where, 'query', query, 'a text that is not empty')
-    _expect(_is_name(vid), where, 'vid', vid, 'a file name')
+    _expect(is_name(vid), where, 'vid', vid, 'a file name')
     _expect(_is_number(duration) and duration > 0, where, 'duration', duration, 'seconds above 0')
+    duration *= data.duration_unit
     windows = _parse_windows(fields.get('relevant_windows'), duration, where)
-    if len(windows) > max_windows:
-        raise DataError(f'{where}: {len(windows)} relevant_windows, expected at most {max_windows} '
-                        '(data.max_windows)')
+    if len(windows) > data.max_windows:
+        raise DataError(f'{where}: {len(windows)} relevant_windows, expected at most '
+                        f'{data.max_windows} (data.max_windows)')
     ids, scores = fields.get('relevant_clip_ids'), fields.get('saliency_scores')
+    label, domain = fields.get('label'), fields.get('domain', '')
+    _expect(domain == '' or is_name(domain), where, 'domain', domain, 'a name')
+    if label is not None:
+        label = _parse_label(label, where, saliency.MODES[data.saliency].grades)
     return Record(qid, query, vid, float(duration), windows, *_parse_clips(ids, scores, where),
-                  line=number)
+                  line=number, label=label, domain=domain)
 
 
 def _parse_windows(windows: Any, duration: float, where: str) -> np.ndarray:
@@ -376,12 +538,25 @@ def _parse_clips(ids: Any, scores: Any, where: str) -> tuple[np.ndarray, np.ndar
     return np.array(ids, np.int64), np.array(scores, np.float32).reshape(len(ids), n_annotators)
 
 
+def _parse_label(label: Any, where: str, grades: tuple[float, float]) -> np.ndarray:
+    """Checks each clip's label and returns float32[C, A]; `grades` are the lowest and highest."""
+    _expect(isinstance(label, list) and label, where, 'label', label, 'a list, a row for each clip')
+    n_annotators = len(label[0]) if isinstance(label[0], list) else 0
+    low, high = grades
+    for i, row in enumerate(label):
+        is_row = isinstance(row, list) and row and all(map(_is_number, row))
+        _expect(is_row and len(row) == n_annotators and low <= min(row) and max(row) <= high, where,
+                f'label[{i}]', row, f'{max(n_annotators, 1)} numbers from {low} to {high}')
+    return np.array(label, np.float32)
+
+
 def _is_number(value: Any) -> bool:
     """Says whether a float holds value, which JSON allows to be true, NaN or 400 digits long."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Says whether value is a printable text that is not blank."""
     return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
@@ -404,12 +579,15 @@ def load_split(data: Any, split: str) -> Split:
     _check_config(data, (*data.video_dirs, data.text_dir))
     path = _annotation_file(data, split)
     problems = _problem_list(data)
-    records = read_annotations(path, data, problems)
+    lines, skipped = split_lines(data, split)
+    records = parse_annotations(lines, path, data, problems)
     queries = [_attempt(problems, read_query, data, record.qid) for record in records]
     examples = [example for example in zip(records, queries, strict=True) if example[1] is not None]
     videos, places = [], {}
+    labelled = {record.vid: len(record.label) for record, _ in examples
+                if record.label is not None}
     for vid, uses in collections.Counter(record.vid for record, _ in examples).items():
-        video = _attempt(problems, read_video, data, vid)
+        video = _attempt(problems, read_video, data, vid, labelled.get(vid))
         if video is None:
             problems[-1] += f' (skipped records: {uses})'
         else:
@@ -432,13 +610,28 @@ def load_split(data: Any, split: str) -> Split:
         roles=[roles for _, (_, roles) in examples],
         saliency=[saliency.clip_labels(record, len(videos[i]), data.saliency)
                   for record, i in zip(records, video_index, strict=True)],
-        problems=problems or [],
+        problems=[f'{path}:{line}: {reason} ({data.skip_list})'
+                  for line, reason in skipped.items()] + (problems or []),
     )
 
 
 def annotation_files(data: Any) -> dict[str, pathlib.Path]:
     """The annotation file of each split that has one."""
     return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
+
+
+def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[int, str]]:
+    """Reads a split's annotation file.
+
+    Returns:
+        (its lines without those that data.skip_list leaves out; number of each of these -> why).
+
+    Raises:
+        DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
+    """
+    lines = annotation_lines(_annotation_file(data, split))
+    skipped = skip_list.read(data.skip_list, split, data.annotations, lines)
+    return [line for line in lines if line[0] not in skipped], skipped
 
 
 def _annotation_file(data: Any, split: str) -> pathlib.Path:
@@ -451,6 +644,14 @@ def _annotation_file(data: Any, split: str) -> pathlib.Path:
 
 def _check_config(data: Any, folders: Iterable[str]) -> None:
     """Checks what can't be blamed on a file, and that the folders exist."""
+    check_options(data)
+    for folder in folders:
+        if not (path := pathlib.Path(data.root, folder)).is_dir():
+            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+
+
+def check_options(data: Any) -> None:
+    """Raises DataError if a value of the config is none of those that it can have."""
     options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
                'text_layout': tokens.TEXT_LAYOUTS}
     for name, known in options.items():
@@ -459,11 +660,10 @@ def _check_config(data: Any, folders: Iterable[str]) -> None:
     if not 0 < len(data.video_dirs) == len(data.video_dims):
         raise DataError(f'data.video_dirs has {len(data.video_dirs)} entries, data.video_dims '
                         f'{len(data.video_dims)}, expected the same number, at least one')
+    if not data.video_parts:
+        raise DataError("data.video_parts is empty, expected the ends of files' names, or ('',)")
     if data.max_tokens < 1:
         raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')
-    for folder in folders:
-        if not (path := pathlib.Path(data.root, folder)).is_dir():
-            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
 
 
 def _problem_list(data: Any) -> list[str] | None:

@@ -14,7 +14,7 @@ from data_pipelines import torch_file
 from dualground_jax.errors import ConfigError, DataError
 
 SUFFIXES = ('.npz', '.npy', '.pt')
-VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # names in the .npz files of all releases
+VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # in .npz files; TEXT_KEY: of most releases
 
 # What numpy raises on damaged .npy and .npz files (TokenError: cut header; RuntimeError: zipfile).
 _DAMAGE = (OSError, ValueError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,

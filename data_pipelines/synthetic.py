@@ -23,6 +23,7 @@ import tempfile
 import numpy as np
 
 from data_pipelines import datasets
+from data_pipelines.features import TEXT_KEY
 from data_pipelines.tokens import TEXT_LAYOUTS
 from dualground_jax.errors import UserError
 
@@ -58,8 +59,6 @@ STOP_WORDS = frozenset("""
     is it its me my of off on onto or our out over she so some than that the their them then there
     these they this those through to too under up us was we were what when where which while who
     will with you your""".split())
-# Text layout -> rows before the words, for those in which [EOS] comes last.
-PROMPT_ROWS = {name: layout.start for name, layout in TEXT_LAYOUTS.items() if layout.has_eos}
 STANDIN_EOS_RANK = 32
 
 
@@ -411,22 +410,28 @@ def _text_features(rng, world, maps, sentence):
 
 
 def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, seed, limit=0,
-             text_folder='text', video_noise=0.5, eos_noise=0.3):
+             domain='', text_folder='text', text_key=TEXT_KEY, video_parts=('',), duration_unit=1.0,
+             video_noise=0.5, eos_noise=0.3):
     """Writes features for the real queries of annotation files, by the rules of the planted world.
 
     A concept is a lower-cased word without punctuation that is no stop word. Clips in a query's
     windows show its concepts, more where the annotators' mean saliency is higher; some other
-    stretch shows half of them; all clips show random words of the file's other queries. A query
-    without windows (a hidden test set) plants nothing but that stretch.
+    stretch shows half of them; all clips show random words of the file's other queries. Where every
+    clip has a `label`, a video has as many clips, which show the concepts as their labels say. A
+    query without either (a hidden test set) plants nothing but that stretch.
 
     Args:
         annotations: {split: path of a jsonl file}. They stay where they are: `standin.json` in the
             folder names each with its SHA-256.
-        folder: gets `{stream}/{vid}.npz`, `{text_folder}/qid{qid}.npz` and `standin.json`.
+        folder: gets `{stream}/{vid}{part}.npz`, `{text_folder}/qid{qid}.npz` and `standin.json`.
         video_dims: {stream: width}.
-        layout: 'clip' (start-of-text, words, [EOS]) or 'llama' (four prompt rows, words, [EOS]).
+        layout: key of TEXT_LAYOUTS.
         clip_length: seconds.
         limit: use the first `limit` records of each file; 0: all.
+        domain: use only the records of this domain; '': all.
+        text_key: name of a query's array.
+        video_parts: ends of the names of the files that a stream's columns are spread over.
+        duration_unit: seconds that a 1 in the field `duration` stands for.
 
     Returns:
         The folder's path. A folder that holds this very stand-in already is left as it is.
@@ -434,11 +439,13 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
     Raises:
         UserError: an unknown layout, a record we cannot use, or `folder` holds something else.
     """
-    if layout not in PROMPT_ROWS:
-        raise UserError(f'layout is {layout!r}, expected one of {sorted(PROMPT_ROWS)}')
+    if layout not in TEXT_LAYOUTS:
+        raise UserError(f'layout is {layout!r}, expected one of {sorted(TEXT_LAYOUTS)}')
     settings = {'video_dims': dict(video_dims), 'text_dim': text_dim, 'layout': layout,
-                'clip_length': clip_length, 'seed': seed, 'limit': limit,
-                'text_folder': text_folder, 'video_noise': video_noise, 'eos_noise': eos_noise}
+                'clip_length': clip_length, 'seed': seed, 'limit': limit, 'domain': domain,
+                'text_folder': text_folder, 'text_key': text_key,
+                'video_parts': list(video_parts), 'duration_unit': duration_unit,
+                'video_noise': video_noise, 'eos_noise': eos_noise}
     paths = {split: pathlib.Path(path).resolve() for split, path in annotations.items()}
     for split, path in paths.items():
         if not path.is_file():
@@ -457,15 +464,16 @@ def simulate_data(data, seed):
     return simulate(
         datasets.annotation_files(data), data.root,
         video_dims=dict(zip(data.video_dirs, data.video_dims, strict=True)),
-        text_dim=data.text_dim, text_folder=data.text_dir, layout=data.text_layout,
-        clip_length=data.clip_length, seed=seed, limit=data.limit)
+        text_dim=data.text_dim, text_folder=data.text_dir, text_key=data.text_key,
+        layout=data.text_layout, clip_length=data.clip_length, seed=seed, limit=data.limit,
+        domain=data.domain, video_parts=data.video_parts, duration_unit=data.duration_unit)
 
 
 def _write_standin(settings, files, folder):
     videos = collections.defaultdict(list)
     vocabulary_of = {}
     for path in files:
-        records = _read_records(path, settings['limit'])
+        records = _read_records(path, settings)
         vocabulary = sorted({word for record in records for word in _content(record['query'])})
         for record in records:
             vocabulary_of.setdefault(record['vid'], vocabulary)
@@ -473,20 +481,28 @@ def _write_standin(settings, files, folder):
     # Vectors that fall out of the cache are made again: memory does not grow with the vocabulary.
     vector = functools.lru_cache(maxsize=4096)(
         functools.partial(_hashed_vector, settings['seed']))
+    queries, clips_written = 0, 0
     for vid, records in videos.items():
         rng = _hashed_rng(settings['seed'], 'video', vid)
         clip_length = settings['clip_length']
-        clips = math.ceil(max(record['duration'] for record in records) / clip_length)
+        seconds = max(record['duration'] for record in records) * settings['duration_unit']
+        clips = len(records[0].get('label') or ()) or math.ceil(seconds / clip_length)
         edges = clip_length * np.arange(clips + 1)
         shown, strengths = _show_queries(rng, records, vocabulary_of[vid], edges)
         for stream, width in settings['video_dims'].items():
             vectors = np.stack([sum((vector(stream, word, width) for word in words),
                                     start=np.zeros(width, np.float32)) for words in shown])
             features = _clip_features(rng, strengths, vectors, settings['video_noise'])
-            _save(folder / stream, vid, features=features)
+            parts = settings['video_parts']
+            for part, columns in zip(parts, np.array_split(features, len(parts), axis=1)):
+                _save(folder / stream, vid + part, features=columns)
         for record in records:
             rows = _standin_text(vector, record, settings)
-            _save(folder / settings['text_folder'], f'qid{record["qid"]}', last_hidden_state=rows)
+            _save(folder / settings['text_folder'], f'qid{record["qid"]}',
+                  **{settings['text_key']: rows})
+        queries += len(records)
+        clips_written += clips
+    print(f'wrote features of {len(videos)} videos ({clips_written} clips) and {queries} queries')
 
 
 def _show_queries(rng, records, vocabulary, edges):
@@ -517,6 +533,10 @@ def _show_queries(rng, records, vocabulary, edges):
 
 def _planted_strength(record, edges):
     """Returns how strongly clips show a query: float[T] in 0..1; ungraded clips count as 4."""
+    if record.get('label'):
+        grades = np.mean(record['label'], axis=1)[:len(edges) - 1]
+        scaled = (grades - grades.min()) / (np.ptp(grades) or 1)
+        return np.pad(scaled, (0, len(edges) - 1 - len(scaled)))
     share = np.zeros(len(edges) - 1)
     for start, end in record.get('relevant_windows') or ():
         overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
@@ -530,10 +550,12 @@ def _planted_strength(record, edges):
 
 def _standin_text(vector, record, settings):
     """Returns text rows [R, text_dim] as the layout prescribes; [EOS] is a low-rank summary."""
-    width = settings['text_dim']
+    width, layout = settings['text_dim'], TEXT_LAYOUTS[settings['layout']]
     rng = _hashed_rng(settings['seed'], 'text', record['qid'])
-    prompt = [vector('prompt', str(i), width) for i in range(PROMPT_ROWS[settings['layout']])]
+    prompt = [vector('prompt', str(i), width) for i in range(layout.start)]
     words = [vector('text', _plain(word), width) for word in record['query'].split()]
+    if not layout.has_eos:
+        return np.stack([*prompt, *words])
     code = sum(vector('summary', word, STANDIN_EOS_RANK) for word in _content(record['query']))
     basis = np.stack([vector('basis', str(i), width) for i in range(STANDIN_EOS_RANK)])
     eos = _unit(np.einsum('k,kd->d', code, basis))
@@ -563,18 +585,24 @@ def _hashed_vector(seed, space, word, width):
 # Files
 
 
-def _read_records(path, limit):
+def _read_records(path, settings):
     """Returns the records of an annotation file; UserError names file and line of a bad one."""
-    records = []
+    records, domain = [], settings['domain']
     with open(path, encoding='utf-8') as lines:
-        for number, line in enumerate(itertools.islice(lines, limit or None), start=1):
+        for number, line in enumerate(lines, start=1):
+            if settings['limit'] and len(records) == settings['limit']:
+                break
             try:
-                records.append(json.loads(line))
-                problem = _problem(records[-1])
+                record = json.loads(line)
+                problem = _problem(record)
             except json.JSONDecodeError as error:
                 problem = f'no JSON ({error}), expected a record'
             if problem:
                 raise UserError(f'{path}:{number}: {problem}')
+            if not domain or record.get('domain') == domain:
+                records.append(record)
+    if not records:
+        raise UserError(f'{path}: no record' + f' of domain {domain!r}' * bool(domain))
     return records
 
 

@@ -24,16 +24,19 @@ class TextLayout:
     Attributes:
         start: rows before the words: start-of-text, prompt.
         has_eos: whether the last row is [EOS].
+        padded: whether rows of zeros at the end are padding; else they are words.
     """
 
     start: int
     has_eos: bool
+    padded: bool = True
 
 
 TEXT_LAYOUTS = {
     'clip': TextLayout(start=1, has_eos=True),
     'llama': TextLayout(start=4, has_eos=True),
     'words': TextLayout(start=0, has_eos=False),
+    'glove': TextLayout(start=0, has_eos=False, padded=False),  # zeros: a word without a vector
 }
 
 
@@ -42,10 +45,21 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / (np.linalg.norm(rows, axis=-1, keepdims=True) + NORM_EPSILON)
 
 
-def token_roles(rows: np.ndarray, layout: TextLayout) -> np.ndarray:
-    """Returns the role int32[R] of each row float[R, D]; rows of zeros at the end are padding."""
+def filled_rows(rows: np.ndarray) -> int:
+    """Returns the number of rows float[R, D] before the padding, which is rows of zeros."""
     filled = np.flatnonzero(rows.any(axis=1))
-    n_rows = filled[-1] + 1 if len(filled) else 0
+    return int(filled[-1]) + 1 if len(filled) else 0
+
+
+def check_filled(n_rows: int, layout: TextLayout) -> None:
+    """Raises DataError if so many rows beside padding leave no word and no [EOS]."""
+    if n_rows <= layout.start:
+        raise DataError(f'{n_rows} rows beside padding, expected at least {layout.start + 1}')
+
+
+def token_roles(rows: np.ndarray, layout: TextLayout) -> np.ndarray:
+    """Returns the role int32[R] of each row float[R, D]; see TextLayout for rows of zeros."""
+    n_rows = filled_rows(rows) if layout.padded else len(rows)
     roles = np.full(len(rows), PADDING, np.int32)
     roles[:n_rows] = WORD
     if layout.has_eos and n_rows:
@@ -73,9 +87,7 @@ def label_tokens(rows: np.ndarray, layout: TextLayout, max_tokens: int, *,
         DataError: no row is left for [EOS], or no word to average.
     """
     roles = token_roles(rows, layout)
-    if not np.isin(roles, (WORD, EOS)).any():
-        found = np.count_nonzero(roles != PADDING)
-        raise DataError(f'{found} rows beside padding, expected at least {layout.start + 1}')
+    check_filled(np.count_nonzero(roles != PADDING), layout)
     text, roles = rows[roles != PADDING], roles[roles != PADDING]
     text = unit_rows(text) if normalize else text
     if not layout.has_eos:

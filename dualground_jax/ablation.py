@@ -153,8 +153,9 @@ class Scores:
 class Scorer:
     """Scores predictions as they come, so that they need not be kept."""
 
-    def __init__(self, annotations: list[dict]):
+    def __init__(self, annotations: list[dict], protocol: str = 'qvhighlights'):
         self.annotations, self.rows, self.parts = annotations, [], []
+        self.protocol = protocol
 
     def add(self, rows: list[dict]) -> None:
         """Takes predictions of the next queries, in the order of the annotations."""
@@ -165,7 +166,7 @@ class Scorer:
     def _score(self) -> None:
         done = sum(len(values) for _, values, _ in self.parts)
         annotations = self.annotations[done : done + len(self.rows)]
-        self.scores = metrics.per_query(self.rows, annotations)
+        self.scores = metrics.per_query(self.rows, annotations, self.protocol)
         self.parts.append(metrics.columns(self.scores))
         self.rows = []
 

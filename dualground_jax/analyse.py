@@ -196,7 +196,7 @@ class Analyst:
         bins = {name: (low < words) & (words <= high)
                 for name, (low, high) in score.QUERY_LENGTHS.items()}
         wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
-        changes = Ablations(split, self.seen)
+        changes = Ablations(split, self.seen, self.config)
         study, phrases, examples = None, phrase_study.PhraseStudy(), []
         batches = pipeline.eval_batches(
             split, self.config.data, batch_size=self.config.evaluate.batch_size)
@@ -227,18 +227,19 @@ class Analyst:
 class Ablations:
     """The conditions of a split, each distinct one with its scores."""
 
-    def __init__(self, split: datasets.Split, seen: set[int]):
+    def __init__(self, split: datasets.Split, seen: set[int], config: ConfigDict):
         self.split = split
         there = set().union(*(np.unique(roles).tolist() for roles in split.roles))
         self.same_as = ablation.distinct_conditions(seen & there)
         self.partners = ablation.partners(split.source_index)
-        if not evaluate.has_labels(split):
+        if not evaluate.has_labels(split, config.data):
             self.same_as = {}
         if self.partners is None:
             self.same_as = {name: same for name, same in self.same_as.items()
                             if not ablation.CONDITIONS[name].swapped}
         annotations = evaluate.ground_truth(split)
-        self.scorers = {name: ablation.Scorer(annotations) for name in self.same_as.values()}
+        self.scorers = {name: ablation.Scorer(annotations, config.evaluate.protocol)
+                        for name in self.same_as.values()}
 
     def edited(self, batch: dict):
         """Yields (name, batch) of each distinct condition but the unchanged one."""

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline
+from data_pipelines import datasets, pipeline, saliency
 from dualground_jax import metrics, models, runtime, spans
 from dualground_jax import state as state_lib
 from dualground_jax.errors import ConfigError
@@ -140,13 +140,18 @@ def ground_truth(split: datasets.Split) -> list[dict]:
                 relevant_clip_ids=record.clip_ids.tolist(),
                 saliency_scores=record.clip_scores.tolist(),
             )
+        if record.label is not None:
+            row |= dict(label=record.label.tolist(), domain=record.domain)
         rows.append(row)
     return rows
 
 
-def has_labels(split: datasets.Split) -> bool:
-    """Whether every record has true windows: a hidden test set has none."""
-    return all(len(record.windows) for record in split.records)
+def has_labels(split: datasets.Split, data: ConfigDict) -> bool:
+    """Whether every record has true windows, or a label, as data.saliency needs them.
+
+    A hidden test set has none.
+    """
+    return all(saliency.is_annotated(record, data.saliency) for record in split.records)
 
 
 def selection_value(found: dict, section: ConfigDict) -> float:
@@ -177,7 +182,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
     abstract = state_lib.abstract_state(config, mesh)
     train_state, progress = state_lib.Checkpoints(workdir).restore('best', abstract)
-    print(f'best checkpoint: step {int(train_state.step)}, {progress["best_value"]:.2f} on '
+    digits = metrics.PROTOCOLS[config.evaluate.protocol].digits
+    print(f'best checkpoint: step {int(train_state.step)}, {progress["best_value"]:.{digits}f} on '
           f'{" + ".join(config.evaluate.selection)}')
     step = make_predict_step(config, mesh)
     rows = predict_split(step, train_state.eval_params, split, config, mesh)
@@ -186,9 +192,9 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     path = pathlib.Path(workdir, f'{name}_predictions.jsonl')
     write_jsonl(path, rows)
     print(f'wrote {path}: {len(rows)} queries')
-    if has_labels(split):
-        found = metrics.evaluate(rows, ground_truth(split))
-        print(metrics.format_table(found))
+    if has_labels(split, config.data):
+        found = metrics.evaluate(rows, ground_truth(split), config.evaluate.protocol)
+        print(metrics.format_table(found, config.evaluate.protocol))
         write_json(pathlib.Path(workdir, f'{name}_metrics.json'), found)
 
 

@@ -67,6 +67,20 @@ def focal(*, logits: jax.Array, labels: jax.Array, mask: jax.Array, gamma: float
     return masked_mean(loss, mask)
 
 
+def saliency_cross_entropy(*, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Binary cross entropy of points with their clips' saliency labels, mean over valid points.
+
+    FlashVTG's classification where there are no windows (data/HD.py: DynamicBCELoss). It takes
+    labels as they are: above 1 the loss has no lower bound, and the logit grows with the label.
+
+    Args:
+      logits: float[B, T], of the points of stride 1.
+      labels: float[B, T], 0..12.
+      mask: bool[B, T].
+    """
+    return masked_mean(jax.nn.softplus(logits) - labels * logits, mask)
+
+
 def quality_focal(*, logits, labels, quality, mask, beta: float = 2.0):
     """Quality focal loss: positives are to predict their IoU (arXiv 2006.04388, eq. 3).
 
@@ -218,7 +232,7 @@ def attention_absence(*, weights, mask, real_neg) -> jax.Array:
 
 def highlight(
     *, scores, scores_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
-    margin_weight=1.0,
+    margin_weight=1.0, absence_weight=1.0,
 ) -> jax.Array:
     """Saliency loss: margin ranking + rank contrastive + negative pairs.
 
@@ -234,6 +248,7 @@ def highlight(
       margin: of the margin ranking.
       margin_weight: of the margin ranking: 1 in DualGround's development code, 2 in the others,
         which sum over a sample's two pairs.
+      absence_weight: of the negative pairs' last term; 0 on YouTube Highlights in public code.
     """
     return (
         margin_weight
@@ -247,13 +262,13 @@ def highlight(
         + rank_with_negatives(
             scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg
         )
-        + negative_pair(logits=scores_neg, mask=mask, real_neg=real_neg)
+        + absence_weight * negative_pair(logits=scores_neg, mask=mask, real_neg=real_neg)
     )
 
 
 def highlight_attention(
     *, weights, weights_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
-    margin_weight=1.0,
+    margin_weight=1.0, absence_weight=1.0,
 ) -> jax.Array:
     """The saliency loss on the attention to the text, plus a cross entropy with the labels.
 
@@ -272,12 +287,13 @@ def highlight_attention(
             scores=weights, scores_neg=weights_neg, labels=labels, mask=mask, real_neg=real_neg
         )
         + attention_cross_entropy(weights=weights, labels=labels, mask=mask)
-        + attention_absence(weights=weights_neg, mask=mask, real_neg=real_neg)
+        + absence_weight * attention_absence(weights=weights_neg, mask=mask, real_neg=real_neg)
     )
 
 
 def sampled_nce(
-    *, similarity, labels, pos_clips, mask, pairs_mask, temperature: float = 0.07
+    *, similarity, labels, pos_clips, mask, pairs_mask, temperature: float = 0.07,
+    over_batch: bool = True,
 ) -> jax.Array:
     """InfoNCE of clip and query similarity, over the clips and over the batch.
 
@@ -291,11 +307,14 @@ def sampled_nce(
       mask: bool[B, T].
       pairs_mask: bool[B], samples that have a positive clip.
       temperature: divides the similarity; 1 / temperature is capped at 100.
+      over_batch: False: over the clips alone, as FlashVTG on highlight data sets (data/HD.py).
     """
     allowed = mask & (labels <= jnp.take_along_axis(labels, pos_clips[:, None], 1))
     logits = jnp.where(allowed, similarity * min(1 / temperature, 100.0), -1e9)
     own = jnp.take_along_axis(logits, pos_clips[:, None], 1)[:, 0]
     over_clips = jax.nn.logsumexp(logits, 1) - own
+    if not over_batch:
+        return masked_mean(over_clips, pairs_mask)
     rows = jnp.where(pairs_mask[:, None], logits, -1e9)
     over_batch = jax.nn.logsumexp(rows, 0)[pos_clips] - own
     return masked_mean(over_clips + over_batch, pairs_mask)

@@ -6,14 +6,15 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, compile, runtime, score, sweep
+from dualground_jax import cli, compile, import_csv, runtime, score, sweep, verify
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
-         'simulate', 'inspect-text')
+         'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
-NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text')
+NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'word-vectors', 'inspect-text',
+               'verify-data')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -22,6 +23,7 @@ flags.DEFINE_list('video_features', [], 'predict: feature file of each stream of
 flags.DEFINE_string('query_features', None, 'predict: feature file of one query')
 flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch training code')
 flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
+flags.DEFINE_string('vectors', None, 'word-vectors: file of GloVe vectors')
 flags.DEFINE_list('splits', ['train', 'val'], 'analyse: splits')
 flags.DEFINE_integer('limit', 0, 'analyse: first queries of each split; 0: all', lower_bound=0)
 flags.DEFINE_integer('examples', 3, 'analyse: queries of each split with pictures', lower_bound=0)
@@ -32,7 +34,7 @@ flags.DEFINE_string(
 config_flags.DEFINE_config_file(
     'config', None, 'configs/NAME.py[:ARGUMENTS]; default: that of the checkpoint in --workdir'
 )
-for module in (score, sweep, runtime, compile):
+for module in (score, sweep, runtime, compile, verify, import_csv):
     module.define_flags()
     flags.adopt_module_key_flags(module)  # in --help
 
@@ -57,6 +59,8 @@ def run(values, files) -> None:
         return score.run(values, files)
     if files:
         raise UserError(f'unexpected arguments {files}')
+    if values.mode == 'import-csv':
+        return import_csv.run(values)
     if values.mode == 'convert':
         from dualground_jax import torch_checkpoint
 
@@ -98,10 +102,18 @@ def run(values, files) -> None:
         from dualground_jax import evaluate
 
         evaluate.evaluate(config, values.workdir)
+    elif values.mode == 'verify-data':
+        verify.run(config, values)
     elif values.mode == 'simulate':
         from data_pipelines import synthetic
 
         print(f'stand-in features in {synthetic.simulate_data(config.data, config.seed)}')
+    elif values.mode == 'word-vectors':
+        from data_pipelines import word_vectors
+
+        if not values.vectors:
+            raise ConfigError('--mode=word-vectors needs --vectors=FILE')
+        print(word_vectors.write_rows(config.data, values.vectors))
     else:
         from data_pipelines import datasets
 

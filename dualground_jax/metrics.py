@@ -119,6 +119,7 @@ PROTOCOLS = {
     'tvsum': Protocol((_TVSUM,), _fraction, 5),
     'youtube_highlights': Protocol((_YOUTUBE,), _fraction, 5),
     'synthetic': _MOMENTS_AND_HIGHLIGHTS,
+    'custom': _MOMENTS_AND_HIGHLIGHTS,
 }
 
 
@@ -212,8 +213,8 @@ def columns(scores):
     return list(scores.brief), np.stack(values, axis=1), np.stack(weights, axis=1)
 
 
-def format_table(metrics):
+def format_table(metrics, dataset='qvhighlights'):
     """Returns the `brief` part of `metrics` as a text table, one metric per line."""
-    brief = metrics['brief']
+    brief, digits = metrics['brief'], PROTOCOLS[dataset].digits
     width = max(len(name) for name in brief)
-    return '\n'.join(f'{name:<{width}}  {value:6.2f}' for name, value in brief.items())
+    return '\n'.join(f'{name:<{width}}  {value:6.{digits}f}' for name, value in brief.items())

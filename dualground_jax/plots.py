@@ -15,6 +15,7 @@ CURVES = (
     ('MR-full-R1@0.5', 'R1@0.5', ORANGE),
     ('MR-full-R1@0.7', 'R1@0.7', GREEN),
     ('HL-min-VeryGood-Hit1', 'HIT@1', PURPLE),
+    ('mAP', 'mAP, mean of the domains', BLUE),  # of highlight data sets, a fraction
 )
 SHOWN_PREDICTIONS = 4
 
@@ -82,7 +83,8 @@ def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) ->
     left.set_title('training loss (blue: weighted total)', fontsize=9)
     left.set_xlabel('step', fontsize=8)
     if train:
-        left.set_yscale('log')
+        # Some losses of highlight data sets have no lower bound.
+        left.set_yscale('log' if min(row['train/loss'] for row in train) > 0 else 'symlog')
 
     evaluations = [row for row in rows if any(k.startswith(f'{split}/') for k in row)]
     for name, label, colour in CURVES:
@@ -95,7 +97,8 @@ def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) ->
         right.axvline(best['step'], color=GREY, lw=0.8, ls=':', label=f'best: {best["step"]}')
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=7, frameon=False)
-    right.set_title(f'{split} metrics (%)', fontsize=9)
+    is_fraction = any(f'{split}/mAP' in row for row in evaluations)
+    right.set_title(f'{split} metrics' + ' (%)' * (not is_fraction), fontsize=9)
     right.set_xlabel('step', fontsize=8)
     for axes in (left, right):
         _plain(axes)
@@ -154,9 +157,10 @@ def draw_saliency(axes, example: dict, bar_colour: str) -> None:
             centres, example['labels'], width=0.9 * length, color=(bar_colour, 0.35),
             edgecolor=bar_colour, lw=0.4,
         )
-        scale.set_ylim(0, 12)
-        scale.set_yticks([0, 4, 8, 12])
-        scale.set_ylabel('annotators (0–12): bars', fontsize=7)
+        top = 12 if max(example['labels']) > 1 else 1
+        scale.set_ylim(0, top)
+        scale.set_yticks([0, 4, 8, 12] if top == 12 else [0, 1])
+        scale.set_ylabel(f'annotators (0–{top}): bars', fontsize=7)
         scale.spines[['top']].set_visible(False)
         scale.tick_params(labelsize=7)
         axes.set_zorder(scale.get_zorder() + 1)  # the line in front of the bars

@@ -103,11 +103,20 @@ class Predictor:
 
 
 def predict_files(workdir: str, video_files: list[str], query_file: str) -> None:
-    """Prints the moments of one query in one video as JSON: mode `predict` with feature files."""
+    """Prints the moments of one query in one video as JSON: mode `predict` with feature files.
+
+    Args:
+      workdir: of the run.
+      video_files: one for each stream, or where a stream has data.video_parts, one for each of
+        these.
+      query_file: text rows.
+    """
     predictor = Predictor.from_checkpoint(workdir)
     data = predictor.config.data
-    streams = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
-    rows = features.read_features(query_file, features.TEXT_KEY)
+    parts = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
+    count = len(data.video_parts)
+    streams = [datasets.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
+    rows = features.read_features(query_file, data.text_key)
     windows, saliency = predictor.predict(streams, rows)
     print(
         json.dumps(

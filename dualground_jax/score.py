@@ -34,7 +34,8 @@ def define_flags():
     flags.DEFINE_integer('bootstrap', None, 'score: resamples for confidence intervals; default: '
                          f'no intervals, with --compare {COMPARE_RESAMPLES}', lower_bound=0)
     flags.DEFINE_boolean('breakdown', False, 'score: also by query and by window length')
-    flags.DEFINE_string('output', None, 'score, compile: json file; convert: PyTorch file to write')
+    flags.DEFINE_string('output', None, 'score, compile, verify-data: json file; convert: PyTorch '
+                        'file to write; import-csv: folder')
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from dualground_jax.models import torch_names
 _DATASETS = {
     'hl': 'qvhighlights', 'qv_internvideo2': 'qvhighlights', 'charadesSTA': 'charades_sta',
     'charadesSTA_internvideo2': 'charades_sta', 'tacos': 'tacos', 'tvsum': 'tvsum',
-    'youtube_uni': 'youtube_hl',
+    'youtube_uni': 'youtube_highlights',
 }
 # What can be chosen there and not here.
 _FIXED = dict(

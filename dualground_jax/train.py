@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline
+from data_pipelines import datasets, pipeline, saliency
 from dualground_jax import evaluate, metrics, models, resident, runtime
 from dualground_jax import state as state_lib
 from dualground_jax.errors import ConfigError, UserError
@@ -181,14 +181,17 @@ def load_splits(config: ConfigDict) -> list[datasets.Split]:
     """The training split and the one that checkpoints are chosen by.
 
     Raises:
-      DataError: bad annotations or features, or records without true windows.
+      DataError: bad annotations or features, or records without true windows or labels, whichever
+        the data set's targets are made from.
     """
     splits = [datasets.load_split(config.data, name) for name in ('train', config.evaluate.split)]
     for split in splits:
         evaluate.report_problems(split)
-        if not evaluate.has_labels(split):
+        if not evaluate.has_labels(split, config.data):
+            mode = config.data.saliency
             raise datasets.DataError(
-                f'split {split.name!r}: a record has no relevant_windows; training needs them'
+                f'split {split.name!r}: a record has no {saliency.MODES[mode].field}; training '
+                f'needs them (data.saliency {mode!r})'
             )
     return splits
 
@@ -270,7 +273,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             rows = evaluate.predict_split(
                 predict_step, state.eval_params, val_split, config, mesh
             )
-            found = metrics.evaluate(rows, evaluate.ground_truth(val_split))
+            truth = evaluate.ground_truth(val_split)
+            found = metrics.evaluate(rows, truth, config.evaluate.protocol)
             value = evaluate.selection_value(found, config.evaluate)
             history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
             logging.info('step %d: %s', step, found['brief'])
@@ -354,7 +358,8 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
                 query=record.query,
                 vid=record.vid,
                 duration=record.duration,
-                clip_length=config.data.clip_length,
+                # Of highlight data sets it is nominal (docs/datasets.md): clips are equally long.
+                clip_length=record.duration / len(val_split.saliency[i]),
                 saliency=predictions[i]['pred_saliency_scores'],
                 labels=val_split.saliency[i].tolist(),
                 windows=record.windows.tolist(),
@@ -362,5 +367,5 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
             ),
             folder / f'grounding_{record.qid}.png',
         )
-    print(metrics.format_table(progress['best_metrics']))
+    print(metrics.format_table(progress['best_metrics'], config.evaluate.protocol))
     print(f'best step {progress["best_step"]}; wrote {folder / "results.json"}')

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from configs import charades, common, qvh, recipes, synthetic
+from configs import charades, common, qvh, recipes, synthetic, tacos, tvsum, youtube_hl
+from data_pipelines import datasets
 from dualground_jax.errors import ConfigError
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs/hyperparameters.md'
@@ -34,6 +35,37 @@ def test_values_reach_the_config():
     # There is no public recipe for these features: that of the others serves.
     config = qvh.get_config('model=tr_detr,features=iv2')
     assert (config.seed, config.train.epochs, config.data.text_dim) == (2017, 200, 4096)
+
+
+def test_what_differs_between_sets_is_in_the_config():
+    config = charades.get_config('features=vgg')
+    assert config.data.clip_length == config.evaluate.round_to == 0.166666
+    assert tuple(config.evaluate.clip_to) == (0, 360) and config.data.text_layout == 'glove'
+    assert tuple(charades.get_config().evaluate.clip_to) == (0, 150)
+    config = tacos.get_config('model=cg_detr')
+    assert tuple(config.evaluate.selection) == ('MR-full-R1@0.5', 'MR-full-R1@0.7')
+    assert tuple(tacos.get_config().evaluate.selection) == ('MR-full-R1@0.3',)
+    config = tvsum.get_config('domain=BK,features=i3d')
+    assert (config.data.domain, config.data.duration_unit, config.data.text_key) == (
+        'BK', 2.0, 'token')
+    assert (config.train.batch_size, config.train.epochs) == (4, 600)
+    assert config.optimizer.learning_rate == 1e-3 and config.evaluate.protocol == 'tvsum'
+    for module in (tvsum, youtube_hl):
+        for model in ('dualground', 'flash_vtg'):
+            config = module.get_config(f'model={model}')
+            assert not config.data.normalize_text and tuple(config.model.strides) == (1,)
+            assert config.loss.classification == 'saliency' and not config.loss.nce_over_batch
+        weights = module.get_config('model=cg_detr').loss.weights
+        assert [name for name, weight in weights.items() if weight] == ['saliency']
+    absence = [module.get_config('model=flash_vtg').loss.absence_weight
+               for module in (tvsum, youtube_hl)]
+    assert absence == [1, 0]
+
+
+def test_every_model_has_a_recipe_for_every_set():
+    keys = {key[:2] for key in recipes.RECIPES}
+    assert {dataset for _, dataset in keys} == set(datasets.DATASETS) - {'synthetic', 'custom'}
+    assert len(keys) == 4 * 5
 
 
 def test_a_public_recipe_is_not_changed_by_another_model():

@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import types
 
 import numpy as np
 import pytest
 from release_files import (
     LINE,
     REAL,
+    annotation_config,
     assert_parts,
     make_release,
     make_rows,
@@ -150,7 +150,7 @@ def test_blank_lines_line_ends_and_unicode(tmp_path):
     line = json.dumps({**LINE, 'query': 'a caf\u00e9\u2028bar'}, ensure_ascii=False)
     other = json.dumps({**LINE, 'qid': 2})
     path.write_bytes(f'{line}\r\n\n  \n{other}'.encode())
-    data = types.SimpleNamespace(limit=0, max_windows=2)
+    data = annotation_config(max_windows=2)
     assert [record.line for record in datasets.read_annotations(path, data)] == [1, 4]
 
 
@@ -212,7 +212,7 @@ def test_missing_field(tmp_path, name):
 def test_lines_that_are_not_json(tmp_path, content):
     path = tmp_path / 'a.jsonl'
     path.write_bytes(json.dumps(LINE).encode() + b'\n' + content)
-    data = types.SimpleNamespace(limit=0, max_windows=2)
+    data = annotation_config(max_windows=2)
     assert_parts(refusal(datasets.read_annotations, path, data), f'{path}:2: not JSON')
     path.write_bytes(b'[1]')
     assert_parts(refusal(datasets.read_annotations, path, data), f'{path}:1: the line is [1]')
@@ -346,9 +346,9 @@ def test_load_split_with_nothing_left(tmp_path):
     ({'text_dir': 'gone'}, 'train', ['gone', 'no such folder']),
     ({'video_dims': (4,)}, 'train', ['data.video_dirs has 2', 'data.video_dims 1']),
     ({'video_dirs': (), 'video_dims': ()}, 'train', ['at least one']),
-    ({'text_layout': 'bert'}, 'train', ['data.text_layout', "'bert'", 'clip, llama, words']),
+    ({'text_layout': 'bert'}, 'train', ['data.text_layout', "'bert'", 'clip, llama, words, glove']),
     ({'max_tokens': 0}, 'train', ['data.max_tokens is 0', '1 or more']),
-    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window']),
+    ({'saliency': 'x'}, 'train', ['data.saliency', "'x'", 'annotators, window, windows, grades']),
 ])  # fmt: skip
 def test_load_split_config_errors(tmp_path, on_error, changes, split, parts):
     data = make_release(tmp_path, **{'on_error': on_error, **changes})
@@ -374,7 +374,7 @@ def test_load_split_unknown_on_error(tmp_path):
 def test_real_annotations(dataset, folder, split, count):
     row = datasets.DATASETS[dataset]
     path = REAL / folder / row.annotations[split]
-    data = types.SimpleNamespace(limit=0, max_windows=row.max_windows)
+    data = annotation_config(max_windows=row.max_windows)
     records = datasets.read_annotations(path, data)
     assert len(records) == count
     lines = [json.loads(line) for line in path.read_text().split('\n')]
@@ -391,7 +391,7 @@ def test_real_annotations(dataset, folder, split, count):
     ('tvsum/tvsum_val.jsonl', 10), ('youtube_highlights/youtube_valid.jsonl', 152),
 ])  # fmt: skip
 def test_other_real_annotations(name, count):
-    data = types.SimpleNamespace(limit=0, max_windows=30)
+    data = annotation_config()
     assert len(datasets.read_annotations(REAL / name, data)) == count
 
 

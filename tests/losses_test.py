@@ -51,6 +51,25 @@ def test_nms_against_a_loop(rng, threshold):
         assert sorted(found[:, 0]) == pytest.approx(sorted(rows[:, 0]), abs=1e-5)
 
 
+def test_negative_pairs_and_the_batch_can_be_left_out(rng):
+    scores, labels = (jnp.asarray(rng.uniform(0.1, 0.9, (3, 5)), jnp.float32) for _ in range(2))
+    clips = jnp.array([[0, 1], [2, 3], [4, 0]])
+    shared = dict(labels=labels, mask=jnp.ones((3, 5), bool), real_neg=jnp.array([1, 1, 0], bool),
+                  pos_clips=clips, neg_clips=clips[:, ::-1], pairs_mask=jnp.ones(3, bool))
+    for loss, names, absent in (
+        (losses.highlight, ('scores', 'scores_neg'), np.log1p(np.exp(scores))),
+        (losses.highlight_attention, ('weights', 'weights_neg'), -np.log(1 - scores)),
+    ):
+        both = [loss(**dict.fromkeys(names, scores), **shared, absence_weight=w) for w in (1, 0)]
+        assert both[0] - both[1] == pytest.approx(absent[:2].sum(1).mean(), rel=1e-4)
+    nce = dict(similarity=scores, labels=jnp.zeros((3, 5)), pos_clips=clips[:, 0],
+               mask=shared['mask'], pairs_mask=shared['pairs_mask'], temperature=0.5)
+    own = np.asarray(scores)[np.arange(3), clips[:, 0]]
+    expected = np.mean(np.log(np.exp(2 * scores).sum(1)) - 2 * own)
+    assert losses.sampled_nce(**nce, over_batch=False) == pytest.approx(expected, rel=1e-5)
+    assert losses.sampled_nce(**nce) > losses.sampled_nce(**nce, over_batch=False)
+
+
 @pytest.mark.parametrize('targets', [0, 1, 4, 6])
 def test_matching_costs_as_little_as_scipys(rng, targets):
     for _ in range(20):

@@ -182,6 +182,18 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
             ["config.model has no key 'tokns'", 'tokens'],
         ),
         (['--mode=train'], ['needs --config']),
+        (['--mode=verify-data'], ['needs --config']),
+        (
+            ['--mode=verify-data', '--config=configs/qvh.py', '--skip_list=nowhere/skip.jsonl'],
+            ['--skip_list=nowhere/skip.jsonl', 'no such folder'],
+        ),
+        (['--mode=import-csv', '--table=a.csv'], ['--output=FOLDER']),
+        (['--config=configs/custom.py:root=nowhere'], ['layout=...', 'clip_length=...']),
+        (['--config=configs/qvh.py:domain=BK'], ["unknown config argument 'domain'"]),
+        (
+            ['--mode=word-vectors', '--config=configs/charades.py:features=vgg'],
+            ['needs --vectors=FILE'],
+        ),
         (['--mode=predict', '--video_features=a.npz'], ['--query_features']),
         (['--mode=predict', '--query_features=a.npz'], ['--video_features']),
         (
@@ -210,7 +222,7 @@ def test_exit_code_and_stderr_of_the_real_process(tmp_path):
 
 def test_every_config_key_is_read():
     """No key without a reader: each leaf's name occurs in the code, as an attribute or an item."""
-    from configs import charades, qvh
+    from configs import charades, qvh, tacos, tvsum, youtube_hl
     from configs import synthetic as synthetic_config
 
     code = '\n'.join(
@@ -219,7 +231,7 @@ def test_every_config_key_is_read():
         for path in (REPO / folder).glob('**/*.py')
     )
     expanded = ('weights', 'detr_cost')  # read as a whole, by the losses' names
-    for module in (qvh, charades, synthetic_config):
+    for module in (qvh, charades, tacos, tvsum, youtube_hl, synthetic_config):
         config = module.get_config()
         del config.world  # becomes a World, whose fields it has by construction
         for path in leaves(config):
@@ -236,7 +248,9 @@ def leaves(config, prefix=()):
             yield (*prefix, key)
 
 
-@pytest.mark.parametrize('name', ['qvh', 'charades', 'synthetic'])
+@pytest.mark.parametrize(
+    'name', ['qvh', 'charades', 'tacos', 'tvsum', 'youtube_hl', 'synthetic']
+)
 def test_runlocal_shrinks_every_config(name, monkeypatch):
     import importlib
 

@@ -30,6 +30,18 @@ def test_training_figure_marks_the_best_step():
     assert 'best: 30' in right.get_legend_handles_labels()[1]
 
 
+def test_figures_of_highlight_sets(tmp_path):
+    rows = [{'step': i, 'train/loss': 1.0 - i, 'train/cls': -i} for i in (1, 2)]
+    rows.append({'step': 2, 'val/mAP': 0.4, 'val/BK-mAP': 0.4})
+    left, right = plots.training_figure(rows, ('mAP',), 'val').axes
+    assert left.get_yscale() == 'symlog' and right.get_title() == 'val metrics'
+    assert 'best: 2' in right.get_legend_handles_labels()[1]
+    plots.plot_training(rows, tmp_path / 'a.png', ('mAP',), 'val')
+    figure = plots.grounding_figure(EXAMPLE | dict(windows=[], labels=[0.0, 1.0] * 25))
+    assert '(0–1)' in figure.axes[-1].get_ylabel()
+    assert is_png(tmp_path / 'a.png')
+
+
 def test_grounding_figure_shows_true_and_found_windows():
     bars = plots.grounding_figure(EXAMPLE).axes[0]
     shown = sorted((p.get_x(), p.get_x() + p.get_width()) for p in bars.patches)

@@ -46,7 +46,8 @@ def make_release(root, **changes):
         video_dirs=('slow', 'clip'), video_dims=(4, 3), text_dir='text', text_dim=8,
         text_layout='clip', clip_length=2.0, max_clips=8, max_tokens=20, max_windows=2,
         dtype='float32', normalize_text=True, saliency='annotators', segments=True,
-        on_error='raise', limit=0,
+        on_error='raise', skip_list='', limit=0, domain='', duration_unit=1.0, video_parts=('',),
+        text_key='last_hidden_state',
     )  # fmt: skip
     return types.SimpleNamespace(**{**data, **changes})
 
@@ -54,8 +55,14 @@ def make_release(root, **changes):
 def read_lines(tmp_path, lines, problems=None, **changes):
     path = tmp_path / 'a.jsonl'
     write_lines(path, lines)
-    data = types.SimpleNamespace(**{'limit': 0, 'max_windows': 2, **changes})
+    data = annotation_config(**{'max_windows': 2, **changes})
     return datasets.read_annotations(path, data, problems)
+
+
+def annotation_config(**changes):
+    """What `datasets.read_annotations` reads of a config node."""
+    values = dict(limit=0, max_windows=30, domain='', duration_unit=1.0, saliency='annotators')
+    return types.SimpleNamespace(**{**values, **changes})
 
 
 def with_value(value):

@@ -1,11 +1,10 @@
 """Tests of data_pipelines/saliency.py against the rules in words, and on the real files."""
 
 import itertools
-import types
 
 import numpy as np
 import pytest
-from release_files import LINE, REAL, needs_real_data, read_lines
+from release_files import LINE, REAL, annotation_config, needs_real_data, read_lines
 
 from data_pipelines import datasets, saliency
 
@@ -34,13 +33,17 @@ def slow_annotators(record, n_clips):
 
 
 def slow_window(record, n_clips):
-    start, end = record.windows[0].tolist()
+    return slow_windows(record, n_clips, record.windows[:1])
+
+
+def slow_windows(record, n_clips, windows=None):
     length = record.duration / n_clips
-    last = max(0, min(int(end / length), n_clips) - 1)
-    first = min(int(start / length), last)
-    inside = list(range(first, last + 1))
+    inside = set()
+    for start, end in (record.windows if windows is None else windows).tolist():
+        last = max(0, min(int(end / length), n_clips) - 1)
+        inside |= set(range(min(int(start / length), last), last + 1))
     outside = [clip for clip in range(n_clips) if clip not in inside]
-    pos = list(itertools.permutations(inside, 2)) or [(first, first)]
+    pos = list(itertools.permutations(sorted(inside), 2)) or [tuple(inside) * 2]
     if len(outside) < 2:
         allowed = {(pair, pair) for pair in pos}
     else:
@@ -48,7 +51,7 @@ def slow_window(record, n_clips):
     return [float(clip in inside) for clip in range(n_clips)], allowed
 
 
-SLOW = {'annotators': slow_annotators, 'window': slow_window}
+SLOW = {'annotators': slow_annotators, 'window': slow_window, 'windows': slow_windows}
 
 
 def draw(record, n_clips, mode, rng):
@@ -72,6 +75,9 @@ def draw(record, n_clips, mode, rng):
     ('window', 5, {'windows': np.array([[2.0, 8.0]])}),  # two, one on each side
     ('window', 5, {'windows': np.array([[9.9, 10.0]])}),
     ('window', 1, {}),
+    ('windows', 5, {}),
+    ('windows', 5, {'windows': np.array([[0.0, 2.0], [6.0, 8.0]])}),  # two apart
+    ('windows', 5, {'windows': np.array([[2.0, 6.0], [4.0, 10.0]])}),  # overlap, one clip outside
 ])  # fmt: skip
 def test_saliency_against_rules(mode, n_clips, changes):
     record = make_record(**changes)
@@ -83,7 +89,7 @@ def test_saliency_against_rules(mode, n_clips, changes):
     assert seen == allowed
 
 
-@pytest.mark.parametrize('mode', ['annotators', 'window'])
+@pytest.mark.parametrize('mode', SLOW)
 def test_pairs_follow_the_seed(mode):
     record = make_record(duration=60.0, windows=np.array([[10.0, 40.0]]))
 
@@ -106,7 +112,7 @@ def test_annotator_labels_of_many_annotators():
     assert saliency.clip_labels(record, 3, 'annotators').tolist() == [0, 0, 40]
 
 
-@pytest.mark.parametrize('mode', ['annotators', 'window'])
+@pytest.mark.parametrize('mode', saliency.MODES)
 def test_no_annotation_no_targets(mode):
     record = make_record(
         windows=np.zeros((0, 2)), clip_ids=np.zeros(0, np.int64), clip_scores=None)
@@ -165,7 +171,7 @@ def test_relevant_clips_of_windows(n_clips, windows, expected):
 ])  # fmt: skip
 def test_real_annotations_against_rules(dataset, split):
     row = datasets.DATASETS[dataset]
-    data = types.SimpleNamespace(limit=0, max_windows=row.max_windows)
+    data = annotation_config(max_windows=row.max_windows)
     records = datasets.read_annotations(REAL / dataset / row.annotations[split], data)
     rng = np.random.default_rng(0)
     for record in records[:: len(records) // 40]:

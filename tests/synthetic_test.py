@@ -138,6 +138,8 @@ def test_parameters_are_checked():
     [
         ('qvhighlights/highlight_val_release.jsonl', 'llama', 2.0),
         ('charades_sta/charades_sta_test_tvr_format.jsonl', 'clip', 1.0),
+        ('charades_sta/charades_sta_test_tvr_format.jsonl', 'glove', 1.0),
+        ('tacos/val.jsonl', 'clip', 2.0),
     ],
 )
 def test_standins_for_real_annotations(path, layout, clip_length, tmp_path):
@@ -156,5 +158,31 @@ def test_standins_for_real_annotations(path, layout, clip_length, tmp_path):
             longest = max(r['duration'] for r in rows if r['vid'] == row['vid'])
             assert len(clips) == int(np.ceil(longest / clip_length))
         tokens = np.load(out / 'text' / f'qid{row["qid"]}.npz')['last_hidden_state']
-        extra = dict(clip=2, llama=5)[layout]
+        extra = dict(clip=2, llama=5, glove=0)[layout]
         assert tokens.shape == (len(row['query'].split()) + extra, 10)
+
+
+def test_standins_for_labels_of_every_clip(tmp_path, capsys):
+    lines = [dict(qid=i, query='two green boats sail by', vid=f'v{i}', duration=3.5, domain=domain,
+                  label=[[low], [1], [low], [1], [low]])
+             for i, (domain, low) in enumerate([('a', 0), ('b', 0), ('b', 1), ('b', 0)])]
+    lines[2]['query'] = 'seven brown foxes jump over lazy dogs behind tall grey wooden fences'
+    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    how = dict(video_dims={'s': 65}, text_dim=4, layout='clip', clip_length=1.0, seed=0, limit=2,
+               video_noise=0.0, video_parts=('_x', '_y'), text_key='token', domain='b')
+    out = synthetic.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'out', **how)
+    assert '2 videos (10 clips) and 2 queries' in capsys.readouterr().out
+    assert sorted(p.name for p in (out / 's').iterdir()) == [
+        f'v{i}_{part}.npz' for i in (1, 2) for part in 'xy']
+    parts = [np.load(out / 's' / f'v1_{part}.npz')['features'] for part in 'xy']
+    assert [part.shape for part in parts] == [(5, 33), (5, 32)]
+    clips = np.concatenate(parts, 1).astype(float)
+    # Clips of label 1 show all of the query, the others half of it or something else.
+    words = np.sum([synthetic._hashed_vector(0, 's', word, 65)
+                    for word in 'two green boats sail by'.split() if word != 'by'], axis=0)
+    likeness = clips @ words / np.linalg.norm(words)
+    assert likeness[[1, 3]].min() > 0.85 > likeness[[0, 2, 4]].max()
+    assert 'token' in np.load(out / 'text' / 'qid1.npz')
+    with pytest.raises(ValueError, match="no record of domain 'c'"):
+        synthetic.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'c', **how | dict(domain='c'))
+    assert not (tmp_path / 'c').exists()

@@ -23,8 +23,10 @@ def padded(rows, n):
 
 
 def test_layouts_and_names():
-    found = {name: (layout.start, layout.has_eos) for name, layout in tokens.TEXT_LAYOUTS.items()}
-    assert found == {'clip': (1, True), 'llama': (4, True), 'words': (0, False)}
+    found = {name: (layout.start, layout.has_eos, layout.padded)
+             for name, layout in tokens.TEXT_LAYOUTS.items()}
+    assert found == {'clip': (1, True, True), 'llama': (4, True, True),
+                     'words': (0, False, True), 'glove': (0, False, False)}
     names = {PADDING: 'padding', START: 'start', WORD: 'words', EOS: 'eos', MEAN: 'mean'}
     assert dict(enumerate(tokens.ROLES)).items() >= names.items()
     assert len(tokens.ROLES) == tokens.P_EOS + 1
@@ -48,6 +50,13 @@ def test_rows_and_roles(layout, roles, padding):
             text = text[:-1]
         assert found == roles
         np.testing.assert_allclose(text, expected, rtol=1e-6 if normalize else 0)
+
+
+def test_words_without_a_vector_are_no_padding():
+    rows = padded(make_rows(2, 4), 1)
+    text, roles = label(rows, tokens.TEXT_LAYOUTS['glove'])
+    assert roles == [WORD, WORD, WORD, MEAN] and not text[2].any()
+    np.testing.assert_allclose(text[3], rows.sum(0) / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize('layout', [CLIP, LLAMA, WORDS])

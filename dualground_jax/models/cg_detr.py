@@ -30,6 +30,7 @@ LOSS = dict(
     attn=1.0,
     margin=0.2,
     margin_weight=2.0,
+    absence_weight=1.0,  # of what negative pairs are not to find
     **detr.LOSS,
 )
 

@@ -37,7 +37,9 @@ LOSS = dict(
     dqa_r=0.3,
     eos_form='infonce',  # or 'margin' (D)
     radius=1.5,
-    classification='focal',  # or 'quality' (D)
+    absence_weight=1.0,  # of what negative pairs are not to find
+    nce_over_batch=True,
+    classification='focal',  # or 'quality' (D), or 'saliency' without windows (F)
     regression='l1',  # or 'dfl' (D), with model.bins > 1
     **detr.LOSS,
 )
@@ -314,6 +316,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
         pos_clips=batch['pos_clips'][:, 0],
         mask=batch['video_mask'],
         pairs_mask=batch['pairs_mask'] & has_eos,
+        over_batch=config.nce_over_batch,
     )
     if 'phrase_attention' in out:
         diversity = lambda attention: losses.phrase_diversity(  # noqa: E731

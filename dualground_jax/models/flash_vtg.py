@@ -28,7 +28,9 @@ LOSS = dict(
     margin=0.2,
     margin_weight=2.0,
     radius=1.5,
-    classification='focal',
+    absence_weight=1.0,  # of what negative pairs are not to find
+    nce_over_batch=True,
+    classification='focal',  # or 'saliency' without windows
     regression='l1',
 )
 
@@ -147,6 +149,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
             pos_clips=batch['pos_clips'][:, 0],
             mask=batch['video_mask'],
             pairs_mask=batch['pairs_mask'],
+            over_batch=config.nce_over_batch,
         ),
         **pyramid.point_losses(out, batch, config),
     )

@@ -67,7 +67,7 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
         float32[B, T] where the model attends to text.
       batch: saliency float32[B, T], video_mask bool[B, T], pos_clips and neg_clips int32[B, 2],
         pairs_mask bool[B].
-      config: the `loss` section: margin, margin_weight and attn.
+      config: the `loss` section: margin, margin_weight, absence_weight and attn.
     """
     shared = {name: batch[name] for name in ('pos_clips', 'neg_clips', 'pairs_mask')}
     shared |= dict(
@@ -76,6 +76,7 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
         real_neg=out['real_neg'],
         margin=config.margin,
         margin_weight=config.margin_weight,
+        absence_weight=config.absence_weight,
     )
     loss = losses.highlight(scores=out['saliency'], scores_neg=out['saliency_neg'], **shared)
     if 'attention' in out:

@@ -224,6 +224,10 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
     )(windows, batch['windows_mask'])
     valid = out['points_mask']
     positive &= valid
+    clips = batch['saliency'].shape[1]
+    of_clips = dict(
+        logits=out['logits'][:, :clips], labels=batch['saliency'], mask=batch['video_mask']
+    )
 
     if config.classification == 'focal':
         cls = losses.focal(logits=out['logits'], labels=positive, mask=valid)
@@ -233,9 +237,12 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
         cls = losses.quality_focal(
             logits=out['logits'], labels=positive, quality=quality, mask=valid
         )
+    elif config.classification == 'saliency':
+        cls = losses.saliency_cross_entropy(**of_clips)
     else:
         raise ConfigError(
-            f"loss.classification={config.classification!r}: expected 'focal' or 'quality'"
+            f"loss.classification={config.classification!r}: expected 'focal', 'quality' or "
+            "'saliency'"
         )
     if config.regression == 'l1':
         reg = losses.boundary_l1(offsets=out['offsets'], targets=targets, mask=positive)
@@ -247,8 +254,4 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
         raise ConfigError(
             f"loss.regression={config.regression!r}: expected 'l1', or 'dfl' with model.bins > 1"
         )
-    clips = batch['saliency'].shape[1]
-    label = losses.label_alignment(
-        logits=out['logits'][:, :clips], labels=batch['saliency'], mask=batch['video_mask']
-    )
-    return dict(cls=cls, reg=reg, label=label)
+    return dict(cls=cls, reg=reg, label=losses.label_alignment(**of_clips))

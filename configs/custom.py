@@ -1,0 +1,103 @@
+"""Your own data: annotation files and features as docs/own_data.md describes them.
+
+Widths, the numbers of clips and windows, and how clips are labelled are read off the files.
+"""
+
+import collections
+import math
+import pathlib
+
+from configs import common
+from data_pipelines import datasets, features, tokens
+from dualground_jax.errors import ConfigError, DataError
+
+SAMPLE = 9  # feature files of a folder of which the commonest width is taken
+
+
+def get_config(arg=None):
+    """Arguments: those below and of `common.ARGUMENTS`.
+
+    Raises:
+      ConfigError: root, layout or clip_length is missing, or files that sizes are read off.
+    """
+    args = common.parse_arg(
+        arg,
+        features='own',
+        layout='',  # of the text rows: a key of tokens.TEXT_LAYOUTS
+        clip_length=0.0,  # seconds
+        video='video',  # folder of the video features; of several streams: a+b
+        text='text',  # folder of the query features
+        **common.ARGUMENTS,
+    )
+    expected = dict(
+        root='folder of the features and annotations',
+        layout=f'what the rows of a query are: {", ".join(tokens.TEXT_LAYOUTS)}',
+        clip_length='seconds of a clip',
+    )
+    if missing := [f'{name}=... ({meaning})' for name, meaning in expected.items()
+                   if not args[name]]:
+        raise ConfigError(f'configs/custom.py needs the arguments {"; ".join(missing)}')
+    if args['layout'] not in tokens.TEXT_LAYOUTS or args['clip_length'] < 0:
+        raise ConfigError(
+            f'layout={args["layout"]}, clip_length={args["clip_length"]}: expected '
+            f'{", ".join(tokens.TEXT_LAYOUTS)} and seconds above 0'
+        )
+    config = common.base('custom', args)
+    data, root = config.data, pathlib.Path(args['root'])
+    data.update(
+        dict(
+            video_dirs=tuple(args['video'].split('+')),
+            text_dir=args['text'],
+            text_layout=args['layout'],
+            clip_length=args['clip_length'],
+        )
+    )
+    data.video_dims = tuple(width(root / name, features.VIDEO_KEY) for name in data.video_dirs)
+    data.text_dim = width(root / data.text_dir, features.TEXT_KEY)
+    measure(config)
+    return common.small(config) if args['runlocal'] else config
+
+
+def width(folder, key):
+    """The commonest width of some feature files in a folder."""
+    files = sorted(p for p in folder.glob('*') if p.suffix in features.SUFFIXES)
+    widths, problem = collections.Counter(), ''
+    for path in files[:: math.ceil(len(files) / SAMPLE) or 1]:
+        try:
+            widths[features.read_features(path, key).shape[1]] += 1
+        except DataError as error:
+            problem = f', but: {error}'
+    if not widths:
+        raise ConfigError(
+            f'{folder}: expected feature files, {" or ".join(features.SUFFIXES)}, to read their '
+            f'width; found {len(files)}{problem} (arguments root, video, text)'
+        )
+    return widths.most_common(1)[0][0]
+
+
+def measure(config):
+    """Sets what follows from the annotations; bad records are left to those who read the data."""
+    data = config.data
+    data.max_windows = 10**6  # for now, none is too many
+    paths = datasets.annotation_files(data)
+    records = {}
+    for split, path in paths.items():
+        if path.is_file():
+            records[split] = datasets.read_annotations(path, data, problems=[])
+        elif split == 'test':
+            data.annotations.test = ''
+        else:
+            raise ConfigError(
+                f'{path}: no such file (arguments root, annotations); --mode=import-csv makes it'
+            )
+    found = [record for part in records.values() for record in part]
+    if not found:
+        raise ConfigError(f'{paths["train"]}: no record is as expected, see docs/own_data.md')
+    longest = max(record.duration for record in found)
+    data.max_windows = max(1, *(len(record.windows) for record in found))
+    data.max_spans = min(data.max_windows, data.max_spans)
+    # Encoders differ in whether they round the number of clips up.
+    data.max_clips = math.ceil(longest / data.clip_length) + 2
+    if all(record.clip_scores is not None for record in records['train']):
+        data.saliency = 'annotators'
+    config.evaluate.clip_to = (0.0, longest)
