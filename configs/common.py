@@ -91,6 +91,10 @@ def base(dataset: str, args: dict) -> ConfigDict:
             dtype='float32',  # of features in memory and batches; 'float16' halves both
             on_error='raise',
             limit=0,
+            cache_gb=-1.0,  # features of a split kept in memory; negative: all
+            records='',  # folder of built data (mode build) to read instead of the files
+            dataset=dataset,
+            features=features,
             resident=False,  # training features on the device, as bfloat16
         )
         | releases[features]

@@ -46,7 +46,7 @@ def make_release(root, **changes):
         video_dirs=('slow', 'clip'), video_dims=(4, 3), text_dir='text', text_dim=8,
         text_layout='clip', clip_length=2.0, max_clips=8, max_tokens=20, max_windows=2,
         dtype='float32', normalize_text=True, saliency='annotators', segments=True,
-        on_error='raise', limit=0,
+        on_error='raise', limit=0, cache_gb=-1.0, records='', dataset='tiny', features='raw',
     )  # fmt: skip
     return types.SimpleNamespace(**{**data, **changes})
 
