@@ -422,6 +422,7 @@ class Files:
         """Checks the config and that the folders exist; raises DataError."""
         _check_config(data, (*data.video_dirs, data.text_dir))
         self.name, self._data = _annotation_file(data, split), data
+        self.left_out: list[str] = []  # on purpose, one message each
 
     def records(self, problems: list[str] | None) -> list[Record]:
         """As `read_annotations`."""
@@ -498,7 +499,7 @@ def load_split(data: Any, split: str) -> Split:
         roles=roles,
         saliency=[saliency.clip_labels(record, lengths[record.vid], data.saliency)
                   for record in records],
-        problems=problems or [],
+        problems=[*store.left_out, *(problems or [])],
     )
 
 
@@ -517,6 +518,14 @@ def _annotation_file(data: Any, split: str) -> pathlib.Path:
 
 def _check_config(data: Any, folders: Iterable[str]) -> None:
     """Checks what can't be blamed on a file, and that the folders exist."""
+    check_options(data)
+    for folder in folders:
+        if not (path := pathlib.Path(data.root, folder)).is_dir():
+            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+
+
+def check_options(data: Any) -> None:
+    """Raises DataError if a value of the config is none of those that it can have."""
     options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
                'text_layout': tokens.TEXT_LAYOUTS}
     for name, known in options.items():
@@ -527,9 +536,6 @@ def _check_config(data: Any, folders: Iterable[str]) -> None:
                         f'{len(data.video_dims)}, expected the same number, at least one')
     if data.max_tokens < 1:
         raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')
-    for folder in folders:
-        if not (path := pathlib.Path(data.root, folder)).is_dir():
-            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
 
 
 def _problem_list(data: Any) -> list[str] | None:

@@ -10,10 +10,10 @@ from dualground_jax import cli, compile, runtime, score, sweep
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
-         'simulate', 'inspect-text')
+         'simulate', 'inspect-text', 'build')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
-NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text')
+NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'inspect-text', 'build')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -23,6 +23,9 @@ flags.DEFINE_string('query_features', None, 'predict: feature file of one query'
 flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch training code')
 flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
 flags.DEFINE_list('splits', ['train', 'val'], 'analyse: splits')
+flags.DEFINE_string(
+    'beam', '', 'build: options of Apache Beam, as in runner=DirectRunner,direct_num_workers=4',
+)
 flags.DEFINE_integer('limit', 0, 'analyse: first queries of each split; 0: all', lower_bound=0)
 flags.DEFINE_integer('examples', 3, 'analyse: queries of each split with pictures', lower_bound=0)
 flags.DEFINE_string(
@@ -102,6 +105,10 @@ def run(values, files) -> None:
         from data_pipelines import synthetic
 
         print(f'stand-in features in {synthetic.simulate_data(config.data, config.seed)}')
+    elif values.mode == 'build':
+        from data_pipelines import tfds_builders
+
+        print(tfds_builders.report(tfds_builders.build(config.data, values.beam)))
     else:
         from data_pipelines import datasets
 
