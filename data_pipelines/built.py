@@ -10,7 +10,7 @@ import bisect
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,16 +128,51 @@ def open_split(info: Any, split: str) -> Shards:
                   [file.examples_in_shard for file in files])
 
 
-def parse(record: bytes) -> Mapping[str, Any]:
-    """The features of a `tf.train.Example` by name."""
-    import tensorflow as tf
+def field(record: bytes, name: str) -> memoryview:
+    """The content of one feature of a serialised `tf.train.Example`, without copying it.
 
-    return tf.train.Example.FromString(record).features.feature
+    The message is Example(1: Features(1: [entry(1: name, 2: Feature(KIND: list(1: content)))])),
+    with a single content: the bytes, or all whole numbers packed. Its own parser would copy a
+    video twice.
+    """
+    _, entries = next(_parts(memoryview(record)))
+    for _, entry in _parts(entries):
+        parts = _parts(entry)
+        if next(parts)[1] == name.encode():
+            content = next(parts)[1]
+            for _ in range(2):
+                _, content = next(_parts(content))
+            return content
+    raise KeyError(name)
 
 
-def array(fields: Mapping[str, Any], name: str, dtype: Any, width: int) -> np.ndarray:
-    """A field that is stored as bytes, [n, width]."""
-    return np.frombuffer(fields[name].bytes_list.value[0], dtype).reshape(-1, width)
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a protocol buffer whose fields all have a length: (tag, content) of each."""
+    place = 0
+    while place < len(message):
+        tag, start = _varint(message, place)
+        size, start = _varint(message, start)
+        place = start + size
+        yield tag, message[start:place]
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """The number that begins at a place, seven bits a byte, and where it ends."""
+    number = shift = 0
+    while (byte := message[place]) > 127:
+        number |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+    return number | byte << shift, place + 1
+
+
+def number(record: bytes, name: str) -> int:
+    """A field that holds one whole number, 0 or more."""
+    return _varint(field(record, name), 0)[0]
+
+
+def array(record: bytes, name: str, dtype: Any, width: int) -> np.ndarray:
+    """A field that is stored as the bytes of [n, width]."""
+    return np.frombuffer(field(record, name), dtype).reshape(-1, width)
 
 
 class Records:
@@ -171,16 +206,15 @@ class Records:
         lines, found = [], {}
         for place in range(min(self._data.limit or len(self._queries), len(self._queries))):
             try:
-                fields = parse(self._queries[place])
+                query = self._queries[place]
             except DataError as error:
                 if problems is None:
                     raise
                 problems.append(str(error))
                 continue
-            number, video, n_clips = (
-                fields[name].int64_list.value[0] for name in ('line', 'video_place', 'n_clips'))
-            lines.append((number, fields['annotation'].bytes_list.value[0]))
-            found[number] = place, video, n_clips
+            line = number(query, 'line')
+            lines.append((line, bytes(field(query, 'annotation'))))
+            found[line] = place, number(query, 'video_place'), number(query, 'n_clips')
         records = datasets.parse_annotations(lines, self.name, self._data, problems)
         for record in records:
             place, video, n_clips = found[record.line]
@@ -191,15 +225,15 @@ class Records:
 
     def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
         """As `datasets.read_query`."""
-        fields = parse(self._queries[self._query_place[qid]])
-        text = array(fields, 'text', features.dtype_of(self._data), self._data.text_dim)
-        roles = array(fields, 'roles', np.int32, 1)[:, 0]
+        query = self._queries[self._query_place[qid]]
+        text = array(query, 'text', features.dtype_of(self._data), self._data.text_dim)
+        roles = array(query, 'roles', np.int32, 1)[:, 0]
         return tokens.cut(text, roles, self._data.max_tokens)
 
     def video(self, vid: str) -> np.ndarray:
         """As `datasets.read_video`."""
-        fields = parse(self._videos[self._video_place[vid]])
-        return array(fields, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
+        video = self._videos[self._video_place[vid]]
+        return array(video, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
 
     def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
         """As recorded with the query; with data.on_error = 'skip', of the video itself."""

@@ -270,7 +270,7 @@ def query_examples(
     videos = built.Shards(built.VIDEOS, video_files, video_counts)
     for place, (record, line, video_place) in enumerate(queries, start=first):
         text, roles = datasets.read_query(data, record.qid)
-        n_clips, = built.parse(videos[video_place])['n_clips'].int64_list.value
+        n_clips = built.number(videos[video_place], 'n_clips')
         scores = np.zeros(0, np.float32) if record.clip_scores is None else record.clip_scores
         yield place, empty_example(data) | dict(
             vid=record.vid, video_place=video_place, n_clips=n_clips, annotation=line,
@@ -294,10 +294,10 @@ def statistics(queries: built.Shards) -> dict[str, Any]:
     """Counts of a split's queries, read back from its files."""
     counts = collections.defaultdict(list)
     for place in range(len(queries)):
-        fields = built.parse(queries[place])
-        counts['windows'].append(len(built.array(fields, 'windows', np.float64, 2)))
-        counts['tokens'].append(len(built.array(fields, 'roles', np.int32, 1)))
-        counts['clips'].append(fields['n_clips'].int64_list.value[0])
+        query = queries[place]
+        counts['windows'].append(len(built.array(query, 'windows', np.float64, 2)))
+        counts['tokens'].append(len(built.array(query, 'roles', np.int32, 1)))
+        counts['clips'].append(built.number(query, 'n_clips'))
     return {name: dict(total=sum(found), least=min(found), most=max(found))
             for name, found in counts.items()}
 
