@@ -155,11 +155,21 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
             # tfds asks for a runner by name; on the command line it is one of the options.
             runner = options.get_all_options()['runner'] or 'DirectRunner'
             download_config = dataclasses.replace(download_config, beam_runner=runner)
-        super()._download_and_prepare(dl_manager, download_config)
+        infos = []
+        for split, files in self._files_of_splits(dl_manager).items():
+            # One after another: tfds would keep Beam's pipeline, and run earlier splits again.
+            self._files = {split: files}
+            super()._download_and_prepare(dl_manager, download_config)
+            infos += self.info.splits.values()
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
         for split in self.info.metadata['splits'].values():
             split.update(statistics(built.open_split(self.info, split['stored_as'])))
 
     def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
+        return self._files
+
+    def _files_of_splits(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
+        """What makes the records of each file of each split, videos first."""
         data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
         sources, left_out, stored_as = {}, {}, {}
         files = datasets.annotation_files(data)
