@@ -103,8 +103,8 @@ class Shards:
         try:
             from array_record.python import array_record_module
         except ImportError as error:
-            raise DataError('built data need the package array_record, which has no release for '
-                            f'this platform: {error}; leave data.records empty') from error
+            raise DataError(f'data.records needs the package array_record: {error}; '
+                            'pip install array_record, or leave data.records empty') from error
         try:
             # Records are read one by one, so nothing is read ahead of them.
             reader = array_record_module.ArrayRecordReader(
