@@ -17,6 +17,7 @@ setup(
         'absl-py',
         'clu',
         'flax>=0.12',
+        'importlib_resources',  # tensorflow-datasets imports it without saying so
         'jax>=0.10',
         'matplotlib',
         'ml_collections',
@@ -27,11 +28,12 @@ setup(
         # The CPU build: TensorFlow only feeds data here, accelerators belong to JAX.
         'tensorflow-cpu; platform_system != "Darwin"',
         'tensorflow; platform_system == "Darwin"',
-        'tensorflow-datasets',
+        'tensorflow-datasets>=4.9.10',  # brings array_record where that is released
         'transformers',
     ],
     extras_require={
         'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy'],
+        'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],

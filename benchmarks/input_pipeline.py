@@ -2,24 +2,35 @@
 
     python -m benchmarks.input_pipeline [--models flash_vtg,tr_detr] [--no-step] [--output F.json]
 
-Records are random, of full length and in memory, as a loaded split is. `resident` is what is left
-to the host where features lie on the device. Without `--no-step` also the train step's samples per
-second and their ratio, measured in turns.
+Records are random and of full length. Input comes from memory, as of a loaded split; from the files
+of a release; and from built data (docs/records.md). The latter two keep nothing (data.cache_gb=0),
+but the operating system does: its cache holds them, so this measures the software, not the disk.
+`resident` is what is left to the host where features lie on the device. Without `--no-step` also
+the train step's samples per second and their ratio, measured in turns.
 """
 
 import argparse
+import json
+import pathlib
+import tempfile
 import time
 
 import jax
 import numpy as np
 
 from benchmarks import common
-from data_pipelines import datasets, pipeline
+from data_pipelines import datasets, pipeline, tfds_builders
 from data_pipelines.tokens import EOS, START, WORD
 from dualground_jax import runtime
 
 RECORDS, WORDS = 512, 11
-VARIANTS = {'float32': {}, 'float16': dict(dtype='float16'), 'resident': dict(resident=True)}
+FILES, BUILT = dict(cache_gb=0.0), dict(cache_gb=0.0, records='records')
+HALF = dict(dtype='float16')
+VARIANTS = {
+    'memory float32': {}, 'memory float16': HALF, 'resident': dict(resident=True),
+    'files float32': FILES, 'files float16': FILES | HALF,
+    'built float32': BUILT, 'built float16': BUILT | HALF,
+}
 
 
 def make_split(data) -> datasets.Split:
@@ -27,7 +38,7 @@ def make_split(data) -> datasets.Split:
     rng = np.random.default_rng(0)
     records = [
         datasets.Record(
-            qid=i, query='', vid=f'v{i}', duration=data.max_clips * data.clip_length,
+            qid=i, query='words', vid=f'v{i}', duration=data.max_clips * data.clip_length,
             windows=np.array([[10.0, 30.0]]), clip_ids=np.arange(5, 15),
             clip_scores=np.full((10, 3), 3, np.float32), line=i)
         for i in range(RECORDS)
@@ -44,6 +55,41 @@ def make_split(data) -> datasets.Split:
         roles=[np.array([START, *[WORD] * WORDS, EOS], np.int32) for _ in records],
         saliency=[labels] * RECORDS,
     )
+
+
+def write_release(data, folder: pathlib.Path) -> None:
+    """Writes `make_split` as a release has it, and points `data` to it."""
+    data.update(dict(root=str(folder), annotations=dict.fromkeys(data.annotations, '')))
+    data.annotations.train = 'train.jsonl'
+    split = make_split(data)
+    for name in (*data.video_dirs, data.text_dir):
+        (folder / name).mkdir(parents=True)
+    ends = np.cumsum(data.video_dims)[:-1]
+    lines = []
+    for record, video, text in zip(split.records, split.videos, split.text, strict=True):
+        for name, rows in zip(data.video_dirs, np.split(video, ends, axis=1), strict=True):
+            np.savez(folder / name / f'{record.vid}.npz', features=rows)
+        np.savez(folder / data.text_dir / f'qid{record.qid}.npz', last_hidden_state=text)
+        lines.append(json.dumps(dict(
+            qid=record.qid, query=record.query, vid=record.vid, duration=record.duration,
+            relevant_windows=record.windows.tolist(), relevant_clip_ids=record.clip_ids.tolist(),
+            saliency_scores=record.clip_scores.tolist())))
+    (folder / 'train.jsonl').write_text('\n'.join(lines))
+
+
+def load(data, folder: pathlib.Path) -> datasets.Split:
+    """The split of a variant; files and built data are made where they are missing."""
+    if data.cache_gb < 0:
+        return make_split(data)
+    if not folder.exists():
+        original = data.copy_and_resolve_references()
+        original.dtype = 'float32'
+        write_release(original, folder)
+    data.update(dict(root=str(folder), annotations=dict(train='train.jsonl', val='', test='')))
+    if data.records:
+        data.records = str(folder / data.records)
+        tfds_builders.build(data)
+    return datasets.load_split(data, 'train')
 
 
 def rate(config, split, steps: int) -> float:
@@ -69,36 +115,47 @@ def main() -> None:
     args = parser.parse_args()
     runtime.keep_memory()
     rows = []
-    for name in args.models.split(','):
-        step = None
-        if not args.no_step:
-            step = common.train_program(name, common.make_config(name))
-            step.call()
-        found = {variant: [] for variant in VARIANTS}
-        consumed = []
-        for _ in range(args.repeats):
-            for variant, changes in VARIANTS.items():
-                config = common.make_config(
-                    name, **{f'data.{key}': value for key, value in changes.items()})
-                found[variant].append(rate(config, make_split(config.data), args.steps))
-            if step:
-                started = time.perf_counter()
-                step.call()
-                consumed.append(config.train.batch_size / (time.perf_counter() - started))
-        for variant, rates in found.items():
-            samples = float(np.median(rates))
-            spec = pipeline.batch_spec(
-                common.make_config(name, **{f'data.{k}': v for k, v in VARIANTS[variant].items()})
-                .data, 1, resident=variant == 'resident')
-            size = sum(np.prod(shape) * np.dtype(kind).itemsize for shape, kind in spec.values())
-            consumes = float(np.median(consumed)) if consumed else None
-            rows.append(dict(
-                features=common.CASES[name].features, variant=variant, samples_per_second=samples,
-                gb_per_second=samples * float(size) / 1e9, step=name, step_consumes=consumes,
-                ratio=consumes and samples / consumes,
-            ))
-        jax.clear_caches()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.models.split(','):
+            rows += measure(name, args, pathlib.Path(scratch, name))
     common.write(args.output, input_pipeline=rows)
+
+
+def measure(name: str, args, folder: pathlib.Path) -> list[dict]:
+    """The table's rows of a model."""
+    configs = {
+        variant: common.make_config(
+            name, **{f'data.{key}': value for key, value in changes.items()})
+        for variant, changes in VARIANTS.items()
+    }
+    step = None
+    if not args.no_step:
+        step = common.train_program(name, common.make_config(name))
+        step.call()
+    found = {variant: [] for variant in VARIANTS}
+    consumed = []
+    for _ in range(args.repeats):
+        for variant, config in configs.items():
+            # Files are slower than the rest by an order of magnitude.
+            steps = max(args.steps // 10, 3) if variant.startswith('files') else args.steps
+            found[variant].append(rate(config, load(config.data, folder), steps))
+        if step:
+            started = time.perf_counter()
+            step.call()
+            consumed.append(config.train.batch_size / (time.perf_counter() - started))
+    jax.clear_caches()
+    rows = []
+    for variant, rates in found.items():
+        samples, data = float(np.median(rates)), configs[variant].data
+        spec = pipeline.batch_spec(data, 1, resident=data.resident)
+        size = sum(np.prod(shape) * np.dtype(kind).itemsize for shape, kind in spec.values())
+        consumes = float(np.median(consumed)) if consumed else None
+        rows.append(dict(
+            features=common.CASES[name].features, variant=variant, samples_per_second=samples,
+            gb_per_second=samples * float(size) / 1e9, step=name, step_consumes=consumes,
+            ratio=consumes and samples / consumes,
+        ))
+    return rows
 
 
 if __name__ == '__main__':

@@ -99,6 +99,10 @@ def base(dataset: str, args: dict) -> ConfigDict:
             on_error='raise',
             skip_list='',  # file of records to leave out, as mode verify-data writes it
             limit=0,
+            cache_gb=-1.0,  # features of a split kept in memory; negative: all
+            records='',  # folder of built data (mode build) to read instead of the files
+            dataset=dataset,
+            features=features,
             resident=False,  # training features on the device, as bfloat16
         )
         | release

@@ -19,9 +19,14 @@ of one line. What a user must say of a release is in the config node `data`; fun
     segments        whether video ids end in _START_END: queries of one source are no negatives
     max_tokens      rows of a query, start-of-text and [EOS] included; further words are cut
     max_clips, max_windows   a video or query with more is an error
+    dtype           of features in memory and batches, 'float32' or 'float16'
     on_error        'raise' or 'skip'
     skip_list       file of records to leave out, see `skip_list`; '' for none
     limit           only the first so many records of a split; 0: all
+    cache_gb        features of a split that stay in memory, in 10^9 bytes; the others are read
+                    whenever a batch needs them. Negative: all stay
+    records         folder of built data to read instead of the files, see `built`; '' for none
+    dataset, features   its name and that of its feature release there
 """
 
 import collections
@@ -36,7 +41,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import features, saliency, skip_list, tokens
+from data_pipelines import features, lazy, saliency, skip_list, tokens
 from dualground_jax.errors import DataError
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video
@@ -225,15 +230,18 @@ class Record:
 
 @dataclasses.dataclass
 class Split:
-    """A split in memory; record i has `videos[video_index[i]]`, `text[i]` and so on.
+    """A split; record i has `videos[video_index[i]]`, `text[i]` and so on.
+
+    `videos` and `text` may read from disk whenever they are indexed (data.cache_gb): lengths are
+    those of `saliency` and `roles`, which are in memory.
 
     Attributes:
         name: of the split.
         records: list of N.
-        videos: float32[T_i, sum of video_dims] of each video, once.
+        videos: data.dtype[T_i, sum of video_dims] of each video, once.
         video_index: int32[N].
         source_index: int32[N], equal for videos that are cut from the same one.
-        text: N of float32[L_i, text_dim], token by token.
+        text: N of data.dtype[L_i, text_dim], token by token.
         roles: N of int32[L_i], see `tokens`.
         saliency: N of float32[T_i], the clips' labels.
         problems: what was skipped, on purpose or on_error, one message each.
@@ -241,10 +249,10 @@ class Split:
 
     name: str
     records: list[Record]
-    videos: list[np.ndarray]
+    videos: Sequence[np.ndarray]
     video_index: np.ndarray
     source_index: np.ndarray
-    text: list[np.ndarray]
+    text: Sequence[np.ndarray]
     roles: list[np.ndarray]
     saliency: list[np.ndarray]
     problems: list[str]
@@ -568,50 +576,100 @@ def _expect(condition: Any, where: str, field: str, found: Any, expected: str) -
 # Splits
 
 
+class Files:
+    """A split as its release has it: an annotation file, and a file a query and video stream."""
+
+    def __init__(self, data: Any, split: str):
+        """Checks the config and that the folders exist; raises DataError."""
+        _check_config(data, (*data.video_dirs, data.text_dir))
+        self.name, self._data = _annotation_file(data, split), data
+        self._lines, skipped = split_lines(data, split)
+        self.left_out = skip_list.messages(self.name, data.skip_list, skipped)
+        self._labelled: dict[str, int] = {}
+
+    def records(self, problems: list[str] | None) -> list[Record]:
+        """As `read_annotations`, without those of data.skip_list, which `left_out` names."""
+        records = parse_annotations(self._lines, self.name, self._data, problems)
+        self._labelled = labelled_clips(records)
+        return records
+
+    def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """As `read_query`."""
+        return read_query(self._data, qid)
+
+    def video(self, vid: str) -> np.ndarray:
+        """As `read_video`, cut to the clips that the records have labels for."""
+        return read_video(self._data, vid, self._labelled.get(vid))
+
+    def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
+        """How many clips a video has; `read` is `video`, or remembers what that returned."""
+        return len(read(vid))
+
+
+def labelled_clips(records: Iterable[Record]) -> dict[str, int]:
+    """Of the videos whose clips have labels, how many have one."""
+    return {record.vid: len(record.label) for record in records if record.label is not None}
+
+
 def load_split(data: Any, split: str) -> Split:
-    """Reads a whole split into memory, each video once.
+    """Reads a split, each video once, and keeps as much of it in memory as data.cache_gb says.
+
+    All files are read and checked, whatever is kept. Of built data (data.records), which were
+    checked when they were built, videos are checked only with data.on_error = 'skip'.
 
     Raises:
         DataError: the config or a folder is wrong, the split has no annotation file, nothing usable
             is left, or a record or one of its files is bad. With data.on_error = 'skip', bad
             records are left out instead and reported in `problems`.
     """
-    _check_config(data, (*data.video_dirs, data.text_dir))
-    path = _annotation_file(data, split)
     problems = _problem_list(data)
-    lines, skipped = split_lines(data, split)
-    records = parse_annotations(lines, path, data, problems)
-    queries = [_attempt(problems, read_query, data, record.qid) for record in records]
-    examples = [example for example in zip(records, queries, strict=True) if example[1] is not None]
-    videos, places = [], {}
-    labelled = {record.vid: len(record.label) for record, _ in examples
-                if record.label is not None}
-    for vid, uses in collections.Counter(record.vid for record, _ in examples).items():
-        video = _attempt(problems, read_video, data, vid, labelled.get(vid))
-        if video is None:
+    if data.records:
+        from data_pipelines import built  # takes TensorFlow, for seconds
+
+        store = built.Records(data, split)
+    else:
+        store = Files(data, split)
+    memory = lazy.Memory(data.cache_gb)
+
+    def read_text(qid: int | str) -> np.ndarray:
+        return memory.get(('text', qid), lambda: store.query(qid)[0])
+
+    def read_clips(vid: str) -> np.ndarray:
+        return memory.get(('video', vid), lambda: store.video(vid))
+
+    records, roles = [], []
+    for record in store.records(problems):
+        if (query := _attempt(problems, store.query, record.qid)) is not None:
+            memory.keep(('text', record.qid), query[0])
+            records.append(record)
+            roles.append(query[1])
+    lengths = {}
+    for vid, uses in collections.Counter(record.vid for record in records).items():
+        n_clips = _attempt(problems, store.n_clips, vid, read_clips)
+        if n_clips is None:
             problems[-1] += f' (skipped records: {uses})'
         else:
-            places[vid] = len(videos)
-            videos.append(video)
-    examples = [example for example in examples if example[0].vid in places]
-    if not examples:
+            lengths[vid] = n_clips
+    kept = [i for i, record in enumerate(records) if record.vid in lengths]
+    if not kept:
         reason = f'; the first of {len(problems)} problems: {problems[0]}' if problems else ''
-        raise DataError(f'{path}: no usable record{reason}')
-    records = [record for record, _ in examples]
-    video_index = np.array([places[record.vid] for record in records], np.int32)
+        raise DataError(f'{store.name}: no usable record{reason}')
+    records, roles = [records[i] for i in kept], [roles[i] for i in kept]
+    places = {vid: place for place, vid in enumerate(lengths)}
     sources = [r.vid.rsplit('_', 2)[0] if data.segments else r.vid for r in records]
+    # In memory they are lists, which can also be changed.
+    collect = list if memory.unlimited else lambda rows: rows
     return Split(
         name=split,
         records=records,
-        videos=videos,
-        video_index=video_index,
+        videos=collect(lazy.Rows(read_clips, lengths)),
+        video_index=np.array([places[record.vid] for record in records], np.int32),
         source_index=np.unique(sources, return_inverse=True)[1].astype(np.int32),
-        text=[text for _, (text, _) in examples],
-        roles=[roles for _, (_, roles) in examples],
-        saliency=[saliency.clip_labels(record, len(videos[i]), data.saliency)
-                  for record, i in zip(records, video_index, strict=True)],
-        problems=[f'{path}:{line}: {reason} ({data.skip_list})'
-                  for line, reason in skipped.items()] + (problems or []),
+        text=collect(lazy.Rows(read_text, [record.qid for record in records])),
+        roles=roles,
+        saliency=[saliency.clip_labels(record, lengths[record.vid], data.saliency)
+                  for record in records],
+        problems=[*store.left_out, *(problems or [])],
     )
 
 

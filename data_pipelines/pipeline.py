@@ -1,16 +1,18 @@
-"""From a split in memory to batches of static shape.
+"""From a split to batches of static shape.
 
 A batch is a function of (split, seed, step) alone: any process can make any rows of any step's
 batch, and a resumed run sees the very batches that the interrupted one would have seen.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import datasets, features, saliency
+from dualground_jax.errors import UserError
 
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.
@@ -92,7 +94,7 @@ def collate(
     """
     batch = {
         # Features are the most of a batch: each of their bytes is written once.
-        name: (np.empty if name in FEATURES else np.zeros)(*spec)
+        name: (_aligned if name in FEATURES else np.zeros)(*spec)
         for name, spec in batch_spec(data, len(indices), **shape).items()
     }
     batch['index'][:] = indices
@@ -111,6 +113,14 @@ def collate(
     return batch
 
 
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array at an address where TensorFlow takes it over without copying it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def _fill_features(name, row, split, index) -> None:
     length = 0
     if index >= 0:
@@ -124,7 +134,7 @@ def _fill_features(name, row, split, index) -> None:
 
 def _fill_row(row, split, data, index, rng) -> None:
     record, roles = split.records[index], split.roles[index]
-    n_clips = len(split.videos[split.video_index[index]])
+    n_clips = len(split.saliency[index])
     row['video_mask'][:n_clips] = True
     row['text_role'][: len(roles)] = roles
     row['saliency'][:n_clips] = split.saliency[index]
@@ -201,7 +211,7 @@ def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[in
 
     They halve, third, ... the records by length: fewer padded clips for each program compiled.
     """
-    lengths = np.sort([len(split.videos[i]) for i in split.video_index])
+    lengths = np.sort([len(labels) for labels in split.saliency])
     ends = [lengths[-(-len(lengths) * k // count) - 1] for k in range(1, count)]
     return sorted({max_clips, *(min(-(-int(end) // 8) * 8, max_clips) for end in ends)})
 
@@ -222,7 +232,7 @@ def eval_batches(
     Yields:
       (records int[batch_size], of all processes; -1 where empty, this process's rows of the batch).
     """
-    lengths = np.array([len(split.videos[i]) for i in split.video_index])
+    lengths = np.array([len(labels) for labels in split.saliency])
     shorter = 0
     for clips in length_buckets(split, data.max_clips, buckets):
         own = np.flatnonzero((lengths > shorter) & (lengths <= clips))
@@ -242,11 +252,17 @@ def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
 
     for kind in ('GPU', 'TPU'):
         tf.config.set_visible_devices([], kind)
+    failures = []
+
+    def values(number):
+        try:
+            return list(make(int(number)).values())
+        except UserError as error:  # TensorFlow would wrap it in a text of its own
+            failures.append(error)
+            raise
 
     def load(number):
-        arrays = tf.numpy_function(
-            lambda n: list(make(int(n)).values()), [number], [d for _, d in spec.values()]
-        )
+        arrays = tf.numpy_function(values, [number], [dtype for _, dtype in spec.values()])
         return {
             name: tf.ensure_shape(array, shape)
             for (name, (shape, _)), array in zip(spec.items(), arrays)
@@ -255,4 +271,9 @@ def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     # Order is kept, so parallel calls change nothing but the speed.
     dataset = dataset.map(load, num_parallel_calls=PARALLEL, deterministic=True).prefetch(2)
-    return dataset.as_numpy_iterator()
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise

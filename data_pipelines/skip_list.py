@@ -8,7 +8,8 @@ apart. A list that no longer fits its annotation file is an error.
 import json
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from dualground_jax.errors import DataError
 from dualground_jax.rows import MetricsError, load_jsonl, write_jsonl
@@ -36,8 +37,13 @@ def write(path: str | os.PathLike, entries: Iterable[dict]) -> None:
     write_jsonl(path, entries)
 
 
-def read(path: str | os.PathLike, split: str, splits: Collection[str],
-         lines: NumberedLines) -> dict[int, str]:
+def messages(name: Any, path: Any, skipped: Mapping[int, str]) -> list[str]:
+    """What `Split.problems` says of the lines of an annotation file that a skip list left out."""
+    return [f'{name}:{line}: {reason} ({path})' for line, reason in skipped.items()]
+
+
+def read(path: str | os.PathLike, split: str, splits: Collection[str], lines: NumberedLines,
+         *, whole: bool = True) -> dict[int, str]:
     """Reads which records of a split are left out.
 
     Args:
@@ -45,6 +51,7 @@ def read(path: str | os.PathLike, split: str, splits: Collection[str],
         split: name of the split.
         splits: all names.
         lines: of the split's annotation file.
+        whole: whether these are all; else an entry without a record is of one that is not there.
 
     Returns:
         Line number in the annotation file -> reason.
@@ -72,7 +79,7 @@ def read(path: str | os.PathLike, split: str, splits: Collection[str],
             continue
         found = [number for number, qid in qids.items()
                  if qid == entry['qid'] and entry.get('line', number) == number]
-        if not found:
+        if not found and whole:
             place = f' on line {entry["line"]}' if 'line' in entry else ''
             raise DataError(f'{where}: split {split!r} has no record of qid {entry["qid"]!r}{place}'
                             ', verify the data anew')

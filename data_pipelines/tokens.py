@@ -94,6 +94,12 @@ def label_tokens(rows: np.ndarray, layout: TextLayout, max_tokens: int, *,
         mean = text[roles == WORD].mean(axis=0, keepdims=True)
         text = np.concatenate([text, unit_rows(mean) if normalize else mean])
         roles = np.append(roles, np.int32(MEAN))
+    return cut(text, roles, max_tokens)
+
+
+def cut(text: np.ndarray, roles: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Takes the last words out of a query's rows that are more than max_tokens; see `label_tokens`.
+    """
     kept = np.delete(np.arange(len(text)), slice(max_tokens - 1, -1))
     return text[kept], roles[kept]
 

@@ -121,8 +121,9 @@ def texts_of(split: datasets.Split, index: np.ndarray, like: dict) -> dict:
     """text and text_role of the records index int[B], padded as in the batch `like`."""
     found = {name: np.zeros_like(like[name]) for name in ('text', 'text_role')}
     for row, i in enumerate(index):
-        found['text'][row, : len(split.text[i])] = split.text[i]
-        found['text_role'][row, : len(split.text[i])] = split.roles[i]
+        length = len(split.roles[i])
+        found['text'][row, :length] = split.text[i]
+        found['text_role'][row, :length] = split.roles[i]
     return found
 
 

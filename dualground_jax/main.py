@@ -10,11 +10,11 @@ from dualground_jax import cli, compile, import_csv, runtime, score, sweep, veri
 from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
-         'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv')
+         'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv', 'build')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
 NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'word-vectors', 'inspect-text',
-               'verify-data')
+               'verify-data', 'build')
 
 flags.DEFINE_enum('mode', 'train', MODES, 'what to do')
 flags.DEFINE_string('workdir', None, 'folder of the run: checkpoints, metrics, predictions')
@@ -25,6 +25,9 @@ flags.DEFINE_string('checkpoint', None, 'convert: file of a public PyTorch train
 flags.DEFINE_string('model', None, 'convert: what --checkpoint is of')
 flags.DEFINE_string('vectors', None, 'word-vectors: file of GloVe vectors')
 flags.DEFINE_list('splits', ['train', 'val'], 'analyse: splits')
+flags.DEFINE_string(
+    'beam', '', 'build: options of Apache Beam, as in runner=DirectRunner,direct_num_workers=4',
+)
 flags.DEFINE_integer('limit', 0, 'analyse: first queries of each split; 0: all', lower_bound=0)
 flags.DEFINE_integer('examples', 3, 'analyse: queries of each split with pictures', lower_bound=0)
 flags.DEFINE_string(
@@ -114,6 +117,10 @@ def run(values, files) -> None:
         if not values.vectors:
             raise ConfigError('--mode=word-vectors needs --vectors=FILE')
         print(word_vectors.write_rows(config.data, values.vectors))
+    elif values.mode == 'build':
+        from data_pipelines import tfds_builders
+
+        print(tfds_builders.report(tfds_builders.build(config.data, values.beam)))
     else:
         from data_pipelines import datasets
 

@@ -1,0 +1,417 @@
+"""The data sets of `datasets.DATASETS` as `tensorflow_datasets` builders.
+
+    tfds build qvhighlights/sf_clip_float16 --imports=data_pipelines.tfds_builders \\
+        --manual_dir=data/qvhighlights --data_dir=data/records
+    python -m dualground_jax.main --mode=build --config=configs/qvh.py:features=sf_clip \\
+        --config.data.dtype=float16 --config.data.records=data/records
+
+The second reads the same folder, but with whatever the config says of it. Both write one file after
+another, or, with a runner of Apache Beam, as many at the same time as it has workers. No worker
+holds more than one file's features. See docs/records.md.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines import built, datasets
+from dualground_jax.errors import ConfigError, DataError
+
+SHARD_BYTES = 256e6  # of features in one file, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a data set's info says of it."""
+
+    description: str
+    homepage: str = ''
+    licence: str = ''
+    citation: str = ''
+
+
+CARDS = {
+    'qvhighlights': Card(
+        'QVHighlights: 2-second clips of YouTube videos, with moments and graded highlights of '
+        'free-form queries.',
+        'https://github.com/jayleicn/moment_detr',
+        'Annotations CC BY-NC-SA 4.0',
+        '@inproceedings{lei2021qvhighlights,\n'
+        '  title={Detecting Moments and Highlights in Videos via Natural Language Queries},\n'
+        '  author={Lei, Jie and Berg, Tamara L. and Bansal, Mohit},\n'
+        '  booktitle={Advances in Neural Information Processing Systems},\n  year={2021}\n}'),
+    'charades_sta': Card(
+        'Charades-STA: moments of sentences in videos of daily activities at home.',
+        'https://github.com/jiyanggao/TALL',
+        'Non-commercial research (Charades)',
+        '@inproceedings{gao2017tall,\n'
+        '  title={{TALL}: Temporal Activity Localization via Language Query},\n'
+        '  author={Gao, Jiyang and Sun, Chen and Yang, Zhenheng and Nevatia, Ram},\n'
+        '  booktitle={International Conference on Computer Vision},\n  year={2017}\n}'),
+    'tacos': Card(
+        'TACoS: moments of sentences in long videos of cooking.',
+        'https://www.coli.uni-saarland.de/projects/smile/tacos',
+        'Research',
+        '@article{regneri2013tacos,\n'
+        '  title={Grounding Action Descriptions in Videos},\n'
+        '  author={Regneri, Michaela and Rohrbach, Marcus and Wetzel, Dominikus and Thater, Stefan '
+        'and Schiele, Bernt and Pinkal, Manfred},\n'
+        '  journal={Transactions of the Association for Computational Linguistics},\n'
+        '  year={2013}\n}'),
+    'tvsum': Card(
+        'TVSum: 50 videos of 10 topics, each 2-second clip graded by 20 annotators.',
+        'https://github.com/yalesong/tvsum',
+        'CC BY',
+        '@inproceedings{song2015tvsum,\n'
+        '  title={{TVSum}: Summarizing Web Videos Using Titles},\n'
+        '  author={Song, Yale and Vallmitjana, Jordi and Stent, Amanda and Jaimes, Alejandro},\n'
+        '  booktitle={Conference on Computer Vision and Pattern Recognition},\n  year={2015}\n}'),
+    'youtube_highlights': Card(
+        'YouTube Highlights: highlights of videos of six domains.',
+        'https://github.com/aliensunmin/DomainSpecificHighlight',
+        'Research',
+        '@inproceedings{sun2014youtube,\n'
+        '  title={Ranking Domain-Specific Highlights by Analyzing Edited Videos},\n'
+        '  author={Sun, Min and Farhadi, Ali and Seitz, Steve},\n'
+        '  booktitle={European Conference on Computer Vision},\n  year={2014}\n}'),
+}
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """A feature release in a dtype.
+
+    Attributes:
+        features: key of datasets.FEATURES, with the data set's name.
+        dtype: of the features.
+        data: the config node that says how to read the files; None: that of the data set's config
+            file, with tfds' `manual_dir` for root.
+    """
+
+    features: str
+    dtype: str
+    data: Any = None
+
+
+class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Builds one data set.
+
+    Its split `videos` has each video once; the other splits have queries, and in `video_place` the
+    number of their video. A query's `annotation` is its line of the annotation file, byte for byte,
+    from which `datasets` makes its record; fields parsed from it lie beside it. In queries `video`
+    is empty, in videos all else. `metadata.json` holds the settings, and of each split its
+    annotation file with size and checksum, the records that were left out, and `statistics`.
+    """
+
+    VERSION = tfds.core.Version(built.VERSION)
+    RELEASE_NOTES = {built.VERSION: 'First release.'}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        'The folder holds the official annotation files and a folder for each feature stream, as '
+        'the README of dualground_jax, "Real features", lists them.')
+
+    def __init__(self, *, file_format: Any = None, **kwargs):
+        known = tfds.core.FileFormat.ARRAY_RECORD
+        if file_format and tfds.core.FileFormat.from_value(file_format) != known:
+            raise ConfigError(f'file_format={file_format}: only {known.value} has random access')
+        super().__init__(file_format=known, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        data, card = self._data(), CARDS.get(self.name, Card(self.name))
+        return tfds.core.DatasetInfo(
+            builder=self, description=card.description, homepage=card.homepage or None,
+            license=card.licence or None, citation=card.citation or None,
+            features=features_of(data), disable_shuffling=True,
+            metadata=tfds.core.MetadataDict())
+
+    def _data(self, manual_dir: Any = '') -> types.SimpleNamespace:
+        """How to read the files, as a plain object that can be sent to other processes."""
+        config = self.builder_config
+        if config.data is None:
+            from configs import common  # takes the models, and so JAX
+
+            found = common.base(self.name, dict(
+                common.ARGUMENTS, features=config.features, root=str(manual_dir))).data
+            found.dtype = config.dtype
+        else:
+            found = config.data
+        return types.SimpleNamespace(**found.to_dict() | dict(records='', cache_gb=0))
+
+    def _example_writer(self) -> tfds.core.writer.ExampleWriter:
+        return Writer(tfds.core.FileFormat.ARRAY_RECORD)
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        options = download_config.beam_options
+        if options and not download_config.beam_runner:
+            # tfds asks for a runner by name; on the command line it is one of the options.
+            runner = options.get_all_options()['runner'] or 'DirectRunner'
+            download_config = dataclasses.replace(download_config, beam_runner=runner)
+        infos = []
+        for split, files in self._files_of_splits(dl_manager).items():
+            # One after another: tfds would keep Beam's pipeline, and run earlier splits again.
+            self._files = {split: files}
+            super()._download_and_prepare(dl_manager, download_config)
+            infos += self.info.splits.values()
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        for split in self.info.metadata['splits'].values():
+            split.update(statistics(built.open_split(self.info, split['stored_as'])))
+
+    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
+        return self._files
+
+    def _files_of_splits(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
+        """What makes the records of each file of each split, videos first."""
+        data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
+        sources, left_out, stored_as = {}, {}, {}
+        files = datasets.annotation_files(data)
+        for split in files:
+            same = [s for s in sources if data.annotations[s] == data.annotations[split]]
+            stored_as[split] = same[0] if same else split
+            if not same:
+                sources[split], left_out[split] = usable_records(data, split)
+        everything = [record for records in sources.values() for record in records]
+        vids = list(dict.fromkeys(record.vid for record in everything))
+        places = {vid: place for place, vid in enumerate(vids)}
+        labelled = datasets.labelled_clips(everything)
+        video_bytes = data.max_clips * sum(data.video_dims) * np.dtype(data.dtype).itemsize
+        text_bytes = data.max_tokens * data.text_dim * np.dtype(data.dtype).itemsize
+        video_chunks = chunks(vids, video_bytes)
+        template = self._get_filename_template(built.VIDEOS)
+        video_files = [str(template.sharded_filepath(shard_index=i, num_shards=len(video_chunks)))
+                       for i in range(len(video_chunks))]
+        found = {built.VIDEOS: [
+            functools.partial(video_examples, data, first, part, [labelled.get(v) for v in part])
+            for first, part in video_chunks]}
+        for split, records in sources.items():
+            lines = dict(datasets.annotation_lines(files[split]))
+            found[split] = [
+                functools.partial(
+                    query_examples, data, first,
+                    [(record, lines[record.line], places[record.vid]) for record in part],
+                    video_files, [len(vids) for _, vids in video_chunks])
+                for first, part in chunks(records, text_bytes)]
+        self.info.metadata.update(
+            settings=built.settings_of(data),
+            splits={split: dict(
+                stored_as=stored, annotations=pathlib.Path(files[split]).name,
+                bytes=files[split].stat().st_size,
+                sha256=hashlib.sha256(files[split].read_bytes()).hexdigest(),
+                queries=len(sources[stored]), left_out=left_out[stored],
+            ) for split, stored in stored_as.items()},
+            videos=len(vids),
+        )
+        return found
+
+
+class Writer(tfds.core.writer.ExampleWriter):
+    """Writes records uncompressed: 16-bit features hardly shrink, but unpacking takes time."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
+        from array_record.python import array_record_module
+
+        # Groups of one: a record is read without its neighbours.
+        writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+        for _, example in examples:
+            writer.write(example)
+        writer.close()
+
+
+def features_of(data: Any) -> tfds.features.FeaturesDict:
+    """What a record holds; arrays as their bytes, so that nothing is rounded or unpacked."""
+    def array(shape, dtype):
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding='bytes')
+
+    text, number = tfds.features.Text(), tfds.features.Scalar(np.int64)
+    return tfds.features.FeaturesDict(dict(
+        vid=text,
+        video=array((None, sum(data.video_dims)), np.dtype(data.dtype)),
+        video_place=number,
+        n_clips=number,
+        annotation=text,
+        line=number,
+        qid=text,
+        query=text,
+        duration=array((), np.float64),
+        windows=array((None, 2), np.float64),
+        clip_ids=array((None,), np.int64),
+        clip_scores=array((None,), np.float32),  # those of the first of clip_ids, the second, ...
+        label=array((None,), np.float32),  # those of the first clip, the second, ...
+        domain=text,
+        text=array((None, data.text_dim), np.dtype(data.dtype)),
+        roles=array((None,), np.int32),
+    ))
+
+
+def empty_example(data: Any) -> dict[str, Any]:
+    """An example without content."""
+    def empty(feature):
+        if isinstance(feature, tfds.features.Text):
+            return ''
+        return np.zeros([0 if n is None else n for n in feature.shape], feature.np_dtype)
+
+    return {name: empty(feature) for name, feature in features_of(data).items()}
+
+
+def video_examples(
+    data: Any, first: int, vids: Sequence[str], labelled: Sequence[int | None]
+) -> Iterator[tuple[int, dict]]:
+    """Reads the videos of a file; `first` is the place of the first one, `labelled` of each how
+    many clips have a label, as of `datasets.read_video`.
+    """
+    for place, (vid, labels) in enumerate(zip(vids, labelled, strict=True), start=first):
+        video = datasets.read_video(data, vid, labels)
+        yield place, empty_example(data) | dict(
+            vid=vid, video=video, video_place=place, n_clips=len(video))
+
+
+def query_examples(
+    data: Any, first: int, queries: Sequence[tuple[datasets.Record, bytes, int]],
+    video_files: Sequence[str], video_counts: Sequence[int],
+) -> Iterator[tuple[int, dict]]:
+    """Reads the queries of a file.
+
+    Args:
+        data: the config node.
+        first: place of the first one in its split.
+        queries: records, their lines and the places of their videos.
+        video_files: the written files of the videos, which say how many clips they have.
+        video_counts: of videos in them.
+    """
+    videos = built.Shards(built.VIDEOS, video_files, video_counts)
+    for place, (record, line, video_place) in enumerate(queries, start=first):
+        text, roles = datasets.read_query(data, record.qid)
+        n_clips = built.number(videos[video_place], 'n_clips')
+        scores, label = (np.zeros(0, np.float32) if values is None else values.ravel()
+                         for values in (record.clip_scores, record.label))
+        yield place, empty_example(data) | dict(
+            vid=record.vid, video_place=video_place, n_clips=n_clips, annotation=line,
+            line=record.line, qid=str(record.qid), query=record.query, duration=record.duration,
+            windows=record.windows, clip_ids=record.clip_ids, clip_scores=scores,
+            label=label, domain=record.domain, text=text, roles=roles)
+
+
+def usable_records(data: Any, split: str) -> tuple[list[datasets.Record], list[str]]:
+    """The records to build, and what is left out with data.on_error = 'skip'.
+
+    That takes reading all files beforehand; otherwise a bad one ends the build when it is reached.
+    """
+    if data.on_error == 'skip':
+        found = datasets.load_split(data, split)
+        return found.records, found.problems
+    files = datasets.Files(data, split)
+    return files.records(None), files.left_out
+
+
+def statistics(queries: built.Shards) -> dict[str, Any]:
+    """Counts of a split's queries, read back from its files."""
+    counts = collections.defaultdict(list)
+    for place in range(len(queries)):
+        query = queries[place]
+        counts['windows'].append(len(built.array(query, 'windows', np.float64, 2)))
+        counts['tokens'].append(len(built.array(query, 'roles', np.int32, 1)))
+        counts['clips'].append(built.number(query, 'n_clips'))
+    return {name: dict(total=sum(found), least=min(found), most=max(found))
+            for name, found in counts.items()}
+
+
+def chunks(items: Sequence[Any], item_bytes: int) -> list[tuple[int, Sequence[Any]]]:
+    """Cuts items into the contents of files: (number of the first, items) of each."""
+    size = max(int(SHARD_BYTES / item_bytes), 1)
+    count = math.ceil(len(items) / size)
+    ends = [len(items) * i // count for i in range(count + 1)]
+    return [(start, items[start:end]) for start, end in zip(ends, ends[1:])]
+
+
+def builder_class(name: str, configs: Sequence[Config], **options) -> type[Grounding]:
+    """A data set's builder; `options` such as skip_registration."""
+    return types.new_class(
+        ''.join(part.capitalize() for part in name.split('_')), (Grounding,), options,
+        lambda body: body.update(
+            name=name, __module__=__name__, __doc__=f'Builds {name}; see `Grounding`.',
+            BUILDER_CONFIGS=list(configs)))
+
+
+def register() -> None:
+    """Makes a builder of each data set that has a feature release of known widths."""
+    releases = collections.defaultdict(list)
+    for (dataset, release), values in datasets.FEATURES.items():
+        if 'video_dims' in values:  # those of the generated world are in its config
+            releases[dataset] += [
+                Config(name=f'{release}_{dtype}', features=release, dtype=dtype,
+                       description=f'{", ".join(values["video_dirs"])} and {values["text_dir"]}')
+                for dtype in ('float16', 'float32')]
+    for dataset, configs in releases.items():
+        found = builder_class(dataset, configs)
+        globals()[found.__name__] = found
+
+
+register()
+
+
+def build(data: Any, beam: str = '') -> pathlib.Path:
+    """Builds the data that a config names, in the folder data.records: mode `build`.
+
+    Args:
+        data: the config node.
+        beam: options of Apache Beam, as in 'runner=DirectRunner,direct_num_workers=2'; '': none.
+
+    Returns:
+        The folder of the built data. If they are there already they are left as they are.
+
+    Raises:
+        ConfigError: no data.records; Apache Beam is asked for but not installed.
+        DataError: the files are bad, or there are built data with other settings.
+    """
+    if not data.records:
+        raise ConfigError('data.records is empty, expected the folder to write built data to')
+    folder = built.folder_of(data)
+    if folder.exists():
+        built.check_settings(folder, data)
+        return folder
+    config = Config(name=built.config_name(data), features=data.features, dtype=data.dtype,
+                    data=data)
+    builder = builder_class(data.dataset, [config], skip_registration=True)(data_dir=data.records)
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
+            beam_options=beam_options(beam) if beam else None))
+    except DataError:
+        raise
+    except RuntimeError as error:
+        # Beam tells the error of a worker in the text of its own.
+        if found := re.search(r'DataError: (.+?)(?= \[while running|$)', str(error), re.M):
+            raise DataError(found[1]) from error
+        raise
+    return folder
+
+
+def beam_options(options: str):
+    """The options of Apache Beam in 'name=value,...'; ConfigError if it is not installed."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ConfigError("--beam needs Apache Beam: pip install 'dualground_jax[beam]'") from error
+    return PipelineOptions(flags=[f'--{option}' for option in options.split(',')])
+
+
+def report(folder: pathlib.Path) -> str:
+    """What was built, as text."""
+    metadata = built.read_metadata(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    lines = [f'{folder}: {metadata["videos"]} videos, {size / 1e9:.3f} GB']
+    for split, found in metadata['splits'].items():
+        lines.append(
+            f'  {split}: {found["queries"]} queries, {found["windows"]["total"]} windows, '
+            f'{found["tokens"]["least"]} to {found["tokens"]["most"]} tokens, '
+            f'{found["clips"]["least"]} to {found["clips"]["most"]} clips; '
+            f'{len(found["left_out"])} problems')
+        lines += [f'    {problem}' for problem in found['left_out']]
+    return '\n'.join(lines)
