@@ -47,7 +47,7 @@ def clean_release(tmp_path):
         text_layout='clip', clip_length=2.0, max_clips=8, max_tokens=20, max_windows=2, max_spans=1,
         dtype='float32', normalize_text=True, saliency='window', segments=False,
         on_error='raise', skip_list='', limit=0, domain='', duration_unit=1.0, video_parts=('',),
-        text_key='last_hidden_state',
+        text_key='last_hidden_state', cache_gb=-1.0, records='', dataset='tiny', features='raw',
     )  # fmt: skip
     return types.SimpleNamespace(data=data, evaluate=types.SimpleNamespace(split='val'))
 
