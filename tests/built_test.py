@@ -108,6 +108,51 @@ def test_splits_of_built_data_are_those_of_the_files(tmp_path):
                 np.testing.assert_array_equal(a, b)
 
 
+def assert_equal_splits(found, expected):
+    assert [record.qid for record in found.records] == [record.qid for record in expected.records]
+    for name in ('videos', 'text', 'saliency'):
+        for a, b in zip(getattr(found, name), getattr(expected, name), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_labelled_videos_and_domains(tmp_path):
+    """A video is as long as its labels; of what was built a domain can be read, not the reverse."""
+    data = changed(make_data(tmp_path), saliency='grades')
+    lengths = {f'v{i}_0.0_10.0': 2 + i for i in range(N_VIDEOS)}  # one clip less than features
+    for path in (tmp_path / 'train.jsonl', tmp_path / 'val.jsonl'):
+        lines = [json.loads(line) for line in path.read_text().split('\n') if line]
+        for i, line in enumerate(lines):
+            line.update(label=[[1 + i % 5, 3]] * lengths[line['vid']], domain='ab'[i % 2])
+        write_lines(path, lines)
+    tfds_builders.build(data)
+    for domain, limit in (('', 0), ('a', 0), ('b', 2)):
+        found, expected = (datasets.load_split(changed(d, domain=domain, limit=limit), 'train')
+                           for d in (data, raw(data)))
+        assert_equal_splits(found, expected)
+        assert {len(video) for video in found.videos} <= set(lengths.values())
+    part = changed(data, domain='a', records=str(tmp_path / 'part'))
+    tfds_builders.build(part)
+    assert_equal_splits(datasets.load_split(part, 'train'),
+                        datasets.load_split(raw(part), 'train'))
+    assert_parts(refusal(datasets.load_split, changed(part, domain='b'), 'train'),
+                 "built with data.domain='a'", "expected 'b'")
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_skip_lists(tmp_path, when):
+    """The same records are left out, whether the data were built with the list or without."""
+    data = make_data(tmp_path)
+    write_lines(tmp_path / 'skip.jsonl', [dict(split='train', qid=1, reason='no sound'),
+                                          dict(split='train', qid='q3', line=5)])
+    listed = changed(data, skip_list=str(tmp_path / 'skip.jsonl'))
+    tfds_builders.build(listed if when == 'before' else data)
+    for limit in (0, 3):
+        found, expected = (datasets.load_split(changed(d, limit=limit), 'train')
+                           for d in (listed, raw(listed)))
+        assert_equal_splits(found, expected)
+        assert len(found.problems) == 2 and ':3: no sound' in found.problems[0]
+
+
 def test_what_tfds_reads(tmp_path, files):
     data = make_data(tmp_path)
     folder = tfds_builders.build(data)
