@@ -194,17 +194,20 @@ def sine_position(mask: jax.Array, width: int, *, normalize: bool = True) -> jax
     Returns:
       float32[B, T, width].
     """
+    if not normalize:
+        # A table: XLA would compute the sines anew for each phrase that they are added to.
+        table = sine_channels(np.arange(mask.shape[-1] + 1), width, np)
+        return jnp.asarray(table)[jnp.cumsum(mask, axis=-1)]
     count = jnp.cumsum(mask, axis=-1, dtype=jnp.float32)
-    if normalize:
-        count = count / (count[:, -1:] + 1e-6) * (2 * np.pi)
-    return sine_channels(count, width)
+    return sine_channels(count / (count[:, -1:] + 1e-6) * (2 * np.pi), width)
 
 
-def sine_channels(x: jax.Array, width: int) -> jax.Array:
+def sine_channels(x: jax.Array, width: int, numpy=jnp) -> jax.Array:
     """Interleaved sines and cosines of x[...] at `width` channels: float32[..., width]."""
     frequency = 10000.0 ** (-2.0 * (np.arange(width) // 2) / width)
-    angle = x[..., None] * jnp.asarray(frequency, jnp.float32)
-    return jnp.where(np.arange(width) % 2 == 0, jnp.sin(angle), jnp.cos(angle))
+    angle = x[..., None] * numpy.asarray(frequency, jnp.float32)
+    angle = angle.astype(jnp.float32)
+    return numpy.where(np.arange(width) % 2 == 0, numpy.sin(angle), numpy.cos(angle))
 
 
 def attention_weights(
