@@ -204,6 +204,7 @@ class Records:
         self._queries = open_split(info, metadata['splits'][split]['stored_as'])
         self._videos = open_split(info, VIDEOS)
         self.left_out = list(metadata['splits'][split]['left_out'])
+        self._skipped = metadata['splits'][split]['skipped']  # numbers of lines
         self._split, self._splits = split, metadata['splits']
         self._query_place: dict[int | str, int] = {}
         self._video_place: dict[str, int] = {}
@@ -213,7 +214,7 @@ class Records:
         """Reads the annotations of all queries, and which videos are theirs."""
         lines, found = [], {}
         count = len(self._queries)
-        if self._data.limit and not (self._data.domain or self._data.skip_list):
+        if self._data.limit and not self._data.domain:
             count = min(count, self._data.limit)
         for place in range(count):
             try:
@@ -230,8 +231,10 @@ class Records:
         skipped = skip_list.read(
             self._data.skip_list, self._split, self._splits, lines, whole=False)
         self.left_out += skip_list.messages(self.name, self._data.skip_list, skipped)
-        lines = [line for line in lines if line[0] not in skipped]
-        records = datasets.parse_annotations(lines, self.name, self._data, problems)
+        absent = {line: b'' for line in self._skipped}
+        records = datasets.parse_annotations(
+            sorted(lines + list(absent.items())), self.name, self._data, problems,
+            skipped.keys() | absent.keys())
         for record in records:
             place, video, n_clips = found[record.line]
             self._query_place[record.qid] = place

@@ -36,7 +36,7 @@ import os
 import pathlib
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -396,9 +396,9 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
         DataError: as `load_split`, but for the videos.
     """
     _check_config(data, (data.text_dir,))
-    lines, _ = split_lines(data, split)
+    lines, skipped = split_lines(data, split)
     path = _annotation_file(data, split)
-    records = parse_annotations(lines, path, data, _problem_list(data))[:n]
+    records = parse_annotations(lines, path, data, _problem_list(data), skipped)[:n]
     blocks, first = [], None
     for record in records:
         path, rows = _read_query_rows(data, record.qid)
@@ -457,8 +457,12 @@ def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
 
 
 def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: Any,
-                      problems: list[str] | None = None) -> list[Record]:
-    """`read_annotations` of numbered lines; `path` is what messages call their file."""
+                      problems: list[str] | None = None,
+                      skipped: Collection[int] = ()) -> list[Record]:
+    """`read_annotations` of numbered lines; `path` is what messages call their file.
+
+    The lines whose numbers are `skipped` are not looked at, but count for data.limit.
+    """
     first_lines: dict[int | str, int] = {}
 
     def read_record(number: int, line: bytes) -> Record:
@@ -473,6 +477,9 @@ def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: An
     for entry in numbered:
         if data.limit and read == data.limit:
             break
+        if entry[0] in skipped:
+            read += 1
+            continue
         record = _attempt(problems, read_record, *entry)
         if record is not None and data.domain and record.domain != data.domain:
             others.add(record.domain)
@@ -583,13 +590,13 @@ class Files:
         """Checks the config and that the folders exist; raises DataError."""
         _check_config(data, (*data.video_dirs, data.text_dir))
         self.name, self._data = _annotation_file(data, split), data
-        self._lines, skipped = split_lines(data, split)
-        self.left_out = skip_list.messages(self.name, data.skip_list, skipped)
+        self._lines, self.skipped = split_lines(data, split)
+        self.left_out = skip_list.messages(self.name, data.skip_list, self.skipped)
         self._labelled: dict[str, int] = {}
 
     def records(self, problems: list[str] | None) -> list[Record]:
         """As `read_annotations`, without those of data.skip_list, which `left_out` names."""
-        records = parse_annotations(self._lines, self.name, self._data, problems)
+        records = parse_annotations(self._lines, self.name, self._data, problems, self.skipped)
         self._labelled = labelled_clips(records)
         return records
 
@@ -682,14 +689,14 @@ def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[in
     """Reads a split's annotation file.
 
     Returns:
-        (its lines without those that data.skip_list leaves out; number of each of these -> why).
+        (its lines; numbers of those that data.skip_list leaves out -> why).
 
     Raises:
         DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
     """
     lines = annotation_lines(_annotation_file(data, split))
     skipped = skip_list.read(data.skip_list, split, data.annotations, lines)
-    return [line for line in lines if line[0] not in skipped], skipped
+    return lines, skipped
 
 
 def _annotation_file(data: Any, split: str) -> pathlib.Path:

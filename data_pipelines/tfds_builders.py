@@ -206,6 +206,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
                 bytes=files[split].stat().st_size,
                 sha256=hashlib.sha256(files[split].read_bytes()).hexdigest(),
                 queries=len(sources[stored]), left_out=left_out[stored],
+                skipped=list(datasets.split_lines(data, stored)[1]),
             ) for split, stored in stored_as.items()},
             videos=len(vids),
         )

@@ -84,6 +84,13 @@ def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarra
     )
 
 
+def check_section(section: ConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError if the `evaluate` section has a batch or buckets that cannot be made."""
+    state_lib.check_batch_size(mesh, section.batch_size, 'evaluate.batch_size')
+    if section.buckets < 1:
+        raise ConfigError(f'evaluate.buckets={section.buckets}: expected 1 or more')
+
+
 def predict_split(
     predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
@@ -179,7 +186,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     split = datasets.load_split(config.data, name)
     report_problems(split)
     mesh = state_lib.make_mesh(config.mesh)
-    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    check_section(config.evaluate, mesh)
     abstract = state_lib.abstract_state(config, mesh)
     train_state, progress = state_lib.Checkpoints(workdir).restore('best', abstract)
     digits = metrics.PROTOCOLS[config.evaluate.protocol].digits

@@ -11,6 +11,9 @@ from dualground_jax.errors import ConfigError, UserError
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
          'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv', 'build')
+# Orbax tells a dozen lines about each save, fontTools about each letter of a PDF, JAX of TPUs that
+# are not there, tfds of downloads where there are none.
+QUIET = ('orbax', 'fontTools', 'xla_bridge', 'tensorflow_datasets')
 NEED_WORKDIR = ('train', 'evaluate', 'predict', 'sweep', 'analyse')
 SEVERAL_PROCESSES = ('train', 'evaluate', 'predict')
 NEED_CONFIG = ('train', 'sweep', 'compile', 'simulate', 'word-vectors', 'inspect-text',
@@ -129,10 +132,9 @@ def run(values, files) -> None:
 
 def main(argv) -> None:
     sys.path.insert(0, str(pathlib.Path.cwd()))
-    # Orbax tells a dozen lines about each save, fontTools about each letter of a PDF.
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno > 20
-        or not any(name in record.pathname for name in ('orbax', 'fontTools'))
+        or not any(name in record.pathname for name in QUIET)
     )
     try:
         run(flags.FLAGS, argv[1:])

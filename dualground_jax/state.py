@@ -71,6 +71,9 @@ def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
         raise ConfigError(f'mesh {sizes}: expected sizes of 1 or more, one of them may be -1')
     known = int(np.prod([n for n in sizes.values() if n > 0]))
+    if -1 in sizes.values() and known <= len(devices) and len(devices) % known:
+        raise ConfigError(
+            f'mesh {sizes}: {len(devices)} devices cannot be shared out among {known}')
     sizes = {axis: n if n > 0 else len(devices) // known for axis, n in sizes.items()}
     total = int(np.prod(list(sizes.values())))
     if total < 1 or total > len(devices):

@@ -212,7 +212,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     mesh = state_lib.make_mesh(config.mesh)
     batch_size = config.train.batch_size
     state_lib.check_batch_size(mesh, batch_size, 'train.batch_size')
-    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    evaluate.check_section(config.evaluate, mesh)
     if config.train.steps_per_call < 1:
         raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
     train_split, val_split = load_splits(config)

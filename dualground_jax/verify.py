@@ -306,7 +306,7 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
         return
     lines, skipped = datasets.split_lines(data, name)
     refused: list[str] = []
-    records = datasets.parse_annotations(lines, path, data, refused)
+    records = datasets.parse_annotations(lines, path, data, refused, skipped)
     part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, records)
     report.parts.append(part)
     for message in refused:

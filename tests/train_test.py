@@ -273,5 +273,12 @@ def test_mesh_and_batch_size_must_fit(config):
         with pytest.raises(ValueError, match='train.batch_size=3 cannot be split over 2'):
             mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2, fsdp=1, model=1)))
             state_lib.check_batch_size(mesh, 3, 'train.batch_size')
+    section = config.evaluate.copy_and_resolve_references()
+    section.buckets = 0
+    with pytest.raises(ValueError, match='evaluate.buckets=0: expected 1 or more'):
+        evaluate.check_section(section, state_lib.one_device())
+    three = jax.local_devices()[:1] * 3
+    with pytest.raises(ValueError, match='3 devices cannot be shared out among 2'):
+        state_lib.make_mesh(type(config.mesh)(dict(data=-1, fsdp=2, model=1)), three)
 
 
