@@ -37,8 +37,8 @@ def make_config(name: str, annotations: pathlib.Path, folder: pathlib.Path, args
     module, batch_size, buckets = SETS[name]
     config = importlib.import_module(f'configs.{module}').get_config(
         f'runlocal,model={args.model},root={folder / "files"},annotations={annotations / name}')
-    config.data.update(dict(
-        limit=args.limit, cache_gb=args.cache_gb, dtype=args.dtype, records=str(folder / 'records')))
+    config.data.update(dict(limit=args.limit, cache_gb=args.cache_gb, dtype=args.dtype,
+                            records=str(folder / 'records')))
     config.train.update(dict(max_steps=args.steps, log_every=5, eval_every=10**6))
     config.evaluate.update(dict(batch_size=batch_size, buckets=buckets))
     return config.lock()

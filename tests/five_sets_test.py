@@ -18,6 +18,8 @@ pytest.importorskip('array_record', reason='array_record has no release for this
 pytestmark = needs_real_data
 
 LIMIT, STEPS = 6, 20
+# Compiling is what takes time here.
+SMALL = dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1, strides='(1,)')
 # Data set -> config, argument, limits of a batch that hold the first records.
 SETS = {
     'qvhighlights': ('qvh', '', dict(max_clips=75, max_tokens=40)),
@@ -46,13 +48,13 @@ def test_from_annotations_to_metrics(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPO)
     module, argument, limits = SETS[name]
     root, run, records = tmp_path / 'files', tmp_path / 'run', tmp_path / 'records'
-    named = f'--config=configs/{module}.py:runlocal,root={root},annotations={REAL / name}{argument}'
+    named = (f'--config=configs/{module}.py:runlocal,model=flash_vtg,root={root},'
+             f'annotations={REAL / name}{argument}')
     sizes = dict(limits, limit=LIMIT)
     keys = [f'--config.data.{key}={value}' for key, value in sizes.items()]
-    keys += [f'--config.model.{key}={value}'
-             for key, value in dict(width=16, heads=2, ffn=16, phrases=2).items()]
+    keys += [f'--config.model.{key}={value}' for key, value in SMALL.items()]
     keys += [f'--config.train.max_steps={STEPS}', '--config.train.batch_size=4',
-             '--config.train.eval_every=20', '--config.evaluate.batch_size=4',
+             f'--config.train.eval_every={STEPS}', '--config.evaluate.batch_size=4',
              '--config.evaluate.pictures=0', '--config.mesh.data=1']
 
     def command(mode, *arguments, config=True):
