@@ -22,7 +22,7 @@ from data_pipelines import datasets, synthetic, tfds_builders
 from dualground_jax import evaluate, metrics, runtime, train, verify
 from dualground_jax.errors import DataError
 
-# Folder of annotations -> config, sizes of evaluation batches and buckets.
+# Folder of annotations -> config, size of evaluation batches, how many lengths they are padded to.
 SETS = {
     'qvhighlights': ('qvh', 64, 1),
     'charades_sta': ('charades', 64, 2),

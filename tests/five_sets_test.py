@@ -19,7 +19,8 @@ pytestmark = needs_real_data
 
 LIMIT, STEPS = 6, 20
 # Compiling is what takes time here.
-SMALL = dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1, strides='(1,)')
+SMALL = dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1, strides='(1,)',
+             dropout=0.0, input_dropout=0.0)
 # Data set -> config, argument, limits of a batch that hold the first records.
 SETS = {
     'qvhighlights': ('qvh', '', dict(max_clips=75, max_tokens=40)),
