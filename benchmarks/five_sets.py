@@ -4,8 +4,9 @@
 
 DIR has a folder for each set, with its annotation files. Features of the true widths are generated
 (mode `simulate`), verified, built, and trained from as built, by a small model; then its best
-checkpoint is evaluated, from the built data too. All records are used, or the first N of each file.
-Files that are made lie in a temporary folder, gigabytes of them; $TMPDIR says where.
+checkpoint is evaluated, from the built data too. `train` includes an evaluation, and both compile.
+All records are used, or the first N of each file. Files that are made lie in a temporary folder,
+gigabytes of them; $TMPDIR says where.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dualground_jax.errors import DataError
 SETS = {
     'qvhighlights': ('qvh', 64, 1),
     'charades_sta': ('charades', 64, 2),
-    'tacos': ('tacos', 32, 4),
+    'tacos': ('tacos', 8, 4),
     'tvsum': ('tvsum', 8, 1),
     'youtube_highlights': ('youtube_hl', 8, 1),
 }
@@ -56,6 +57,7 @@ def run(name: str, config, workdir: pathlib.Path) -> tuple[dict, collections.Cou
         started = time.perf_counter()
         found = function(*args)
         seconds[f'{stage}_s'] = time.perf_counter() - started
+        print(f'{name}: {stage} took {seconds[f"{stage}_s"]:.1f} s', flush=True)
         return found
 
     files = timed('simulate', synthetic.simulate_data, config.data, config.seed)
@@ -66,22 +68,30 @@ def run(name: str, config, workdir: pathlib.Path) -> tuple[dict, collections.Cou
     built = timed('build', tfds_builders.build, config.data)
     print(tfds_builders.report(built))
     timed('load', datasets.load_split, config.data, 'train')
-    timed('train', train.train, config, str(workdir))
-    timed('evaluate', evaluate.evaluate, config, str(workdir))
+    row = dict(
+        set=name, features=config.data.features,
+        queries=len({(part.path, record.line) for part in parts for record in part.records}),
+        videos=len({record.vid for part in parts for record in part.records}),
+        files_gb=size_of(files), built_gb=size_of(built))
+    if config.train.max_steps:
+        timed('train', train.train, config, str(workdir))
+        timed('evaluate', evaluate.evaluate, config, str(workdir))
+        row |= outcome(config, workdir)
+    kinds = collections.Counter(problem.kind for problem in report.problems())
+    return row | seconds, kinds
+
+
+def outcome(config, workdir: pathlib.Path) -> dict:
+    """What training and evaluating came to, which must agree."""
     trained = json.loads((workdir / 'results.json').read_text())
     evaluated = json.loads((workdir / f'{config.evaluate.split}_metrics.json').read_text())
     assert trained['brief'] == evaluated['brief'], 'the best checkpoint has other metrics now'
     losses = [row['train/loss'] for row in metrics.load_jsonl(workdir / 'metrics.jsonl')
               if 'train/loss' in row]
     return dict(
-        set=name, features=config.data.features,
-        queries=len({(part.path, record.line) for part in parts for record in part.records}),
-        videos=len({record.vid for part in parts for record in part.records}),
-        files_gb=size_of(files), built_gb=size_of(built), **seconds,
         steps_per_s=trained['steps_per_second'], first_loss=losses[0], last_loss=losses[-1],
         metric=' + '.join(config.evaluate.selection),
-        value=evaluate.selection_value(evaluated, config.evaluate),
-    ), collections.Counter(problem.kind for problem in report.problems())
+        value=evaluate.selection_value(evaluated, config.evaluate))
 
 
 def size_of(folder: pathlib.Path) -> float:
@@ -97,7 +107,7 @@ def main() -> None:
     parser.add_argument('--model', default='dualground')
     parser.add_argument('--dtype', default='float16', help='of features built and in batches')
     parser.add_argument('--cache-gb', type=float, default=0.01, help='of features in memory')
-    parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--steps', type=int, default=20, help='0: the data alone')
     parser.add_argument('--output')
     args = parser.parse_args()
     runtime.keep_memory()
