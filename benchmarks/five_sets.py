@@ -122,7 +122,7 @@ def main() -> None:
             rows.append(row)
             found += [dict(set=name, level=level, what=title, count=kinds[kind])
                       for kind, (level, title) in verify.KINDS.items() if kinds[kind]]
-    common.write(args.output, five_sets=rows, verified=found)
+    common.write(args.output, five_sets=rows, **(dict(verified=found) if found else {}))
 
 
 if __name__ == '__main__':
