@@ -66,7 +66,7 @@ KINDS = {
     'overlap': ('note', 'queries whose windows overlap'),
     'many windows': ('note', 'queries with more windows than data.max_spans'),
     'late grades': ('note', 'graded clips after the last clip of the features'),
-    'no windows': ('note', 'records without windows'),
+    'no windows': ('note', 'records without windows or labels'),
     'repeated query': ('note', 'sentences that a video has twice'),
     'unused file': ('note', 'feature files that no annotation uses'),
     'skipped': ('note', 'records on the skip list'),
@@ -320,7 +320,7 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
         first = sentences.setdefault((record.vid, record.query), record.line)
         if first != record.line:
             report.add('repeated query', f'{where}: that of line {first} again', place)
-        if not len(record.windows):
+        if not len(record.windows) and record.label is None:
             report.add('no windows', f'{where}: qid {record.qid!r} has no relevant_windows', place)
         if needed and not saliency.is_annotated(record, data.saliency):
             report.add('unlabelled', f'{where}: qid {record.qid!r} has no '
