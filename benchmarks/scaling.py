@@ -24,6 +24,7 @@ SMALL = {
 CLIPS, BATCHES, CHUNK = (75, 150, 300, 1200, 4096), (2, 4, 8, 16, 32), 128
 LARGEST = 8e9  # bytes of a step that is run
 MEASURES = ('memory_gb', 'gflop', 'seconds')
+TITLES = dict(zip(MEASURES, ('memory, GB', 'GFLOP', 'seconds')))
 
 
 def program(model: str, **overrides) -> common.Program:
@@ -71,8 +72,11 @@ def draw(series: dict, path: str) -> None:
                     slope = exponent(*zip(*((row[axis], row[name]) for row in rows)))
                     axes.loglog([row[axis] for row in rows], [row[name] for row in rows], style,
                                 label=f'{key}: slope {slope:.2f}', ms=4)
+            ticks = [row[axis] for row in series[axis]]
+            axes.set_xticks(ticks, [str(n) for n in ticks])
+            axes.minorticks_off()
             axes.set_xlabel(axis, fontsize=8)
-            axes.set_title(name, fontsize=9)
+            axes.set_title(TITLES[name], fontsize=9)
             axes.tick_params(labelsize=7)
             axes.legend(fontsize=7)
             axes.grid(alpha=0.3)
