@@ -24,7 +24,7 @@ print(min(faults[4:]))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
 def test_buffers_of_a_step_are_mapped_once():
-    """A buffer has 8789 pages; without keep_memory, or too late, a step maps some of them anew."""
+    """A buffer has 8789 pages; without keep_memory a step maps some of them anew."""
     env = dict(os.environ, JAX_PLATFORMS='cpu')
     run = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env=env)
     assert int(run.stdout) < 500, run.stderr
