@@ -11,7 +11,7 @@ setup(
     long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['dualground_jax*', 'configs', 'data_pipelines']),
+    packages=find_packages(include=['dualground_jax*', 'configs*', 'data_pipelines*']),
     python_requires='>=3.11',
     install_requires=[
         'absl-py',

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from configs import recipes
 from data_pipelines import datasets
 from data_pipelines import features as features_lib
+from data_pipelines.errors import ConfigError
 from dualground_jax import models
-from dualground_jax.errors import ConfigError
 
 # What every config takes beside `features`.
 ARGUMENTS = dict(

@@ -9,7 +9,7 @@ import pathlib
 
 from configs import common
 from data_pipelines import datasets, features, tokens
-from dualground_jax.errors import ConfigError, DataError
+from data_pipelines.errors import ConfigError, DataError
 
 SAMPLE = 9  # feature files of a folder of which the commonest width is taken
 

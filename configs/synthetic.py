@@ -1,23 +1,23 @@
 """The planted world: the default job, generated on first use, trained on a laptop in minutes."""
 
 from configs import common
-from data_pipelines import synthetic
+from data_pipelines import world
 
 
 def get_config(arg=None):
     """Arguments: those of `common.ARGUMENTS`."""
     args = common.parse_arg(arg, features='planted', **common.ARGUMENTS)
     config = common.base('synthetic', args)
-    world = synthetic.World()
+    planted = world.World()
     if args['runlocal']:
-        world = synthetic.World(train_queries=32, val_queries=16, test_queries=16)
+        planted = world.World(train_queries=32, val_queries=16, test_queries=16)
         config.data.root = args['root'] or 'data/synthetic_small'
-    config.world = common.world_fields(world)
+    config.world = common.world_fields(planted)
     config.data.update(
         dict(
-            video_dims=(world.video_dim,),
-            text_dim=world.text_dim,
-            max_clips=world.max_clips,
+            video_dims=(planted.video_dim,),
+            text_dim=planted.text_dim,
+            max_clips=planted.max_clips,
             max_tokens=27,  # 25 words
         )
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import datasets, features, skip_list, tokens
-from dualground_jax.errors import DataError
+from data_pipelines.errors import DataError
 
 VERSION = '1.0.0'
 VIDEOS = 'videos'  # the split of videos

@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines import features, lazy, saliency, skip_list, tokens
-from dualground_jax.errors import DataError
+from data_pipelines.errors import DataError
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video
 LABEL_TOLERANCE = 2, 0.1  # clips, or share of them, that features and labels may differ by

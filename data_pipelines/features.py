@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import torch_file
-from dualground_jax.errors import ConfigError, DataError
+from data_pipelines.errors import ConfigError, DataError
 
 SUFFIXES = ('.npz', '.npy', '.pt')
 VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # in .npz files; TEXT_KEY: of most releases

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import datasets, features, saliency
-from dualground_jax.errors import UserError
+from data_pipelines.errors import UserError
 
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.

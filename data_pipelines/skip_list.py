@@ -11,8 +11,8 @@ import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from dualground_jax.errors import DataError
-from dualground_jax.rows import MetricsError, load_jsonl, write_jsonl
+from data_pipelines.errors import DataError
+from dualground_jax.metrics.rows import MetricsError, load_jsonl, write_jsonl
 
 # Of an annotation file: line number from 1, content.
 NumberedLines = Sequence[tuple[int, bytes]]

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import built, datasets
-from dualground_jax.errors import ConfigError, DataError
+from data_pipelines.errors import ConfigError, DataError
 
 SHARD_BYTES = 256e6  # of features in one file, at most
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dualground_jax.errors import DataError
+from data_pipelines.errors import DataError
 
 NORM_EPSILON = 1e-5  # as in the references; keeps rows of zeros finite
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dualground_jax.errors import UserError
+from data_pipelines.errors import UserError
 
 # PyTorch's storage class -> type of its bytes. numpy lacks bfloat16, the upper half of float32.
 _STORAGE_DTYPES = {

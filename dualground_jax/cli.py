@@ -7,7 +7,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from dualground_jax.errors import ConfigError, UserError
+from data_pipelines.errors import ConfigError, UserError
 
 
 def parse(argv: list[str]) -> list[str]:

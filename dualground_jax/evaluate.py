@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, saliency
-from dualground_jax import metrics, models, runtime, spans
+from data_pipelines.errors import ConfigError
+from dualground_jax import models, runtime, spans
 from dualground_jax import state as state_lib
-from dualground_jax.errors import ConfigError
-from dualground_jax.rows import write_json, write_jsonl
+from dualground_jax.metrics import official
+from dualground_jax.metrics.rows import write_json, write_jsonl
 
 MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 
@@ -189,7 +190,7 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     check_section(config.evaluate, mesh)
     abstract = state_lib.abstract_state(config, mesh)
     train_state, progress = state_lib.Checkpoints(workdir).restore('best', abstract)
-    digits = metrics.PROTOCOLS[config.evaluate.protocol].digits
+    digits = official.PROTOCOLS[config.evaluate.protocol].digits
     print(f'best checkpoint: step {int(train_state.step)}, {progress["best_value"]:.{digits}f} on '
           f'{" + ".join(config.evaluate.selection)}')
     step = make_predict_step(config, mesh)
@@ -200,8 +201,8 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     write_jsonl(path, rows)
     print(f'wrote {path}: {len(rows)} queries')
     if has_labels(split, config.data):
-        found = metrics.evaluate(rows, ground_truth(split), config.evaluate.protocol)
-        print(metrics.format_table(found, config.evaluate.protocol))
+        found = official.evaluate(rows, ground_truth(split), config.evaluate.protocol)
+        print(official.format_table(found, config.evaluate.protocol))
         write_json(pathlib.Path(workdir, f'{name}_metrics.json'), found)
 
 

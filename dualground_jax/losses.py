@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from data_pipelines.errors import ConfigError
 from dualground_jax import matching
 from dualground_jax import spans as spans_lib
-from dualground_jax.errors import ConfigError
 
 RANKS = 12
 

@@ -6,8 +6,11 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dualground_jax import cli, compile, import_csv, runtime, score, sweep, verify
-from dualground_jax.errors import ConfigError, UserError
+from data_pipelines.errors import ConfigError, UserError
+from data_pipelines.own_data import import_csv, verify
+from dualground_jax import cli, runtime, sweep
+from dualground_jax.metrics import score
+from dualground_jax.tpu import compile
 
 MODES = ('train', 'evaluate', 'predict', 'sweep', 'analyse', 'score', 'convert', 'compile',
          'simulate', 'word-vectors', 'inspect-text', 'verify-data', 'import-csv', 'build')
@@ -68,9 +71,9 @@ def run(values, files) -> None:
     if values.mode == 'import-csv':
         return import_csv.run(values)
     if values.mode == 'convert':
-        from dualground_jax import torch_checkpoint
+        from dualground_jax.pytorch import checkpoint
 
-        return torch_checkpoint.run(values)
+        return checkpoint.run(values)
     if bool(values.video_features) != bool(values.query_features):
         raise ConfigError('one video and query need both --video_features and --query_features')
     if values.mode in NEED_WORKDIR and not values.workdir:
@@ -83,7 +86,7 @@ def run(values, files) -> None:
         runtime.keep_compiled(values.workdir)
         runtime.keep_memory()
     if values.mode == 'analyse':
-        from dualground_jax import analyse
+        from dualground_jax.analysis import analyse
 
         return analyse.run(values)
     config = load_config(values)
@@ -91,9 +94,9 @@ def run(values, files) -> None:
         compile.run(config, values.topology, values.output, values.largest_batch)
         return
     if config.world and values.mode != 'predict':
-        from data_pipelines import synthetic
+        from data_pipelines import world
 
-        runtime.first_alone(lambda: synthetic.generate(config.world, config.data.root))
+        runtime.first_alone(lambda: world.generate(config.world, config.data.root))
     if values.mode == 'train':
         from dualground_jax import train
 
@@ -111,11 +114,11 @@ def run(values, files) -> None:
     elif values.mode == 'verify-data':
         verify.run(config, values)
     elif values.mode == 'simulate':
-        from data_pipelines import synthetic
+        from data_pipelines import world
 
-        print(f'stand-in features in {synthetic.simulate_data(config.data, config.seed)}')
+        print(f'stand-in features in {world.simulate_data(config.data, config.seed)}')
     elif values.mode == 'word-vectors':
-        from data_pipelines import word_vectors
+        from data_pipelines.own_data import word_vectors
 
         if not values.vectors:
             raise ConfigError('--mode=word-vectors needs --vectors=FILE')

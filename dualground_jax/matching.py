@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from optax import assignment
 
+from data_pipelines.errors import ConfigError
 from dualground_jax import spans as spans_lib
-from dualground_jax.errors import ConfigError
 
 
 def matching_cost(

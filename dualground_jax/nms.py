@@ -9,8 +9,8 @@ import functools
 
 import numpy as np
 
-from dualground_jax import rows
-from dualground_jax.errors import UserError
+from data_pipelines.errors import UserError
+from dualground_jax.metrics import rows
 
 KINDS = ('normal', 'linear', 'hard')
 MAX_ROWS = 10  # of 'hard': rows read and rows kept, defaults of the DETRs' options

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from dualground_jax.errors import ConfigError
+from data_pipelines.errors import ConfigError
 
 
 def define_flags() -> None:

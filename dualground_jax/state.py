@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines import pipeline
+from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import models
-from dualground_jax.errors import ConfigError, UserError
 
 # Logical axis -> mesh axes it lies along. `batch` is the first axis of all that enters a step;
 # the others are those of parameters (models/layers.py) and of what the optimiser keeps of them.

@@ -16,8 +16,9 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from dualground_jax import cli, rows
-from dualground_jax.errors import ConfigError, UserError
+from data_pipelines.errors import ConfigError, UserError
+from dualground_jax import cli
+from dualground_jax.metrics import rows
 
 SEED = 'seed'  # the key that a mean is taken over
 MAIN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-Hit1')

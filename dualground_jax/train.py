@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, saliency
-from dualground_jax import evaluate, metrics, models, resident, runtime
+from data_pipelines.errors import ConfigError, UserError
+from dualground_jax import evaluate, models, resident, runtime
 from dualground_jax import state as state_lib
-from dualground_jax.errors import ConfigError, UserError
+from dualground_jax.metrics import official
 
 
 class TrainingError(UserError):
@@ -274,7 +275,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 predict_step, state.eval_params, val_split, config, mesh
             )
             truth = evaluate.ground_truth(val_split)
-            found = metrics.evaluate(rows, truth, config.evaluate.protocol)
+            found = official.evaluate(rows, truth, config.evaluate.protocol)
             value = evaluate.selection_value(found, config.evaluate)
             history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
             logging.info('step %d: %s', step, found['brief'])
@@ -348,7 +349,7 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
     plots.plot_training(
         rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split
     )
-    predictions = metrics.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
+    predictions = official.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.
     count = min(config.evaluate.pictures, len(predictions))
     for i in np.linspace(0, len(predictions) - 1, count).astype(int):
@@ -367,5 +368,5 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
             ),
             folder / f'grounding_{record.qid}.png',
         )
-    print(metrics.format_table(progress['best_metrics'], config.evaluate.protocol))
+    print(official.format_table(progress['best_metrics'], config.evaluate.protocol))
     print(f'best step {progress["best_step"]}; wrote {folder / "results.json"}')

@@ -1,14 +1,14 @@
 """Configs: recipes of the public scripts, and that every key exists."""
 
-import pathlib
 
 import pytest
 
 from configs import charades, common, qvh, recipes, synthetic, tacos, tvsum, youtube_hl
 from data_pipelines import datasets
-from dualground_jax.errors import ConfigError
+from data_pipelines.errors import ConfigError
+from tests.helpers.paths import REPO
 
-DOCUMENT = pathlib.Path(__file__).parents[1] / 'docs/hyperparameters.md'
+DOCUMENT = REPO / 'docs/hyperparameters.md'
 
 
 def test_the_document_is_that_of_the_recipes():

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import pathlib
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -12,12 +11,7 @@ _FLAGS = ['--xla_backend_optimization_level=0', '--xla_force_host_platform_devic
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS])
-if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit that of the process that starts them
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # workers inherit that of the first process
     _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-
-
-def goldens_dir() -> pathlib.Path:
-    """Folder of the golden numbers: $GOLDENS_DIR, or the compact copy beside the tests."""
-    return pathlib.Path(os.environ.get('GOLDENS_DIR') or pathlib.Path(__file__).parent / 'goldens')

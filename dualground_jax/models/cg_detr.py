@@ -10,17 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.special import xlogy
 
-from dualground_jax import convert, losses
-from dualground_jax.models import (
-    cross_attention,
-    detr,
-    execution,
-    highlight,
-    layers,
-    text,
-    torch_names,
-)
+from dualground_jax import losses
+from dualground_jax.models import cross_attention, detr, execution, highlight, layers, text
 from dualground_jax.models.execution import Execution
+from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -403,25 +396,25 @@ def _summary_encoder(token: str, encoder: str) -> dict[str, str]:
     return {
         'token': f'{token}_rep_token',
         'position': f'{token}_rep_pos',
-        **convert.nest('encoder/layer_{}', f'{encoder}.layers.{{}}', torch_names.ENCODER_LAYER),
+        **mapping.nest('encoder/layer_{}', f'{encoder}.layers.{{}}', names.ENCODER_LAYER),
     }
 
 
 TORCH_NAMES = {
-    **torch_names.INPUTS,
-    **torch_names.TEXT_GUIDED_ENCODER,
-    **convert.nest('saliency_head', '', torch_names.SALIENCY_HEAD),
-    **convert.nest('decoder', '', torch_names.DECODER),
-    **convert.nest('sentence_encoder', '', _summary_encoder('sent', 'scls_encoder')),
-    **convert.nest('moment_encoder', '', _summary_encoder('moment', 'transformer.mcls_encoder')),
+    **names.INPUTS,
+    **names.TEXT_GUIDED_ENCODER,
+    **mapping.nest('saliency_head', '', names.SALIENCY_HEAD),
+    **mapping.nest('decoder', '', names.DECODER),
+    **mapping.nest('sentence_encoder', '', _summary_encoder('sent', 'scls_encoder')),
+    **mapping.nest('moment_encoder', '', _summary_encoder('moment', 'transformer.mcls_encoder')),
     'prompt_tokens': 'global_rep_token',
     'summary_position': 'global_rep_pos',
 }
-TORCH_UNUSED = (*torch_names.UNUSED, r'txt_proj_linear\..*')
+TORCH_UNUSED = (*names.UNUSED, r'txt_proj_linear\..*')
 
 # Field of `Model` -> name in the options of a public checkpoint.
 TORCH_OPTIONS = dict(
-    torch_names.OPTIONS,
+    names.OPTIONS,
     dummies='num_dummies',
     dummy_layers='dummy_layers',
     sentence_layers='sent_layers',
@@ -435,7 +428,7 @@ TORCH_OPTIONS = dict(
 )
 # Entry of its config's `loss` section -> name there.
 TORCH_LOSS = {
-    **torch_names.SET_LOSS,
+    **names.SET_LOSS,
     'weights/saliency': 'lw_saliency',
     'weights/align': 'lw_ms_align',
     'weights/distill': 'lw_distill',
@@ -444,4 +437,4 @@ TORCH_LOSS = {
     'margin': 'saliency_margin',
     'detr_background': 'eos_coef',
 }
-torch_fields = torch_names.no_fields
+torch_fields = names.no_fields

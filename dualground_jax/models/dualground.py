@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines import tokens
-from dualground_jax import convert, losses
-from dualground_jax.errors import ConfigError
+from data_pipelines.errors import ConfigError
+from dualground_jax import losses
 from dualground_jax.models import (
     cross_attention,
     detr,
@@ -22,8 +22,8 @@ from dualground_jax.models import (
     phrases,
     pyramid,
     text,
-    torch_names,
 )
+from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config; values: D.
 LOSS = dict(
@@ -356,7 +356,7 @@ _PROJECTED = {
     'key': 'k_proj',
     'value': 'v_proj',
     'norm': 'norm',
-    **convert.nest('attention', 'att', torch_names.ATTENTION),
+    **mapping.nest('attention', 'att', names.ATTENTION),
 }
 _GENERATOR = {
     'query_{}': 'global_emb_fn.{}',
@@ -366,9 +366,9 @@ _GENERATOR = {
     'score': 'att_fn.to_alpha',
 }
 _SLOT_LAYER = {
-    **convert.nest('words_attention', '', {k: v for k, v in _PROJECTED.items() if '/' not in k}),
-    **convert.nest('words_attention/attention', 'slot_att', torch_names.ATTENTION),
-    **convert.nest('self_attention', 'self_att', torch_names.ATTENTION),
+    **mapping.nest('words_attention', '', {k: v for k, v in _PROJECTED.items() if '/' not in k}),
+    **mapping.nest('words_attention/attention', 'slot_att', names.ATTENTION),
+    **mapping.nest('self_attention', 'self_att', names.ATTENTION),
     'self_norm': 'norm_s',
     'feed_forward/linear': 'linear1',
     'feed_forward/norm': 'norm1',
@@ -381,26 +381,26 @@ _PRODUCT = {
     'norm2': 'norm1',
 }
 _CONTEXT_LAYER = {
-    **convert.nest('time/attention', 't_att', _PROJECTED),
+    **mapping.nest('time/attention', 't_att', _PROJECTED),
     'time/feed_forward/linear': 'fc_t.0',
     'time/feed_forward/norm': 'norm_t',
-    **convert.nest('phrases/attention', 'n_att', _PROJECTED),
+    **mapping.nest('phrases/attention', 'n_att', _PROJECTED),
     'phrases/feed_forward/linear': 'fc_n.0',
     'phrases/feed_forward/norm': 'norm_n',
 }
 _TEMPORAL = {
-    **convert.nest('attention', 't_att', _PROJECTED),
+    **mapping.nest('attention', 't_att', _PROJECTED),
     'feed_forward/linear': 'linear',
     'feed_forward/norm': 'norm',
 }
 TORCH_NAMES = {
-    **convert.nest('sentence_path', '', torch_names.TEXT_GUIDED_ENCODER),
-    **convert.nest('phrase_encoder/generator', 'phrase_generate.sqan', _GENERATOR),
-    **convert.nest('phrase_encoder/slot_{}', 'phrase_generate.phrase_att.{}', _SLOT_LAYER),
+    **mapping.nest('sentence_path', '', names.TEXT_GUIDED_ENCODER),
+    **mapping.nest('phrase_encoder/generator', 'phrase_generate.sqan', _GENERATOR),
+    **mapping.nest('phrase_encoder/slot_{}', 'phrase_generate.phrase_att.{}', _SLOT_LAYER),
     'phrase_encoder/phrase_eos': 'phrase_generate.cls_token',
-    **convert.nest('phrase_path/product', 'phrase_context.product', _PRODUCT),
-    **convert.nest('phrase_path/layer_{}', 'phrase_context.layers.{}', _CONTEXT_LAYER),
-    **convert.nest('temporal_attention', 't_sa.layers.0', _TEMPORAL),
+    **mapping.nest('phrase_path/product', 'phrase_context.product', _PRODUCT),
+    **mapping.nest('phrase_path/layer_{}', 'phrase_context.layers.{}', _CONTEXT_LAYER),
+    **mapping.nest('temporal_attention', 't_sa.layers.0', _TEMPORAL),
     'saliency_head/clip': 'saliency_proj.proj1',
     'saliency_head/video': 'saliency_proj.proj2',
 }

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.errors import ConfigError
+from data_pipelines.errors import ConfigError
 
 
 class Execution(NamedTuple):

@@ -10,16 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax import convert, losses
-from dualground_jax.models import (
-    cross_attention,
-    execution,
-    highlight,
-    layers,
-    pyramid,
-    text,
-    torch_names,
-)
+from dualground_jax import losses
+from dualground_jax.models import cross_attention, execution, highlight, layers, pyramid, text
+from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -162,17 +155,17 @@ def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
 
 
 TORCH_NAMES = {
-    **torch_names.INPUTS,
-    **convert.nest('encoder', '', torch_names.TEXT_GUIDED_ENCODER),
-    **convert.nest('saliency_head', '', torch_names.SALIENCY_HEAD),
-    **convert.nest('pyramid_head', '', torch_names.PYRAMID_HEAD),
+    **names.INPUTS,
+    **mapping.nest('encoder', '', names.TEXT_GUIDED_ENCODER),
+    **mapping.nest('saliency_head', '', names.SALIENCY_HEAD),
+    **mapping.nest('pyramid_head', '', names.PYRAMID_HEAD),
     'pooling': 'pooling.att',
 }
-TORCH_UNUSED = torch_names.UNUSED
+TORCH_UNUSED = names.UNUSED
 
 # Field of `Model` -> name in the options of a public checkpoint.
 TORCH_OPTIONS = dict(
-    torch_names.OPTIONS,
+    names.OPTIONS,
     dummies='num_dummies',
     dummy_layers='dummy_layers',
     t2v_layers='t2v_layers',

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dualground_jax.errors import ConfigError
+from data_pipelines.errors import ConfigError
 from dualground_jax.models import dropout, execution
 from dualground_jax.models.execution import Execution
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.errors import ConfigError
 from dualground_jax import losses, spans
-from dualground_jax.errors import ConfigError
 from dualground_jax.models import layers
 
 

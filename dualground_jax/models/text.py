@@ -6,8 +6,8 @@
 import jax
 import jax.numpy as jnp
 
+from data_pipelines.errors import ConfigError
 from data_pipelines.tokens import DUMMY, EOS, MEAN, PADDING, PUNCTUATION, START, WORD
-from dualground_jax.errors import ConfigError
 
 # A release without [EOS] has the words' mean in its place, which only those see who ask for [EOS].
 _WORDS = (WORD, PUNCTUATION)

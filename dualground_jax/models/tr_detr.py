@@ -10,17 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dualground_jax import convert, losses, spans
-from dualground_jax.models import (
-    cross_attention,
-    detr,
-    dropout,
-    execution,
-    highlight,
-    layers,
-    text,
-    torch_names,
-)
+from dualground_jax import losses, spans
+from dualground_jax.models import cross_attention, detr, dropout, execution, highlight, layers, text
+from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config.
 LOSS = dict(
@@ -302,8 +294,8 @@ decode = detr.decode
 
 
 TORCH_NAMES = {
-    **torch_names.PROJECTIONS,
-    **convert.nest(
+    **names.PROJECTIONS,
+    **mapping.nest(
         'fuser',
         'fuser',
         {
@@ -315,15 +307,15 @@ TORCH_NAMES = {
             'joined': 'cq_concat.conv1d.conv1d',
         },
     ),
-    **convert.nest(
-        'cross_attention/layer_{}', 'transformer.t2v_encoder.layers.{}', torch_names.ENCODER_LAYER
+    **mapping.nest(
+        'cross_attention/layer_{}', 'transformer.t2v_encoder.layers.{}', names.ENCODER_LAYER
     ),
-    **convert.nest(
-        'encoder/layer_{}', 'transformer.encoder.layers.{}', torch_names.ENCODER_LAYER
+    **mapping.nest(
+        'encoder/layer_{}', 'transformer.encoder.layers.{}', names.ENCODER_LAYER
     ),
-    **convert.nest('decoder', '', torch_names.DECODER),
+    **mapping.nest('decoder', '', names.DECODER),
     'saliency_head/clip': 'saliency_proj1',
-    **convert.nest(
+    **mapping.nest(
         'moment_refinement/gru',
         'gru_extractor.gru',
         {
@@ -334,21 +326,21 @@ TORCH_NAMES = {
         },
     ),
 }
-TORCH_UNUSED = torch_names.UNUSED
+TORCH_UNUSED = names.UNUSED
 
 # Field of `Model` -> name in the options of a public checkpoint.
 TORCH_OPTIONS = dict(
-    torch_names.OPTIONS,
+    names.OPTIONS,
     enc_layers='enc_layers',
     dec_layers='dec_layers',
     queries='num_queries',
 )
 # Entry of its config's `loss` section -> name there.
 TORCH_LOSS = {
-    **torch_names.SET_LOSS,
+    **names.SET_LOSS,
     'weights/saliency': 'lw_saliency',
     'weights/vtc': 'VTC_loss_coef',
     'weights/ctc': 'CTC_loss_coef',
     'margin': 'saliency_margin',
 }
-torch_fields = torch_names.no_fields
+torch_fields = names.no_fields

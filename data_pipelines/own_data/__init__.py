@@ -1,0 +1,1 @@
+"""Users' own files: import, inspection and verification."""

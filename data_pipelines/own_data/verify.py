@@ -1,0 +1,591 @@
+"""Mode `verify-data`: checks the folders that a config names before hours are spent on them.
+
+All splits are read as training reads them, and every problem is collected: *errors*, which training
+would refuse; *warnings*, which it would not notice; *notes*, facts worth knowing. See
+docs/own_data.md for what each of them means.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets, features, saliency, skip_list, tokens
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.own_data import inspection
+from dualground_jax.metrics.rows import write_json
+
+EXAMPLES = 3  # of each kind that are printed
+COMMONEST = 12  # values of a distribution that are printed
+CLIP_TOLERANCE = 2  # clips more or fewer than the duration says, and between streams
+CLIP_LENGTH_TOLERANCE = 0.1  # relative, of the videos' median
+SAMPLE = 64  # queries whose rows are compared
+SAMPLE_ROWS = 6  # first rows of each
+SAME = 0.98  # mean cosine similarity from which on rows count as the same in every query
+
+# Kinds of problems, in the order of the report: level, what the records or files are.
+KINDS = {
+    'folder': ('error', 'folders that do not exist'),
+    'annotation file': ('error', 'annotation files that cannot be read'),
+    'record': ('error', 'records that are not as expected'),
+    'unlabelled': ('error', 'records to train or select on without their answers'),
+    'video missing': ('error', 'videos without a feature file'),
+    'video file': ('error', 'video features that cannot be used'),
+    'video width': ('error', 'video features of another width'),
+    'video length': ('error', 'videos with too many clips'),
+    'video labels': ('error', 'videos with other numbers of clips and labels'),
+    'text missing': ('error', 'queries without a feature file'),
+    'text file': ('error', 'query features that cannot be used'),
+    'text width': ('error', 'query features of another width'),
+    'text rows': ('error', 'query features without a word'),
+    'empty split': ('error', 'splits without a usable record'),
+    'split file': ('warning', 'splits without their annotation file'),
+    'altered file': ('warning', 'files that changed, but not in size and time'),
+    'text layout': ('warning', 'data.text_layout does not seem to fit'),
+    'clip length': ('warning', 'data.clip_length does not seem to fit'),
+    'clip count': ('warning', f'videos with over {CLIP_TOLERANCE} clips more or fewer than their '
+                   'duration says'),
+    'stream lengths': ('warning', f'videos whose streams differ by over {CLIP_TOLERANCE} clips'),
+    'duration': ('warning', 'videos with several durations'),
+    'late window': ('warning', 'windows after the last clip of the features'),
+    'zero clips': ('warning', 'videos with clips of zeros'),
+    'zero words': ('warning', 'queries with words of zeros'),
+    'few rows': ('warning', 'queries with fewer rows than words'),
+    'many rows': ('warning', 'queries with more rows than letters'),
+    'shared video': ('warning', 'videos of the training split that others have too'),
+    'shared qid': ('warning', 'qids of two splits: they share one feature file'),
+    'cut words': ('note', 'queries that lose words to data.max_tokens'),
+    'short window': ('note', 'windows shorter than a clip'),
+    'whole video': ('note', 'windows that cover the whole video'),
+    'overlap': ('note', 'queries whose windows overlap'),
+    'many windows': ('note', 'queries with more windows than data.max_spans'),
+    'late grades': ('note', 'graded clips after the last clip of the features'),
+    'no windows': ('note', 'records without windows or labels'),
+    'repeated query': ('note', 'sentences that a video has twice'),
+    'unused file': ('note', 'feature files that no annotation uses'),
+    'skipped': ('note', 'records on the skip list'),
+}
+
+
+def define_flags() -> None:
+    """Defines the flags of the mode; the caller parses them. It also reads --output."""
+    flags.DEFINE_string('skip_list', None, 'verify-data: file for the records that training must '
+                        'leave out, to be named by data.skip_list')
+    flags.DEFINE_boolean('recheck', False, 'verify-data: also read files that seem unchanged since '
+                         'they were verified')
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong, or worth knowing, with a file or record.
+
+    Attributes:
+        kind: of KINDS.
+        message: one line that names it.
+        records: (split, line) of the records that it concerns.
+    """
+
+    kind: str
+    message: str
+    records: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split as it was read.
+
+    Attributes:
+        name: of the split.
+        path: of its annotation file.
+        qids: line number -> qid, None where it has none; of bad and skipped records, too.
+        records: the good ones.
+    """
+
+    name: str
+    path: pathlib.Path
+    qids: dict[int, int | str | None]
+    records: list[datasets.Record]
+
+    @property
+    def n_videos(self) -> int:
+        """Number of videos of the records."""
+        return len({record.vid for record in self.records})
+
+
+Uses = list[tuple[Part, datasets.Record]]  # of a video or query
+
+
+class Report:
+    """Collects problems and numbers.
+
+    Attributes:
+        data: the config node.
+        parts: the splits that could be read.
+        numbers: title -> Counter of a distribution.
+        text_rows: place of a row -> mean cosine similarity of these rows across queries.
+        inspector: what was found in the feature files.
+        seconds: that verifying took.
+    """
+
+    def __init__(self, data: ConfigDict, inspector: inspection.Inspector):
+        self.data, self.inspector = data, inspector
+        self.parts: list[Part] = []
+        self.numbers: dict[str, collections.Counter] = {}
+        self.text_rows: dict[str, float] = {}
+        self.seconds = 0.0
+        self._problems: dict[tuple[str, str], list[tuple[str, int]]] = {}
+
+    def add(self, kind: str, message: Any, records: Iterable[tuple[str, int]] = ()) -> None:
+        """Notes a problem; what two splits say of one file is one problem."""
+        self._problems.setdefault((kind, str(message)), []).extend(records)
+
+    def problems(self, level: str | None = None) -> list[Problem]:
+        """All problems, or those of a level."""
+        return [Problem(kind, message, tuple(records))
+                for (kind, message), records in self._problems.items()
+                if level in (None, KINDS[kind][0])]
+
+    def skip_entries(self) -> list[dict]:
+        """What is to be left out: records with an error, and those on the skip list already."""
+        reasons = collections.defaultdict(list)
+        for problem in self.problems():
+            if KINDS[problem.kind][0] == 'error' or problem.kind == 'skipped':
+                for place in problem.records:
+                    reasons[place].append(problem.message)
+        return [dict(split=part.name, qid=qid, line=line, reason='; '.join(found))
+                for part in self.parts for line, qid in part.qids.items()
+                if (found := reasons.get((part.name, line)))]
+
+    def as_json(self) -> dict:
+        """Everything, for `--output`."""
+        return dict(
+            splits={part.name: dict(file=str(part.path), records=len(part.records),
+                                    videos=part.n_videos) for part in self.parts},
+            files=dict(read=self.inspector.read, bytes=self.inspector.bytes,
+                       unchanged=self.inspector.unchanged, seconds=round(self.seconds, 2)),
+            counts={level: len(self.problems(level)) for level in ('error', 'warning', 'note')},
+            numbers={name: dict(sorted(counts.items())) for name, counts in self.numbers.items()},
+            text_rows=self.text_rows,
+            problems=[dict(level=KINDS[problem.kind][0], **dataclasses.asdict(problem))
+                      for problem in self.problems()],
+        )
+
+    def __str__(self) -> str:
+        lines = [f'{part.name}: {len(part.records)} records of {part.n_videos} videos, {part.path}'
+                 for part in self.parts]
+        lines.append(f'{self.inspector.read} feature files read ({self.inspector.bytes / 2**20:.0f}'
+                     f' MiB), {self.inspector.unchanged} unchanged since they were verified, '
+                     f'{self.seconds:.1f} s')
+        if self.inspector.note:
+            lines.append(f'findings are not remembered: {self.inspector.note}')
+        lines += [f'{name}: {_shorten(counts)}' for name, counts in self.numbers.items() if counts]
+        if self.text_rows:
+            lines.append('text rows, similarity across queries: ' + ', '.join(
+                f'{name} {value:.2f}' for name, value in self.text_rows.items()))
+        by_kind = collections.defaultdict(list)
+        for problem in self.problems():
+            by_kind[problem.kind].append(problem)
+        for kind, (level, title) in KINDS.items():
+            if found := by_kind[kind]:
+                concerned = len({place for problem in found for place in problem.records})
+                of_records = f' ({concerned} records)' if concerned > len(found) else ''
+                lines += ['', f'{level.upper()} {title}: {len(found)}{of_records}']
+                lines += [f'  {problem.message}' for problem in found[:EXAMPLES]]
+                lines += [f'  and {len(found) - EXAMPLES} more'] * (len(found) > EXAMPLES)
+        return '\n'.join(lines)
+
+
+def _shorten(counts: collections.Counter) -> str:
+    """A distribution in a line: the commonest values in order, and how often there were others."""
+    shown = dict(counts.most_common(COMMONEST))
+    others = counts.total() - sum(shown.values())
+    parts = [f'{value}: {shown[value]}' for value in sorted(shown)]
+    return ', '.join(parts + [f'others: {others}'] * (others > 0))
+
+
+def run(config: ConfigDict, values) -> None:
+    """Verifies the data of a config, prints the report and writes what the flags ask for.
+
+    Args:
+        config: whole config.
+        values: parsed flags.
+
+    Raises:
+        UserError: the config or a flag can't be used, or the data have errors, also if all of them
+            are on the skip list that was written.
+    """
+    for name in ('output', 'skip_list'):
+        path = getattr(values, name)
+        if path and not pathlib.Path(path).parent.is_dir():
+            raise UserError(f'--{name}={path}: no such folder')
+    report = verify(config, recheck=values.recheck)
+    print(report)
+    if values.output:
+        write_json(values.output, report.as_json())
+        print(f'\nwrote {values.output}')
+    if errors := report.problems('error'):
+        raise DataError(f'errors in the data: {len(errors)}; {_skip(report, values.skip_list)}')
+    print(f'\nerrors: 0, warnings: {len(report.problems("warning"))}')
+
+
+def _skip(report: Report, path: str | None) -> str:
+    """Writes the skip list, where there is a path for it, and says what can be done."""
+    beyond = {problem.kind for problem in report.problems('error') if not problem.records}
+    if beyond:
+        return f'records left out do not help against: {", ".join(sorted(beyond))}'
+    entries = report.skip_entries()
+    if not path:
+        return f'--skip_list=FILE lists {len(entries)} records for training to leave out'
+    skip_list.write(path, entries)
+    return (f'wrote {path}: {len(entries)} records that training leaves out with '
+            f'--config.data.skip_list={path}')
+
+
+def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
+    """Verifies the data of a config.
+
+    Args:
+        config: whole config.
+        recheck: also reads files that seem unchanged since they were verified.
+
+    Raises:
+        DataError: a value of the config, or the skip list that it names, can't be used.
+    """
+    start = time.monotonic()
+    data = config.data
+    datasets.check_options(data)
+    report = Report(data, inspection.Inspector(data.root, recheck=recheck))
+    needed = ('train', config.evaluate.split)
+    for name, path in datasets.annotation_files(data).items():
+        _read_split(report, name, path, needed=name in needed)
+    _compare_splits(report)
+
+    videos, queries = collections.defaultdict(list), collections.defaultdict(list)
+    for part in report.parts:
+        for record in part.records:
+            videos[record.vid].append((part, record))
+            queries[record.qid].append((part, record))
+    streams, texts = _find_files(report, videos, queries)
+    wanted = [(path, features.VIDEO_KEY) for parts in streams.values()
+              for path in itertools.chain(*parts) if path]
+    wanted += [(path, data.text_key) for path in texts.values()]
+    report.inspector.inspect_all(wanted)
+    for path in report.inspector.altered:
+        report.add('altered file', path)
+
+    _check_videos(report, videos, streams)
+    _check_queries(report, queries, texts)
+    _check_usable(report)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _places(uses: Uses) -> list[tuple[str, int]]:
+    return [(part.name, record.line) for part, record in uses]
+
+
+# Annotations
+
+
+def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) -> None:
+    """Reads a split's annotation file and adds it to the report's parts."""
+    data = report.data
+    if not needed and not path.exists():
+        report.add('split file', f'{path}: no such file, split {name!r} (data.annotations)')
+        return
+    try:
+        content = datasets.annotation_lines(path)
+    except DataError as error:
+        report.add('annotation file', error)
+        return
+    lines, skipped = datasets.split_lines(data, name)
+    refused: list[str] = []
+    records = datasets.parse_annotations(lines, path, data, refused, skipped)
+    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, records)
+    report.parts.append(part)
+    for message in refused:
+        number = int(message.removeprefix(f'{path}:').partition(':')[0])
+        report.add('record', message, [(name, number)])
+    for number, reason in skipped.items():
+        report.add('skipped', f'{path}:{number}: {reason}', [(name, number)])
+    sentences: dict[tuple[str, str], int] = {}
+    for record in records:
+        where, place = f'{path}:{record.line}', [(name, record.line)]
+        first = sentences.setdefault((record.vid, record.query), record.line)
+        if first != record.line:
+            report.add('repeated query', f'{where}: that of line {first} again', place)
+        if not len(record.windows) and record.label is None:
+            report.add('no windows', f'{where}: qid {record.qid!r} has no relevant_windows', place)
+        if needed and not saliency.is_annotated(record, data.saliency):
+            report.add('unlabelled', f'{where}: qid {record.qid!r} has no '
+                       f'{saliency.MODES[data.saliency].field} (data.saliency '
+                       f'{data.saliency!r})', place)
+        _check_windows(report, record, where, place)
+    report.numbers[f'{name}: windows of a query'] = collections.Counter(
+        len(record.windows) for record in records)
+
+
+def _check_windows(report: Report, record: datasets.Record, where: str, place: list) -> None:
+    """Notes windows that are valid but worth a look."""
+    data = report.data
+    windows = record.windows[record.windows[:, 0].argsort()]
+    for window in windows:
+        length = window[1] - window[0]
+        if length < data.clip_length - datasets.END_TOLERANCE:
+            report.add('short window', f'{where}: {window.tolist()}, clips of {data.clip_length} s',
+                       place)
+        if length >= record.duration - datasets.END_TOLERANCE:
+            report.add('whole video', f'{where}: {window.tolist()} of {record.duration} s', place)
+    if (windows[1:, 0] < windows[:-1, 1]).any():
+        report.add('overlap', f'{where}: {windows.tolist()}', place)
+    if len(windows) > data.max_spans:
+        report.add('many windows', f'{where}: {len(windows)}, data.max_spans {data.max_spans}',
+                   place)
+
+
+def _compare_splits(report: Report) -> None:
+    """Looks for qids and videos that splits share; two names of one file are no two splits."""
+    for first, second in itertools.combinations(report.parts, 2):
+        if first.path == second.path:
+            continue
+        of_qid = {record.qid: record for record in first.records}
+        for record in second.records:
+            if other := of_qid.get(record.qid):
+                query = 'the same' if other.query == record.query else 'another'
+                report.add('shared qid', f'{second.path}:{record.line}: qid {record.qid!r} is also '
+                           f'in {first.path}:{other.line}, with {query} sentence',
+                           [(first.name, other.line), (second.name, record.line)])
+        if 'train' not in (first.name, second.name):
+            continue
+        lines = [collections.defaultdict(list), collections.defaultdict(list)]
+        for own, part in zip(lines, (first, second), strict=True):
+            for record in part.records:
+                own[record.vid].append((part.name, record.line))
+        for vid in [vid for vid in lines[0] if vid in lines[1]]:
+            report.add('shared video', f'{vid}: {len(lines[0][vid])} records in {first.path}, '
+                       f'{len(lines[1][vid])} in {second.path}', lines[0][vid] + lines[1][vid])
+
+
+def _check_usable(report: Report) -> None:
+    """Adds an error for each split in which no record is left."""
+    bad = {place for problem in report.problems('error') for place in problem.records}
+    for part in report.parts:
+        if all((part.name, record.line) in bad for record in part.records):
+            report.add('empty split', f'{part.path}: none of {len(part.qids)} records can be used')
+
+
+# Feature files
+
+
+def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str, Uses]
+                ) -> tuple[dict[str, list[list[str | None]]], dict[int | str, str]]:
+    """Finds the features of videos, a path or None for each part of each stream, and of queries."""
+    data = report.data
+    folders = [pathlib.Path(data.root, folder) for folder in (*data.video_dirs, data.text_dir)]
+    for folder in (missing := [folder for folder in folders if not folder.is_dir()]):
+        report.add('folder', f'{folder}: no such folder (data.root, data.video_dirs, '
+                   'data.text_dir)')
+
+    def find(kind, uses, function, *args):
+        try:
+            return str(function(*args))
+        except DataError as error:
+            report.add(kind, error, _places(uses))
+            return None
+
+    streams = {vid: [[find('video missing', uses, features.find_file, folder, (vid + part,))
+                      if folder not in missing else None for part in data.video_parts]
+                     for folder in folders[:-1]]
+               for vid, uses in videos.items()}
+    texts = {}
+    if folders[-1] not in missing:
+        texts = {qid: find('text missing', uses, datasets.find_query, data, qid)
+                 for qid, uses in queries.items()}
+    texts = {qid: path for qid, path in texts.items() if path}
+    # Without the other records nobody knows whose the files are.
+    if not data.limit and all(len(part.records) == len(part.qids) for part in report.parts):
+        used = {*texts.values()}.union(*itertools.chain(*streams.values()))
+        for folder in dict.fromkeys(folders):
+            for path in sorted(folder.iterdir()) if folder not in missing else ():
+                if path.suffix in features.SUFFIXES and str(path) not in used:
+                    report.add('unused file', path)
+    return streams, texts
+
+
+def _check(report: Report, kind: str, uses: Uses, function, *args) -> bool:
+    """Calls a check that raises DataError; says whether it passed."""
+    try:
+        function(*args)
+    except DataError as error:
+        report.add(kind, error, _places(uses))
+        return False
+    return True
+
+
+def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, list]) -> None:
+    """Checks widths, clip counts and lengths, zeros, and windows against the clips."""
+    data = report.data
+    excess, spread, seconds = collections.Counter(), collections.Counter(), []
+    for vid, uses in videos.items():
+        lengths = []
+        for paths, dim in zip(streams[vid], data.video_dims, strict=True):
+            parts = [report.inspector.entries[path].finding for path in paths if path]
+            for path, part in zip(paths, parts) if len(parts) == len(paths) else ():
+                zeros = part.rows - part.filled + part.zeros
+                if part.error:
+                    report.add('video file', f'{path}: {part.error}', _places(uses))
+                elif zeros:
+                    report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', _places(uses))
+            if len(parts) == len(paths) and not any(part.error for part in parts):
+                _check(report, 'video width', uses, datasets.check_width, paths[0],
+                       sum(part.width for part in parts), dim, 'data.video_dims')
+                lengths.append(min(part.rows for part in parts))
+        durations = sorted({record.duration for _, record in uses})
+        if len(durations) > 1:
+            report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', _places(uses))
+        if len(lengths) < len(data.video_dims):
+            continue
+        n_clips = min(lengths)
+        _check(report, 'video length', uses, datasets.check_clips, vid, n_clips, data.max_clips)
+        spread[max(lengths) - n_clips] += 1
+        if max(lengths) - n_clips > CLIP_TOLERANCE:
+            report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips',
+                       _places(uses))
+        labelled = [len(record.label) for _, record in uses if record.label is not None]
+        if labelled:  # clips have no length there, as many as labels are kept
+            _check(report, 'video labels', uses, datasets.check_labels, streams[vid][0][0], vid,
+                   n_clips, labelled[-1])
+            excess[n_clips - labelled[-1]] += 1
+            continue
+        expected = durations[-1] / data.clip_length
+        seconds.append(durations[-1] / n_clips)
+        excess[round(n_clips - expected)] += 1
+        if abs(n_clips - expected) > CLIP_TOLERANCE:
+            report.add('clip count', f'{vid}: {n_clips} clips, expected about {expected:.1f}: '
+                       f'{durations[-1]} s of {data.clip_length} s each', _places(uses))
+        for part, record in uses:
+            _check_clips(report, record, n_clips, f'{part.path}:{record.line}',
+                         [(part.name, record.line)])
+    report.numbers['clips more than durations or labels say'] = excess
+    if len(data.video_dims) > 1:
+        report.numbers['clips that streams of a video differ by'] = spread
+    if seconds:
+        median = float(np.median(seconds))
+        if abs(median / data.clip_length - 1) > CLIP_LENGTH_TOLERANCE:
+            report.add('clip length', f'clips last {median:.3f} s in the median video (duration / '
+                       f'clips), data.clip_length is {data.clip_length}')
+
+
+def _check_clips(report: Report, record: datasets.Record, n_clips: int, where: str,
+                 place: list) -> None:
+    """Compares a record with the clips that its video's features have."""
+    end = n_clips * report.data.clip_length
+    late = record.windows[record.windows[:, 0] >= end]
+    if len(late):
+        report.add('late window', f'{where}: {late[0].tolist()}, the {n_clips} clips end at {end}',
+                   place)
+    if (record.clip_ids >= n_clips).any():
+        report.add('late grades', f'{where}: clip {record.clip_ids.max()} of {n_clips}', place)
+
+
+def _check_queries(report: Report, queries: dict[int | str, Uses],
+                   texts: dict[int | str, str]) -> None:
+    """Checks widths, zeros, rows against words, and the layout of the rows."""
+    data = report.data
+    layout = tokens.TEXT_LAYOUTS[data.text_layout]
+    surplus, lengths, sample = collections.Counter(), collections.Counter(), {}
+    for qid, path in texts.items():
+        uses, found = queries[qid], report.inspector.entries[path].finding
+        if found.error:
+            report.add('text file', f'{path}: {found.error}', _places(uses))
+            continue
+        _check(report, 'text width', uses, datasets.check_width, path, found.width, data.text_dim,
+               'data.text_dim')
+        filled = found.filled if layout.padded else found.rows
+        if not _check(report, 'text rows', uses, _check_filled, path, filled, data):
+            continue
+        if found.zeros and layout.padded:  # else a word without a vector
+            report.add('zero words', f'{path}: {found.zeros} of {found.filled} rows', _places(uses))
+        query = uses[0][1].query
+        words = [word for word in query.split() if any(map(str.isalnum, word))]
+        n_rows = filled - layout.start - layout.has_eos
+        surplus[n_rows - len(words)] += 1
+        lengths[filled] += 1
+        said = f'{path}: {n_rows} rows for words ({filled} in all), ' \
+               f'{len(words)} words: {query!r}'
+        if n_rows < len(words):
+            report.add('few rows', said, _places(uses))
+        if n_rows > len(''.join(query.split()).encode()):
+            report.add('many rows', said, _places(uses))
+        n_tokens = filled + (not layout.has_eos)  # and their mean
+        if n_tokens > data.max_tokens:
+            report.add('cut words', f'{path}: {n_tokens} tokens, data.max_tokens '
+                       f'{data.max_tokens}', _places(uses))
+        if words and found.filled and found.width == data.text_dim:
+            # Equal sentences, and equal beginnings of them, have equal rows for good reasons.
+            sample.setdefault(words[0].lower(), path)
+    report.numbers['rows more than words'] = surplus
+    if len(lengths) == 1 and len(surplus) > 2:
+        report.add('text layout', f'all {surplus.total()} queries have {next(iter(lengths))} rows '
+                   'that are not zeros, whatever their words: rows after [EOS] must be zeros')
+    _check_layout(report, list(sample.values())[:SAMPLE])
+
+
+def _check_filled(path: str, n_rows: int, data: ConfigDict) -> None:
+    try:
+        tokens.check_filled(n_rows, tokens.TEXT_LAYOUTS[data.text_layout])
+    except DataError as error:
+        raise DataError(f'{path}: {error} (data.text_layout {data.text_layout!r})') from error
+
+
+def _check_layout(report: Report, paths: Sequence[str]) -> None:
+    """Compares the rows of queries that begin differently: those before the words are the same."""
+    if len(paths) < 2:
+        return
+    first, last = report.inspector.remember(
+        'text rows', paths, lambda: row_similarity(paths, report.data))
+    report.text_rows = {f'row {i}': value for i, value in enumerate(first)} | {'last row': last}
+    name = report.data.text_layout
+    layout = tokens.TEXT_LAYOUTS[name]
+    same = next((i for i, value in enumerate(first) if value < SAME), len(first))
+    if same != layout.start:
+        fitting = [key for key, other in tokens.TEXT_LAYOUTS.items() if other.start == same]
+        report.add('text layout', f'{same} first rows are the same in {len(paths)} queries, '
+                   f'{name!r} has {layout.start} before the words'
+                   + f', {" and ".join(map(repr, fitting))} {same}' * bool(fitting))
+    if layout.has_eos and last >= SAME:
+        report.add('text layout', f'the last row is the same in {len(paths)} queries, {name!r} '
+                   'says that it is [EOS], which tells sentences apart')
+
+
+def row_similarity(paths: Sequence[str], data: ConfigDict) -> tuple[list[float], float]:
+    """Compares text rows at the same place across queries.
+
+    Args:
+        paths: two or more text feature files.
+        data: the config node.
+
+    Returns:
+        Mean cosine similarity over pairs of files of row 0, 1, ..., and of the last rows before
+        padding.
+    """
+    queries = []
+    for path in paths:
+        rows = features.read_features(path, data.text_key)
+        queries.append(tokens.unit_rows(rows[:tokens.filled_rows(rows)]))
+    n_rows = min(SAMPLE_ROWS, min(map(len, queries)))
+
+    def similarity(vectors):
+        n = len(vectors)
+        total = np.square(np.sum(vectors, axis=0, dtype=np.float64)).sum()
+        return round(float((total - np.square(vectors).sum()) / (n * (n - 1))), 4)
+
+    first = [similarity([rows[i] for rows in queries]) for i in range(n_rows)]
+    return first, similarity([rows[-1] for rows in queries])

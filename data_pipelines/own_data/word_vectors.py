@@ -1,0 +1,83 @@
+"""Rows of a sentence from a file of word vectors, such as GloVe's, for releases without text.
+
+The public code for VGG features of Charades-STA looks words up while it loads
+(start_end_dataset.py: get_query): what spaces separate, in lower case, 'light.' with its full stop.
+A word that the file lacks, and so almost every last one, is a row of zeros. Here the rows are
+written once, in files like those of any other release.
+"""
+
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import datasets, features, tokens
+from data_pipelines.errors import ConfigError, DataError
+
+
+def write_rows(data: Any, path: str | os.PathLike) -> str:
+    """Writes `qid{qid}.npy` float32[words, text_dim] for all queries, whole or not at all.
+
+    Args:
+        data: the config node; its text_dir is made in its root.
+        path: of the vectors: a line for each word, then its numbers, separated by spaces.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        ConfigError: data.text_layout has rows that are no words.
+        DataError: bad annotations or vectors, or text_dir exists.
+    """
+    layout = tokens.TEXT_LAYOUTS[data.text_layout]
+    if layout.start or layout.has_eos or layout.padded:
+        raise ConfigError(f'data.text_layout is {data.text_layout!r}, whose rows are not words '
+                          "alone; --mode=word-vectors writes those of layout 'glove'")
+    folder = pathlib.Path(data.root, data.text_dir)
+    if folder.exists():
+        raise DataError(f'{folder}: exists, expected to make it (data.root, data.text_dir)')
+    queries = {}
+    for annotations in dict.fromkeys(datasets.annotation_files(data).values()):
+        records = datasets.read_annotations(annotations, data)
+        queries |= {record.qid: record.query.lower().split() for record in records}
+    words = {word for query in queries.values() for word in query}
+    vectors = _read_vectors(path, words, data.text_dim)
+    unknown = np.zeros(data.text_dim, np.float32)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
+        unfinished = pathlib.Path(scratch, folder.name)
+        unfinished.mkdir()
+        for qid, query in queries.items():
+            rows = np.stack([vectors.get(word, unknown) for word in query])
+            np.save(unfinished / f'qid{qid}.npy', rows)
+        unfinished.rename(folder)
+    return (f'wrote {folder}: {len(queries)} queries; {len(vectors)} of their {len(words)} '
+            'different words have a vector')
+
+
+def _read_vectors(path: str | os.PathLike, words: set[str], width: int) -> dict[str, np.ndarray]:
+    """Reads the vectors of some words, without holding the others."""
+    found = {}
+    try:
+        with open(path, encoding='utf-8') as lines:
+            for number, line in enumerate(lines, start=1):
+                word, _, numbers = line.rstrip().partition(' ')
+                if word in words:
+                    found[word] = _parse(numbers, width, f'{path}:{number}')
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+    if not found:
+        raise DataError(f'{path}: has none of the {len(words)} words of the queries')
+    return found
+
+
+def _parse(numbers: str, width: int, where: str) -> np.ndarray:
+    try:
+        vector = np.array(numbers.split(' '), np.float32)
+    except ValueError:
+        vector = np.zeros(0, np.float32)
+    if len(vector) != width or not np.isfinite(vector).all():
+        raise DataError(f'{where}: not a word and {width} finite numbers (data.text_dim)')
+    return vector

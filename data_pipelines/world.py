@@ -1,0 +1,668 @@
+"""The embedded data set: a planted-moment world with known answers, and stand-ins for real data.
+
+`generate` writes the world. Its videos are stretches of clips that show sets of concepts; a query
+names concepts, and its windows are the stretches that show all of them. Word features tell the
+concepts apart, [EOS] only gives a low-rank summary of their sum. So whether a model reads the words
+or lives on [EOS] decides what it can find, and by how much is known: the question of the DualGround
+paper (https://arxiv.org/abs/2510.20244) in a world that fits on a laptop.
+
+`simulate` writes features of the same kind for the real queries, windows and saliency of
+annotation files.
+"""
+import collections
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+import string
+import tempfile
+
+import numpy as np
+
+from data_pipelines import datasets
+from data_pipelines.errors import UserError
+from data_pipelines.features import TEXT_KEY
+from data_pipelines.tokens import TEXT_LAYOUTS
+
+VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
+SPLITS = ('train', 'val', 'test')
+SALIENCY_SECONDS = 2  # of a clip that annotators grade, in real files; of any clip here
+
+# No noun or attribute starts with a vowel, so that sentences need no 'an'.
+LEXICON = {
+    'actor': ('dog', 'cat', 'woman', 'man', 'girl', 'boy', 'chef', 'dancer'),
+    'motion': ('runs', 'jumps', 'dances', 'sleeps', 'sings', 'waves'),
+    'handling': ('holds', 'washes', 'paints', 'throws', 'carries', 'fixes'),
+    'object': ('ball', 'guitar', 'bicycle', 'basket', 'book', 'bottle', 'hat', 'lamp', 'drum',
+               'kite'),
+    'place': ('kitchen', 'garden', 'beach', 'street', 'forest', 'bridge'),
+    'attribute': ('red', 'blue', 'young', 'small', 'tall', 'wet', 'striped', 'shiny'),
+    'manner': ('fast', 'slowly', 'quietly', 'happily', 'gently', 'alone'),
+}
+ARTICLES = ('a', 'the')
+PREPOSITIONS = ('near', 'by', 'behind', 'beside')
+JOINTS = ('while', 'then', 'and', 'as')
+OPENERS = ('here', 'now', 'in this video', 'we see how', 'the camera shows that')
+WORD_CLASS = {word: name for name, words in LEXICON.items() for word in words}
+CONCEPTS = tuple(WORD_CLASS)
+FUNCTION_WORDS = tuple(sorted({*ARTICLES, *PREPOSITIONS, *JOINTS, *' '.join(OPENERS).split()}))
+WORD_IDS = {word: i for i, word in enumerate(CONCEPTS + FUNCTION_WORDS)}  # concepts come first
+MIN_WORDS, MAX_WORDS = 3, 25
+MAX_CLAUSES, MAX_CLAUSE_CONCEPTS = 3, 5
+MAX_WINDOWS = 4
+
+STOP_WORDS = frozenset("""
+    a an and are as at be been being by can for from had has have he her hers him his how i in into
+    is it its me my of off on onto or our out over she so some than that the their them then there
+    these they this those through to too under up us was we were what when where which while who
+    will with you your""".split())
+STANDIN_EOS_RANK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Parameters of the planted world; a noise is the length of what is added to unit vectors."""
+
+    seed: int = 0
+    train_queries: int = 4000
+    val_queries: int = 300
+    test_queries: int = 300
+    video_dim: int = 96
+    text_dim: int = 64
+    min_clips: int = 20
+    max_clips: int = 32
+    min_concepts: int = 2  # that a query names
+    max_concepts: int = 10
+    shared_videos: float = 0.3  # share of videos with a second query: of a distractor of the first
+    multi_windows: float = 0.2  # share of queries with several windows
+    distractors: int = 1  # stretches per video that show some, but not all, of a query's concepts
+    swaps: float = 0.4  # share of a query's concepts that a distractor lacks at most; at least one
+    extras: float = 0.3  # concepts that each stretch shows beside its own, as a share of these
+    topic_size: int = 12  # concepts that a video's background prefers, ...
+    topic_weight: float = 4.0  # ... and how many times likelier than others they are
+    faintest: float = 0.7  # concepts are shown with a strength between this and 1
+    annotator_noise: float = 0.5  # standard deviation, in saliency grades
+    context: float = 0.2  # share of its neighbours in a word's feature
+    word_signal: float = 1.0  # 0: word features are noise
+    eos_rank: int = 3  # 0: [EOS] is noise
+    eos_noise: float = 0.6
+    video_noise: float = 0.4
+
+    def __post_init__(self):
+        # Each scene needs a clip, and one before the next.
+        most_scenes = MAX_WINDOWS + 2 * self.distractors + 1
+        limits = {
+            'video_dim': (1, math.inf),
+            'text_dim': (1, math.inf),
+            'min_clips': (2 * most_scenes - 1, self.max_clips),
+            'min_concepts': (2, self.max_concepts),
+            'max_concepts': (2, 10),
+            'shared_videos': (0, 1 if self.distractors else 0),
+            'multi_windows': (0, 1),
+            'distractors': (0, MAX_WINDOWS),
+            'swaps': (0, 0.5),
+            'extras': (0, 1),
+            'topic_size': (0, len(CONCEPTS)),
+            'topic_weight': (1, math.inf),
+            'faintest': (0, 1),
+            'word_signal': (0, 1),
+            'eos_rank': (0, self.text_dim),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(
+                    f'world.{name} is {getattr(self, name)}, expected {low} to {high}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """The fixed random vectors of a world.
+
+    Attributes:
+        video: float32[V, video_dim], unit vectors of CONCEPTS in clip features.
+        text: float32[V + F, text_dim], unit vectors of CONCEPTS, then of FUNCTION_WORDS.
+        start: float32[text_dim], the start-of-text row.
+        summary: float32[text_dim, text_dim] of rank eos_rank. It takes the sum of a query's concept
+            vectors to [EOS], up to length and noise.
+    """
+
+    video: np.ndarray
+    text: np.ndarray
+    start: np.ndarray
+    summary: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Clips [start, end) that show `concepts` and, whatever their strength, `extras` (ids)."""
+
+    start: int
+    end: int
+    concepts: tuple[int, ...]
+    extras: tuple[int, ...]
+
+
+def concept_maps(world):
+    """Returns the Maps of a world; with another eos_rank, only `summary` is another one."""
+    rng = np.random.default_rng([world.seed, 0])
+    video = _unit(rng.standard_normal((len(CONCEPTS), world.video_dim)))
+    text = _unit(rng.standard_normal((len(WORD_IDS), world.text_dim)))
+    start = _unit(rng.standard_normal(world.text_dim))
+    down, up = rng.standard_normal((2, world.text_dim, world.text_dim))
+    summary = down[:, :world.eos_rank] @ up[:world.eos_rank] / world.text_dim
+    return Maps(*(array.astype(np.float32) for array in (video, text, start, summary)))
+
+
+def generate(world, folder):
+    """Writes the world's annotations and features into `folder`, whole or not at all.
+
+    Args:
+        world: a World, or a config node with the same attributes.
+        folder: gets `{split}.jsonl`, `video/{vid}.npz`, `text/qid{qid}.npz` and `world.json`.
+
+    Returns:
+        The folder's path. A folder that holds this very world already is left as it is.
+
+    Raises:
+        UserError: a parameter is out of range, or `folder` holds something else.
+    """
+    fields = dataclasses.fields(World)
+    world = World(**{field.name: getattr(world, field.name) for field in fields})
+    record = {'version': VERSION, **dataclasses.asdict(world)}
+    return _fill_once(folder, 'world.json', record, functools.partial(_write_world, world))
+
+
+def _write_world(world, folder):
+    maps = concept_maps(world)
+    seen = set()
+    qids = itertools.count()
+    for split_id, split in enumerate(SPLITS, start=1):
+        left = getattr(world, f'{split}_queries')
+        with open(folder / f'{split}.jsonl', 'w', encoding='utf-8') as annotations:
+            for index in itertools.count():
+                if left == 0:
+                    break
+                # A stream per video, and no draw hangs on eos_rank, word_signal or a noise: worlds
+                # that differ in these share sentences and windows, a controlled comparison.
+                rng = np.random.default_rng([world.seed, split_id, index])
+                sentences, scenes = _draw_video(rng, world, left > 1, seen)
+                visible = _visibility(rng, world, scenes)
+                vid = f'{split}_{index:05d}'
+                clips = _clip_features(rng, visible, maps.video, world.video_noise)
+                _save(folder / 'video', vid, features=clips)
+                for sentence in sentences:
+                    qid = next(qids)
+                    row = {'qid': qid, 'query': ' '.join(sentence),
+                           'duration': SALIENCY_SECONDS * len(visible), 'vid': vid,
+                           **_annotate(rng, world, sentence, scenes, visible)}
+                    annotations.write(json.dumps(row) + '\n')
+                    rows = _text_features(rng, world, maps, sentence)
+                    _save(folder / 'text', f'qid{qid}', last_hidden_state=rows)
+                left -= len(sentences)
+
+
+# Sentences
+
+
+def _draw_sentence(rng, world, seen):
+    """Draws the words of a sentence that names min_concepts to max_concepts different concepts."""
+    while True:
+        count = int(rng.integers(world.min_concepts, world.max_concepts + 1))
+        fewest = math.ceil(count / MAX_CLAUSE_CONCEPTS)
+        sizes = [2] * int(rng.integers(fewest, min(MAX_CLAUSES, count // 2) + 1))
+        for _ in range(count - sum(sizes)):
+            sizes[rng.choice([i for i, n in enumerate(sizes) if n < MAX_CLAUSE_CONCEPTS])] += 1
+        pools = {name: rng.permutation(words).tolist() for name, words in LEXICON.items()}
+        articles = () if rng.random() < 0.3 else ARTICLES
+        words = str(rng.choice(OPENERS)).split() if rng.random() < 0.3 else []
+        for i, size in enumerate(sizes):
+            words += [str(rng.choice(JOINTS))] if i else []
+            words += _draw_clause(rng, size, pools, articles)
+        if MIN_WORDS <= len(words) <= MAX_WORDS and tuple(words) not in seen:
+            return tuple(words)
+
+
+def _draw_clause(rng, size, pools, articles):
+    """Draws a clause with `size` concepts, which it takes out of the pools."""
+    handles = size > 2 and rng.random() < 0.5
+    options = ['actor attribute', 'manner', 'place'] + ['object attribute'] * handles
+    chosen = set(rng.choice(options, size - 2 - handles, replace=False))
+
+    def noun(name):
+        article = [str(rng.choice(articles))] if articles else []
+        attribute = [pools['attribute'].pop()] if f'{name} attribute' in chosen else []
+        return article + attribute + [pools[name].pop()]
+
+    words = noun('actor') + [pools['handling' if handles else 'motion'].pop()]
+    if handles:
+        words += noun('object')
+    if 'manner' in chosen:
+        words.append(pools['manner'].pop())
+    if 'place' in chosen:
+        words += [str(rng.choice(PREPOSITIONS))] + noun('place')
+    return words
+
+
+def _swap_concepts(rng, words, least, most):
+    """Swaps a share of a sentence's concepts, from least to most, at least one, in their class."""
+    places = [i for i, word in enumerate(words) if word in WORD_CLASS]
+    low, high = (max(1, int(share * len(places))) for share in (least, most))
+    swapped = list(words)
+    for i in rng.choice(places, int(rng.integers(low, high + 1)), replace=False):
+        others = [w for w in LEXICON[WORD_CLASS[words[i]]] if w not in {*words, *swapped}]
+        swapped[i] = str(rng.choice(others))
+    return tuple(swapped)
+
+
+def _concept_ids(words):
+    return tuple(WORD_IDS[word] for word in words if word in WORD_CLASS)
+
+
+# Videos
+
+
+def _draw_video(rng, world, may_share, seen):
+    """Draws a video's one or two sentences, adds them to `seen`, and its scenes from end to end."""
+    several = rng.random() < world.multi_windows
+    shared = rng.random() < world.shared_videos and may_share
+    while True:
+        sentence = _draw_sentence(rng, world, seen)
+        decoys = [_swap_concepts(rng, sentence, 0, world.swaps) for _ in range(world.distractors)]
+        if shared and several:
+            decoys = decoys[:1] * len(decoys)  # so that the second query has several windows, too
+        # Scenes that resemble one another without the query: likeness alone must not tell.
+        foil = _swap_concepts(rng, sentence, 1, 1)
+        foils = [foil, *(_swap_concepts(rng, foil, 0, world.swaps) for _ in decoys)]
+        sentences = [sentence, decoys[0]] if shared else [sentence]
+        if not seen.intersection(sentences):
+            break
+    seen.update(sentences)
+    windows = int(rng.integers(2, MAX_WINDOWS + 1)) if several else 1
+    clips = int(rng.integers(world.min_clips, world.max_clips + 1))
+    lengths = [*_draw_lengths(rng, clips, windows),
+               *_draw_lengths(rng, clips, len(decoys) + len(foils))]
+    planted = [_concept_ids(words) for words in [sentence] * windows + decoys + foils]
+    order = rng.permutation(len(planted))
+    starts, ends = _lay_out(rng, clips, np.array(lengths)[order])
+    stretches = list(zip(starts, ends, [planted[i] for i in order], strict=True))
+    return sentences, _add_background(rng, world, clips, stretches)
+
+
+def _draw_lengths(rng, clips, count):
+    """Draws lengths of 1 to 0.7 / count of the clips, log-uniform: short ones more often."""
+    longest = 0.7 * clips / max(count, 1)
+    lengths = np.exp(rng.uniform(math.log(1.35), math.log(longest + 0.5), count))
+    return np.rint(lengths).astype(int)
+
+
+def _lay_out(rng, clips, lengths):
+    """Places stretches in order, at random, at least a clip apart: their starts and ends int[K]."""
+    lengths = lengths.copy()
+    between = len(lengths) - 1
+    while lengths.sum() + between > clips:
+        lengths[lengths.argmax()] -= 1
+    spare = clips - lengths.sum() - between
+    gaps = rng.multinomial(spare, rng.dirichlet(np.ones(between + 2)))
+    gaps[1:-1] += 1
+    ends = np.cumsum(gaps[:-1] + lengths)
+    return (ends - lengths).tolist(), ends.tolist()
+
+
+def _add_background(rng, world, clips, stretches):
+    """Makes scenes of the planted (start, end, concepts) and fills the clips between them.
+
+    A background scene shows as many concepts as a planted one, so that only the query tells which
+    is meant, but less than half of those of any planted one.
+    """
+    planted = sorted({concepts for _, _, concepts in stretches})
+    planted_ids = sorted({i for concepts in planted for i in concepts})
+    size = len(planted[0])
+    extras = round(world.extras * size)
+    weights = np.ones(len(CONCEPTS))
+    weights[rng.choice(len(CONCEPTS), world.topic_size, replace=False)] = world.topic_weight
+
+    def draw(count, banned):
+        allowed = weights.copy()
+        allowed[banned] = 0
+        return rng.choice(len(CONCEPTS), count, False, allowed / allowed.sum()).tolist()
+
+    scenes = []
+    end = 0
+    for start, stop, concepts in [*stretches, (clips, clips, ())]:
+        while end < start:
+            begin, end = end, min(start, end + int(rng.integers(2, 9)))
+            banned = [i for ids in planted for i in rng.permutation(ids)[:size // 2 + 1]]
+            shown = draw(size + extras, banned)
+            scenes.append(Scene(begin, end, tuple(shown[:size]), tuple(shown[size:])))
+        if start < stop:
+            scenes.append(Scene(start, stop, concepts, tuple(draw(extras, planted_ids))))
+        end = stop
+    return scenes
+
+
+def _visibility(rng, world, scenes):
+    """Returns the strength float[T, V] with which clips show concepts, 0 where they do not.
+
+    A scene's concepts grow strong and faint together, and one clip shows them at their best; its
+    extras vary on their own, so that the mixture tells the saliency even after normalisation.
+    """
+    visible = np.zeros((scenes[-1].end, len(CONCEPTS)))
+    for scene in scenes:
+        span = scene.end - scene.start
+        quality = world.faintest + (1 - world.faintest) * np.cbrt(rng.random(span))
+        quality[rng.integers(span)] = 1
+        strengths = quality[:, None] + 0.1 * rng.standard_normal((span, len(scene.concepts)))
+        visible[scene.start:scene.end, scene.concepts] = strengths.clip(world.faintest, 1)
+        strengths = rng.uniform(world.faintest, 1, (span, len(scene.extras)))
+        visible[scene.start:scene.end, scene.extras] = strengths
+    return visible
+
+
+def _annotate(rng, world, sentence, scenes, visible):
+    """Returns a query's windows, its relevant clips and three annotators' grades 0..4 of each."""
+    ids = _concept_ids(sentence)
+    windows = [(scene.start, scene.end) for scene in scenes if set(scene.concepts) == set(ids)]
+    clips = [clip for start, end in windows for clip in range(start, end)]
+    share = visible[np.ix_(clips, ids)].mean(axis=1)
+    opinions = world.annotator_noise * rng.standard_normal((len(clips), 3))
+    grades = np.rint(4 * share[:, None] + opinions).clip(0, 4).astype(int)
+    seconds = [[SALIENCY_SECONDS * start, SALIENCY_SECONDS * end] for start, end in windows]
+    return {'relevant_clip_ids': clips, 'saliency_scores': grades.tolist(),
+            'relevant_windows': seconds}
+
+
+# Features
+
+
+def _unit(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def _noise(rng, rows, width):
+    """Returns normal noise float32[rows, width], rows having a length of about 1."""
+    return rng.standard_normal((rows, width), dtype=np.float32) / np.float32(math.sqrt(width))
+
+
+def _clip_features(rng, strengths, vectors, noise):
+    """Returns [T, D]: the sums of vectors[K, D] by strengths[T, K], normalised, and noise."""
+    # No matmul: on such small arrays the threads of BLAS cost more than they save, and they are
+    # free to round in another order from run to run.
+    clean = _unit(np.einsum('tk,kd->td', strengths.astype(np.float32), vectors))
+    return clean + noise * _noise(rng, *clean.shape)
+
+
+def _text_features(rng, world, maps, sentence):
+    """Returns [L + 2, text_dim] in the CLIP layout: start-of-text, words, [EOS]."""
+    vectors = maps.text[[WORD_IDS[word] for word in sentence]]
+    around = np.pad(vectors, ((1, 1), (0, 0)))
+    words = _unit(vectors + world.context / 2 * (around[:-2] + around[2:]))
+    noise = _noise(rng, len(sentence) + 1, world.text_dim)
+    words = _unit(world.word_signal * words + (1 - world.word_signal) * noise[1:])
+    summary = _unit(maps.text[list(_concept_ids(sentence))].sum(axis=0) @ maps.summary)
+    eos = summary + (world.eos_noise if world.eos_rank else 1) * noise[0]
+    return np.concatenate([maps.start[None], words, eos[None]])
+
+
+# Stand-in features of real annotation files
+
+
+def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, seed, limit=0,
+             domain='', text_folder='text', text_key=TEXT_KEY, video_parts=('',), duration_unit=1.0,
+             video_noise=0.5, eos_noise=0.3):
+    """Writes features for the real queries of annotation files, by the rules of the planted world.
+
+    A concept is a lower-cased word without punctuation that is no stop word. Clips in a query's
+    windows show its concepts, more where the annotators' mean saliency is higher; some other
+    stretch shows half of them; all clips show random words of the file's other queries. Where every
+    clip has a `label`, a video has as many clips, which show the concepts as their labels say. A
+    query without either (a hidden test set) plants nothing but that stretch.
+
+    Args:
+        annotations: {split: path of a jsonl file}. They stay where they are: `standin.json` in the
+            folder names each with its SHA-256.
+        folder: gets `{stream}/{vid}{part}.npz`, `{text_folder}/qid{qid}.npz` and `standin.json`.
+        video_dims: {stream: width}.
+        layout: key of TEXT_LAYOUTS.
+        clip_length: seconds.
+        limit: use the first `limit` records of each file; 0: all.
+        domain: use only the records of this domain; '': all.
+        text_key: name of a query's array.
+        video_parts: ends of the names of the files that a stream's columns are spread over.
+        duration_unit: seconds that a 1 in the field `duration` stands for.
+
+    Returns:
+        The folder's path. A folder that holds this very stand-in already is left as it is.
+
+    Raises:
+        UserError: an unknown layout, a record we cannot use, or `folder` holds something else.
+    """
+    if layout not in TEXT_LAYOUTS:
+        raise UserError(f'layout is {layout!r}, expected one of {sorted(TEXT_LAYOUTS)}')
+    settings = {'video_dims': dict(video_dims), 'text_dim': text_dim, 'layout': layout,
+                'clip_length': clip_length, 'seed': seed, 'limit': limit, 'domain': domain,
+                'text_folder': text_folder, 'text_key': text_key,
+                'video_parts': list(video_parts), 'duration_unit': duration_unit,
+                'video_noise': video_noise, 'eos_noise': eos_noise}
+    paths = {split: pathlib.Path(path).resolve() for split, path in annotations.items()}
+    for split, path in paths.items():
+        if not path.is_file():
+            raise UserError(f'{path}: no annotation file of split {split!r} (data.annotations; '
+                            'annotations=FOLDER after the config names the folder)')
+    sources = {split: {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+               for split, path in paths.items()}
+    record = {'version': VERSION, **settings, 'annotations': sources}
+    files = list(dict.fromkeys(paths.values()))  # two splits may be one file
+    return _fill_once(folder, 'standin.json', record,
+                      functools.partial(_write_standin, settings, files))
+
+
+def simulate_data(data, seed):
+    """Runs `simulate` for a config's `data` section: features that it then reads."""
+    return simulate(
+        datasets.annotation_files(data), data.root,
+        video_dims=dict(zip(data.video_dirs, data.video_dims, strict=True)),
+        text_dim=data.text_dim, text_folder=data.text_dir, text_key=data.text_key,
+        layout=data.text_layout, clip_length=data.clip_length, seed=seed, limit=data.limit,
+        domain=data.domain, video_parts=data.video_parts, duration_unit=data.duration_unit)
+
+
+def _write_standin(settings, files, folder):
+    videos = collections.defaultdict(list)
+    vocabulary_of = {}
+    for path in files:
+        records = _read_records(path, settings)
+        vocabulary = sorted({word for record in records for word in _content(record['query'])})
+        for record in records:
+            vocabulary_of.setdefault(record['vid'], vocabulary)
+            videos[record['vid']].append(record)
+    # Vectors that fall out of the cache are made again: memory does not grow with the vocabulary.
+    vector = functools.lru_cache(maxsize=4096)(
+        functools.partial(_hashed_vector, settings['seed']))
+    queries, clips_written = 0, 0
+    for vid, records in videos.items():
+        rng = _hashed_rng(settings['seed'], 'video', vid)
+        clip_length = settings['clip_length']
+        seconds = max(record['duration'] for record in records) * settings['duration_unit']
+        clips = len(records[0].get('label') or ()) or math.ceil(seconds / clip_length)
+        edges = clip_length * np.arange(clips + 1)
+        shown, strengths = _show_queries(rng, records, vocabulary_of[vid], edges)
+        for stream, width in settings['video_dims'].items():
+            vectors = np.stack([sum((vector(stream, word, width) for word in words),
+                                    start=np.zeros(width, np.float32)) for words in shown])
+            features = _clip_features(rng, strengths, vectors, settings['video_noise'])
+            parts = settings['video_parts']
+            for part, columns in zip(parts, np.array_split(features, len(parts), axis=1)):
+                _save(folder / stream, vid + part, features=columns)
+        for record in records:
+            rows = _standin_text(vector, record, settings)
+            _save(folder / settings['text_folder'], f'qid{record["qid"]}',
+                  **{settings['text_key']: rows})
+        queries += len(records)
+        clips_written += clips
+    print(f'wrote features of {len(videos)} videos ({clips_written} clips) and {queries} queries')
+
+
+def _show_queries(rng, records, vocabulary, edges):
+    """Returns what clips between `edges` (seconds) show: K lists of words and float[T, K]."""
+    clips = len(edges) - 1
+    planted = [_planted_strength(record, edges) for record in records]
+    free = np.flatnonzero(np.sum(planted, axis=0) == 0)
+    shown, strengths = [], []
+    for record, strength in zip(records, planted, strict=True):
+        words = _content(record['query'])
+        rng.shuffle(words)
+        decoy = np.zeros(clips)
+        if free.size:
+            first = rng.integers(free.size)
+            decoy[free[first:first + 1 + rng.integers(clips // 4 + 1)]] = 1
+        half = math.ceil(len(words) / 2)
+        shown += [words[:half], words[half:]]
+        strengths += [strength, strength + decoy]
+    quiet = 1 - np.max(planted, axis=0) / 2  # the background is fainter where a query is shown
+    end = 0
+    while end < clips:
+        begin, end = end, end + int(rng.integers(2, 9))
+        shown.append([vocabulary[i] for i in rng.integers(len(vocabulary), size=4)])
+        strengths.append(np.zeros(clips))
+        strengths[-1][begin:end] = quiet[begin:end]
+    return shown, np.stack(strengths, axis=1)
+
+
+def _planted_strength(record, edges):
+    """Returns how strongly clips show a query: float[T] in 0..1; ungraded clips count as 4."""
+    if record.get('label'):
+        grades = np.mean(record['label'], axis=1)[:len(edges) - 1]
+        scaled = (grades - grades.min()) / (np.ptp(grades) or 1)
+        return np.pad(scaled, (0, len(edges) - 1 - len(scaled)))
+    share = np.zeros(len(edges) - 1)
+    for start, end in record.get('relevant_windows') or ():
+        overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+        share += np.maximum(overlap, 0) / np.diff(edges)
+    grades = np.full(math.ceil(edges[-1] / SALIENCY_SECONDS) + 1, 4.0)
+    if record.get('relevant_clip_ids') and record.get('saliency_scores'):
+        grades[record['relevant_clip_ids']] = np.mean(record['saliency_scores'], axis=1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    return np.minimum(share, 1) * (4 + grades[(middles // SALIENCY_SECONDS).astype(int)]) / 8
+
+
+def _standin_text(vector, record, settings):
+    """Returns text rows [R, text_dim] as the layout prescribes; [EOS] is a low-rank summary."""
+    width, layout = settings['text_dim'], TEXT_LAYOUTS[settings['layout']]
+    rng = _hashed_rng(settings['seed'], 'text', record['qid'])
+    prompt = [vector('prompt', str(i), width) for i in range(layout.start)]
+    words = [vector('text', _plain(word), width) for word in record['query'].split()]
+    if not layout.has_eos:
+        return np.stack([*prompt, *words])
+    code = sum(vector('summary', word, STANDIN_EOS_RANK) for word in _content(record['query']))
+    basis = np.stack([vector('basis', str(i), width) for i in range(STANDIN_EOS_RANK)])
+    eos = _unit(np.einsum('k,kd->d', code, basis))
+    eos = eos + settings['eos_noise'] * _noise(rng, 1, width)[0]
+    return np.stack([*prompt, *words, eos])
+
+
+def _plain(word):
+    return word.lower().strip(string.punctuation)
+
+
+def _content(query):
+    """Returns a query's different words without stop words; all of them if there are no others."""
+    words = list(dict.fromkeys(_plain(word) for word in query.split()))
+    return [word for word in words if word and word not in STOP_WORDS] or words
+
+
+def _hashed_rng(*key):
+    """Returns a generator that is the same in every process and whatever was drawn before."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()))
+
+
+def _hashed_vector(seed, space, word, width):
+    return _unit(_hashed_rng(seed, space, word).standard_normal(width, dtype=np.float32))
+
+
+# Files
+
+
+def _read_records(path, settings):
+    """Returns the records of an annotation file; UserError names file and line of a bad one."""
+    records, domain = [], settings['domain']
+    with open(path, encoding='utf-8') as lines:
+        for number, line in enumerate(lines, start=1):
+            if settings['limit'] and len(records) == settings['limit']:
+                break
+            try:
+                record = json.loads(line)
+                problem = _problem(record)
+            except json.JSONDecodeError as error:
+                problem = f'no JSON ({error}), expected a record'
+            if problem:
+                raise UserError(f'{path}:{number}: {problem}')
+            if not domain or record.get('domain') == domain:
+                records.append(record)
+    if not records:
+        raise UserError(f'{path}: no record' + f' of domain {domain!r}' * bool(domain))
+    return records
+
+
+def _problem(record):
+    """Says in a line why features cannot be made for a record; '' if they can."""
+    missing = [name for name in ('qid', 'query', 'vid', 'duration') if name not in record]
+    if missing:
+        return f'no field {missing[0]}, expected qid, query, vid and duration'
+    for name in ('qid', 'vid'):  # both become file names
+        if pathlib.PurePath(str(record[name])).name != str(record[name]):
+            return f'{name} is {record[name]!r}, expected a name without folders'
+    if not record['query'].split():
+        return f'query is {record["query"]!r}, expected words'
+    if not 0 < record['duration'] < math.inf:
+        return f'duration is {record["duration"]}, expected a positive number of seconds'
+    return ''
+
+
+def _save(folder, name, **arrays):
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / f'{name}.npz', **{k: array.astype(np.float16) for k, array in arrays.items()})
+
+
+def _fill_once(folder, record_name, record, write):
+    """Makes `folder` with `write(path)`, so that it and its record are there when whole, or never.
+
+    Raises:
+        UserError: `folder` exists with other contents.
+    """
+    folder = pathlib.Path(folder)
+    if _holds(folder, record_name, record):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
+        unfinished = pathlib.Path(scratch, folder.name)
+        unfinished.mkdir()
+        write(unfinished)
+        text = json.dumps(record, indent=1) + '\n'
+        (unfinished / record_name).write_text(text, encoding='utf-8')
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            # Another process may have made it meanwhile: renaming never replaces a filled folder.
+            if not _holds(folder, record_name, record):
+                raise
+    return folder
+
+
+def _holds(folder, record_name, record):
+    """Says whether `folder` holds what `record` says; UserError if it holds anything else."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / record_name).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        raise UserError(
+            f'{folder}: no readable {record_name} in it, expected a new or empty folder') from None
+    if found != record:
+        differing = ', '.join(f'{key} {found.get(key)!r}, asked for {record.get(key)!r}'
+                              for key in sorted({*found, *record})
+                              if found.get(key) != record.get(key))
+        raise UserError(f'{folder}: holds other data, expected the same or none: {differing}')
+    return True

@@ -1,0 +1,1 @@
+"""How far a model leans on [EOS]: attention, ablation, reports."""

@@ -1,0 +1,321 @@
+"""Mode `analyse`: how much do trained models lean on [EOS], and how much on the words?
+
+The diagnosis of the DualGround paper (arXiv 2510.20244, section 3) for any model of this project
+that returns its attention. docs/analysis.md tells what each number is.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from data_pipelines import datasets, pipeline, tokens
+from data_pipelines.errors import ConfigError
+from dualground_jax import evaluate, train
+from dualground_jax import state as state_lib
+from dualground_jax.analysis import ablation, attention, comparison, phrases, report
+from dualground_jax.metrics import score
+
+VERSION = 1  # raise it when reports of the same settings become others
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an analysis looks at; a finished one with the same settings is kept."""
+
+    splits: tuple[str, ...]
+    limit: int
+    examples: int
+    tokenizer: str
+
+
+def run(values) -> None:
+    """Analyses the run in --workdir, or all runs in the folders below it and then compares them.
+
+    Writes `<run>/analysis/`, whole or not at all; see `report`.
+
+    Raises:
+      CheckpointError: there is no run.
+      ConfigError: the same split twice or none.
+      DataError: a split's files are bad.
+      UserError: the model returns no attention.
+    """
+    settings = Settings(tuple(values.splits), values.limit, values.examples, values.tokenizer)
+    if not settings.splits or len(set(settings.splits)) < len(settings.splits):
+        raise ConfigError(f'--splits={",".join(settings.splits)}: expected different splits')
+    root = pathlib.Path(values.workdir)
+    workdirs = [root] if (root / 'checkpoints').is_dir() else sorted(
+        path.parent for path in root.rglob('checkpoints') if path.is_dir())
+    if not workdirs:
+        raise state_lib.CheckpointError(f'{root}: no checkpoint here or in a folder below')
+    reports = {}
+    for workdir in workdirs:
+        reports[str(workdir.relative_to(root))] = analyse_run(workdir, settings)
+        jax.clear_caches()  # each run compiles its own programs
+    if workdirs != [root]:
+        with new_folder(root / 'analysis') as folder:
+            comparison.write(reports, folder)
+        print(f'wrote {root / "analysis"}, runs: {", ".join(reports)}')
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A fresh folder that takes the place of `path` once it is complete."""
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix='.analysis', dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
+    """Analyses a run's best checkpoint; returns its report."""
+    checkpoints = state_lib.Checkpoints(str(workdir))
+    config = checkpoints.config('best')
+    path = workdir / 'analysis' / 'report.json'
+    asked = dict(dataclasses.asdict(settings), splits=list(settings.splits),
+                 version=VERSION, step=checkpoints.step('best'))
+    if path.exists() and (found := json.loads(path.read_text()))['settings'] == asked:
+        print(f'{path}: kept, its settings are the same; delete it to make it anew\n'
+              + report.summary(found))
+        return found
+
+    # ---- Data: everything is read and checked before any device time is spent ----------------
+    if config.world:
+        from data_pipelines import world
+
+        world.generate(config.world, config.data.root)
+    with config.unlocked():
+        config.data.limit = settings.limit or config.data.limit
+    splits = [load_split(config, name, settings) for name in settings.splits]
+
+    # ---- Model -------------------------------------------------------------------------------
+    seen = attention.seen_roles(config)
+    mesh = state_lib.make_mesh(config.mesh)
+    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    abstract = state_lib.abstract_state(config, mesh)
+    params = checkpoints.restore('best', abstract)[0].eval_params
+    analyst = Analyst(config, mesh, params, seen)
+
+    # ---- Analysis ----------------------------------------------------------------------------
+    with new_folder(path.parent) as folder:
+        found = dict(
+            model=config.model.name,
+            seed=config.seed,
+            settings=asked,
+            selection=list(config.evaluate.selection),
+            seen_roles=[tokens.ROLES[role] for role in sorted(seen)],
+            config=json.loads(config.to_json()),
+            versions=train.versions(),
+            splits={},
+        )
+        figures = []
+        for split in splits:
+            started = time.monotonic()
+            found['splits'][split.name], scatter, examples = analyst.analyse(
+                split, folder, settings)
+            figures.append((split.name, scatter, examples))
+            logging.info('%s: %d queries of %s analysed in %.1f s', workdir, len(split.records),
+                         split.name, time.monotonic() - started)
+        report.write(found, figures, folder)
+    print(report.summary(found))
+    print(f'wrote {path.parent}')
+    return found
+
+
+def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Split:
+    """A split in which punctuation has a role of its own, where it can be told."""
+    split = datasets.load_split(config.data, name)
+    evaluate.report_problems(split)
+    roles = [
+        tokens.mark_punctuation(
+            role, tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
+        )
+        for record, role in zip(split.records, split.roles, strict=True)
+    ]
+    return dataclasses.replace(split, roles=roles)
+
+
+class Analyst:
+    """A model with its parameters, and the compiled function that looks at it."""
+
+    def __init__(self, config: ConfigDict, mesh, params, seen: set[int]):
+        self.config, self.params, self.seen = config, params, seen
+        self.sharding = state_lib.batch_sharding(mesh)
+
+        def look(out, batch):
+            of_phrases = {name: out[name] for name in phrases.FIELDS if name in out}
+            return attention.observe(out), of_phrases
+
+        # One program for all: another one without the attention takes longer to compile than it
+        # saves on most splits. What is not fetched stays on the device.
+        self.look = evaluate.make_predict_step(config, mesh, look)
+
+    def predict(self, split: datasets.Split, batch: dict) -> tuple[list[dict], Callable]:
+        """Predictions of a batch, and a function that fetches what `look` returned of it."""
+        found = self.look(self.params, jax.device_put(batch, self.sharding))
+        windows, saliency = jax.device_get(found[:2])
+        rows = evaluate.batch_predictions(split, batch['index'], windows, saliency)
+        return rows, lambda: jax.device_get(found[2])
+
+    def analyse(
+        self, split: datasets.Split, folder: pathlib.Path, settings: Settings
+    ) -> tuple[dict, dict, list[dict]]:
+        """Goes through a split once.
+
+        Args:
+          split: the queries.
+          folder: gets `queries_<split>.csv`, a row per query.
+          settings: which of the queries are shown, and the tokenizer that names their words.
+
+        Returns:
+          (the split's part of the report, the points of the scatter plot, the examples).
+        """
+        words = np.array([len(record.query.split()) for record in split.records])
+        bins = {name: (low < words) & (words <= high)
+                for name, (low, high) in score.QUERY_LENGTHS.items()}
+        wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
+        changes = Ablations(split, self.seen, self.config)
+        study, phrase_study, examples = None, phrases.PhraseStudy(), []
+        batches = pipeline.eval_batches(
+            split, self.config.data, batch_size=self.config.evaluate.batch_size)
+        with report.Table(folder / f'queries_{split.name}.csv') as table:
+            for index, batch in batches:
+                rows, fetch = self.predict(split, batch)
+                found, of_phrases = fetch()
+                changes.add('full', rows)
+                for name, changed in changes.edited(batch):
+                    changes.add(name, self.predict(split, changed)[0])
+
+                study = study or attention.AttentionStudy(*found['heads'].shape[1:3])
+                for row, values in zip(rows, study.add(found, batch), strict=True):
+                    table.add(dict(qid=row['qid'], words=len(row['query'].split()), **values))
+                if of_phrases:
+                    phrase_study.add(of_phrases, batch)
+                for place in np.flatnonzero(np.isin(index, wanted)):
+                    picked = jax.tree.map(lambda x, b=place: x[b], (found, of_phrases))
+                    examples.append(example(split, index[place], rows[place], picked,
+                                            self.config.data.clip_length, settings.tokenizer))
+        part = dict(queries=len(words), **study.results(bins))
+        part |= changes.results(tuple(self.config.evaluate.selection), words)
+        if phrase_study.rows:
+            part['phrases'] = phrase_study.results()
+        return part, scatter(study), examples
+
+
+class Ablations:
+    """The conditions of a split, each distinct one with its scores."""
+
+    def __init__(self, split: datasets.Split, seen: set[int], config: ConfigDict):
+        self.split = split
+        there = set().union(*(np.unique(roles).tolist() for roles in split.roles))
+        self.same_as = ablation.distinct_conditions(seen & there)
+        self.partners = ablation.partners(split.source_index)
+        if not evaluate.has_labels(split, config.data):
+            self.same_as = {}
+        if self.partners is None:
+            self.same_as = {name: same for name, same in self.same_as.items()
+                            if not ablation.CONDITIONS[name].swapped}
+        annotations = evaluate.ground_truth(split)
+        self.scorers = {name: ablation.Scorer(annotations, config.evaluate.protocol)
+                        for name in self.same_as.values()}
+
+    def edited(self, batch: dict):
+        """Yields (name, batch) of each distinct condition but the unchanged one."""
+        index = batch['index']
+        if self.partners is not None:
+            drawn = np.where(index >= 0, self.partners[index], 0)
+            other = ablation.texts_of(self.split, drawn, batch)
+        else:
+            other = None
+        for name in self.scorers:
+            if name != 'full':
+                yield name, ablation.edit_text(batch, ablation.CONDITIONS[name], other)
+
+    def add(self, name: str, rows: list[dict]) -> None:
+        """Takes the predictions of a batch; nothing is scored without labels."""
+        if name in self.scorers:
+            self.scorers[name].add(rows)
+
+    def results(self, selection: tuple[str, ...], words: np.ndarray) -> dict:
+        """The ablation's part of the report; empty without labels.
+
+        Args:
+          selection: metrics whose mean is called performance.
+          words: int[Q], words of each query.
+        """
+        found = {name: scorer.finish() for name, scorer in self.scorers.items()}
+        scores = {name: found[same] for name, same in self.same_as.items()}
+        resampled = ablation.resample(scores, selection) if scores else None
+        if resampled is None:
+            return dict(ablation={}, performance={}, same_as={}, reliance=None, gains={})
+        reliance = ablation.reliance(resampled)
+        if 'swap_text' in scores:
+            reliance['by_swapping'] = ablation.reliance(resampled, 'swap')
+        return dict(
+            ablation={name: values.brief() for name, values in scores.items()},
+            performance={name: resampled.interval(lambda p, name=name: p[name])
+                         for name in scores},
+            same_as={name: same for name, same in self.same_as.items() if name != same},
+            reliance=reliance,
+            gains=ablation.length_gains(scores, selection, words),
+        )
+
+
+def example(split, index, row, found, clip_length, tokenizer) -> dict:
+    """What the figures show of one query.
+
+    Args:
+      split: the queries.
+      index: of the query.
+      row: its prediction.
+      found: what `look` returned of it.
+      clip_length: seconds.
+      tokenizer: that names its words.
+    """
+    record, roles = split.records[index], split.roles[index]
+    seen, of_phrases = found
+    n_clips = len(split.saliency[index])
+    series = {tokens.ROLES[role]: seen['roles'][r, attention.POOLINGS.index('sum'), :n_clips]
+              for r, role in enumerate(attention.STUDIED) if seen['present'][r]}
+    shown = dict(
+        qid=record.qid, query=record.query, vid=record.vid, duration=record.duration,
+        clip_length=clip_length, roles=series, windows=record.windows.tolist(),
+        predictions=row['pred_relevant_windows'], saliency=row['pred_saliency_scores'],
+        labels=split.saliency[index].tolist(),
+    )
+    is_word = np.isin(roles, (tokens.WORD, tokens.PUNCTUATION))
+    rows = np.flatnonzero(is_word)
+    if of_phrases and tokens.ROLES[tokens.PHRASE] in series:
+        strings = tokens.word_strings(record.query, len(rows), tokenizer)
+        batched = {name: value[None] for name, value in of_phrases.items()}
+        shown['phrases'] = dict(
+            words=strings or [f'row {i}' for i in rows],
+            weights=phrases.word_weights(batched)[0][:, rows],
+            phrase_weights=of_phrases['phrase_weights'],
+            energy=of_phrases['phrase_energy'][:, :n_clips],
+        )
+    return shown
+
+
+def scatter(study: attention.AttentionStudy) -> dict:
+    """Clips' attention to the sentence token and the words, for the figure: x and y."""
+    for sentence in (tokens.EOS, tokens.MEAN):
+        x, y = study.sample(sentence, tokens.WORD, 'sum', limit=2000)
+        if len(x):
+            break
+    return dict(x=x, y=y)

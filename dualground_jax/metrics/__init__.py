@@ -1,0 +1,1 @@
+"""Official metrics of prediction files; nothing here imports JAX."""

@@ -1,0 +1,248 @@
+"""Rows of prediction and annotation files: reading, writing, and checking what is scored.
+
+Every check names the row's qid, the field, what was found and what was expected. Checks run on all
+rows at once; only where one fails is the culprit looked for.
+"""
+
+import gzip
+import json
+import numbers
+import os
+import pathlib
+import reprlib
+import sys
+import zlib
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from data_pipelines.errors import UserError
+
+
+class MetricsError(UserError):
+    """Predictions, annotations or a jsonl file that cannot be scored; the message is one line."""
+
+
+def load_jsonl(path):
+    """Reads a list of dicts from a `.jsonl` or `.jsonl.gz` file, skipping blank lines.
+
+    Raises:
+        MetricsError: the file can't be read, a line is not a JSON object, or the gzip stream is
+            damaged.
+    """
+    opener = gzip.open if str(path).endswith('.gz') else open
+    rows = []
+    number = 0
+    try:
+        with opener(path, 'rb') as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    rows.append(_parse_line(line, path, number))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise MetricsError(
+            f'{path}: damaged gzip stream after line {number} ({error}), '
+            'expected a complete .gz file') from error
+    except OSError as error:
+        raise MetricsError(f"{path}: can't be read: {error.strerror or error}") from error
+    return rows
+
+
+def _parse_line(line, path, number):
+    try:
+        row = json.loads(line.strip())
+    except ValueError as error:
+        # The parser sees one line only: its own line number would mislead.
+        reason = str(error).replace('line 1 column', 'column')
+        raise MetricsError(
+            f'{path}:{number}: malformed JSON ({reason}), expected one object per line') from error
+    if not isinstance(row, dict):
+        raise MetricsError(f'{path}:{number}: found {short(row)}, expected a JSON object')
+    return row
+
+
+def write_jsonl(path, rows):
+    """Writes one JSON object a line; the file appears whole or not at all."""
+    write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def write_json(path, value):
+    """Writes one JSON value, indented; the file appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_text(path, text):
+    """Writes a text; the file appears whole or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Values of each query for one block of `metrics.json`, whose numbers are their means.
+
+    Attributes:
+        weights: float64[Q], the query's weight in the mean; 0: it does not count.
+        values: metric -> float64[Q], or [Q, K] of K thresholds or annotators.
+    """
+
+    weights: np.ndarray
+    values: dict
+
+
+def in_parts(per_query, predictions, annotations, size=512):
+    """Returns the blocks of `per_query`, called with `size` rows at a time.
+
+    So that memory does not grow with the number of queries, nor one long list pads all others.
+    """
+    parts = [per_query(predictions[start:start + size], annotations[start:start + size])
+             for start in range(0, len(predictions), size)]
+    return {
+        name: Block(np.concatenate([part[name].weights for part in parts]),
+                    {metric: np.concatenate([part[name].values[metric] for part in parts])
+                     for metric in block.values})
+        for name, block in parts[0].items()
+    }
+
+
+@dataclass(frozen=True)
+class Field:
+    """One list-valued field of all rows: N entries laid end to end to check, padded to use."""
+
+    rows: list
+    source: str  # 'predictions' or 'annotations', for messages
+    name: str
+    counts: np.ndarray  # int[Q], entries per row, N in all
+
+    def numbers(self, width, expected):
+        """Returns float64[N, width], or float64[N] for width 0; raises on other content."""
+        shape = (width,) if width else ()
+        entries = list(chain.from_iterable(row[self.name] for row in self.rows))
+        if not entries:
+            return np.zeros((0, *shape))
+        try:
+            values = np.array(entries)
+        except ValueError:  # entries of unequal length: the slow check names the culprit
+            values = np.array(None)
+        plain = values.dtype.kind in 'iuf' and values.shape[1:] == shape
+        if not plain or not np.isfinite(values).all():
+            self.check([_is_entry(entry, width) for entry in entries], expected)
+            values = np.array(entries)
+        return values.astype(np.float64)
+
+    def check(self, good, expected):
+        """Raises MetricsError for the first entry that is not in `good` (bool[N])."""
+        bad = np.flatnonzero(np.logical_not(good))
+        if bad.size:
+            ends = np.cumsum(self.counts)
+            row = int(np.searchsorted(ends, bad[0], side='right'))
+            position = int(bad[0] - ends[row] + self.counts[row])
+            found = self.rows[row][self.name][position]
+            raise error_of(self.source, self.rows[row], f'{self.name}[{position}]',
+                         f'found {short(found)}, expected {expected}')
+
+    def check_rows(self, good, expected):
+        """Raises MetricsError for the first row that is not in `good` (bool[Q])."""
+        bad = np.flatnonzero(np.logical_not(good))
+        if bad.size:
+            row = self.rows[bad[0]]
+            raise error_of(self.source, row, self.name,
+                         f'found {short(row[self.name])}, expected {expected}')
+
+    def pad(self, values, fill):
+        """Returns values[N, ...] as [Q, max(counts) or 1, ...], `fill` behind each row's end."""
+        longest = max(int(self.counts.max()), 1)
+        padded = np.full((len(self.counts), longest, *values.shape[1:]), fill)
+        padded[np.arange(longest) < self.counts[:, None]] = values
+        return padded
+
+
+def field(rows, source, name):
+    """Returns the list-valued field `name` of all rows; raises MetricsError where it is not."""
+    for row in rows:
+        if name not in row:
+            raise error_of(source, row, name, 'missing, expected a list')
+        if not isinstance(row[name], (list, tuple, np.ndarray)):
+            raise error_of(source, row, name, f'found {short(row[name])}, expected a list')
+    return Field(rows, source, name, np.array([len(row[name]) for row in rows]))
+
+
+def predicted_windows(predictions):
+    """Returns the field `pred_relevant_windows` and its checked entries float64[N, 3]."""
+    predicted = field(predictions, 'predictions', 'pred_relevant_windows')
+    return predicted, predicted.numbers(3, 'three finite numbers [start, end, score]')
+
+
+def predicted_saliency(predictions):
+    """Returns the field `pred_saliency_scores` and its checked entries float64[N]."""
+    predicted = field(predictions, 'predictions', 'pred_saliency_scores')
+    predicted.check_rows(predicted.counts > 0, 'at least one score')
+    return predicted, predicted.numbers(0, 'a finite number')
+
+
+def is_number(value):
+    """Says whether a float holds the value."""
+    # Compared, not converted: JSON also yields integers that no float can hold.
+    return isinstance(value, numbers.Real) and bool(abs(value) <= sys.float_info.max)
+
+
+def _is_entry(entry, width):
+    if not width:
+        return is_number(entry)
+    is_row = isinstance(entry, (list, tuple, np.ndarray))
+    return is_row and len(entry) == width and all(is_number(value) for value in entry)
+
+
+def any_has(rows, name):
+    """Says whether any row has the field."""
+    return any(name in row for row in rows)
+
+
+def short(value):
+    """Returns the value as one short line."""
+    return ' '.join(reprlib.repr(value).split())
+
+
+def error_of(source, row, field, problem):
+    """Returns the MetricsError that names a row's qid and field."""
+    return MetricsError(f'{source} qid {short(row["qid"])}: field {field}: {problem}')
+
+
+def _by_qid(rows, source):
+    table = {}
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise MetricsError(
+                f'{source} row {number}: found {short(row)}, expected a dict with a qid')
+        qid = row.get('qid')
+        if not isinstance(qid, (str, numbers.Real)):
+            raise MetricsError(
+                f'{source} row {number}: field qid: found {short(qid)}, '
+                'expected a number or a string')
+        if qid in table:
+            raise MetricsError(
+                f'{source} qid {short(qid)}: field qid: duplicate in row {number}, '
+                'expected once')
+        table[qid] = row
+    return table
+
+
+def align(annotations, predictions):
+    """Returns the annotations in the order of the predictions, after checking the qids."""
+    predicted = _by_qid(predictions, 'predictions')
+    annotated = _by_qid(annotations, 'annotations')
+    for what, have, want in (('missing', predicted, annotated), ('extra', annotated, predicted)):
+        odd = [qid for qid in want if qid not in have]
+        if odd:
+            more = f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''
+            raise MetricsError(
+                f'predictions qid {short(odd[0])}{more}: field qid: {what}, '
+                f'expected the {len(annotated)} qids of the annotations')
+    if not predicted:
+        raise MetricsError('predictions and annotations: found no rows, expected at least one')
+    return [annotated[qid] for qid in predicted]

@@ -1,0 +1,1 @@
+"""Checkpoints of the public PyTorch code, read and written."""

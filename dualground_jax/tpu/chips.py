@@ -1,0 +1,191 @@
+"""TPU chips: what they are capable of at best, how they are wired, and the time a step needs."""
+
+import importlib.util
+import itertools
+import math
+import os
+import re
+from dataclasses import dataclass
+
+from data_pipelines.errors import UserError
+from dualground_jax.tpu import hlo
+
+GIB = 2**30
+HOP = 1e-6  # seconds that a message needs at least from chip to chip (scaling-book, 'Sharding')
+
+
+class TopologyError(UserError):
+    """A topology that does not exist."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak numbers of one chip.
+
+    Peak compute, capacity and bandwidth of the HBM: https://cloud.google.com/tpu/docs/v4, v5e, v5p
+    and v6e. A link: there, from the bandwidth of a chip (v5e 400, v5p 1200, v6e 800 GB/s over 4, 6,
+    4 ports, both directions) or the bisection of a pod (v4: 24 TB/s over 512 links).
+
+    Attributes:
+      flops: bfloat16, per second.
+      clock: cycles per second: flops over those of a cycle in the matrix units.
+      hbm_bytes: what the compiler (libtpu 0.0.42) lets a program use.
+      hbm_bandwidth: bytes per second.
+      link_bandwidth: bytes per second in one direction of one link.
+      axes: of the torus.
+      ring: an axis is closed to a ring if this divides its length
+        (https://jax-ml.github.io/scaling-book/tpus).
+      options: for libtpu.
+    """
+
+    flops: float
+    clock: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    axes: int
+    ring: int
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CHIPS = {
+    'v4': Chip(275e12, 1.05e9, 30.75 * GIB, 1.2e12, 47e9, 3, 4,
+               (('chip_config_name', 'megacore'),)),
+    'v5e': Chip(197e12, 1.5e9, 15.75 * GIB, 0.819e12, 50e9, 2, 16),
+    'v5p': Chip(459e12, 1.75e9, 95.74 * GIB, 2.765e12, 100e9, 3, 4),
+    'v6e': Chip(918e12, 1.75e9, 31.25 * GIB, 1.6e12, 100e9, 2, 16),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A slice of a pod, or devices that this machine's CPU plays.
+
+    Attributes:
+      name: as given.
+      sizes: chips along each axis.
+      chip: None for the CPU.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    chip: Chip | None
+
+    @property
+    def chips(self) -> int:
+        """How many."""
+        return math.prod(self.sizes)
+
+    def devices(self) -> list:
+        """Devices to compile for; a TPU's are descriptions, which nothing can run on.
+
+        Raises:
+          UserError: no libtpu, no such slice, or JAX has started with fewer CPU devices.
+        """
+        import jax
+
+        jax.config.update('jax_platforms', 'cpu')
+        if self.chip:
+            return self._tpu_devices()
+        try:
+            jax.config.update('jax_num_cpu_devices', self.chips)
+        except RuntimeError:
+            pass  # too late to choose: JAX is running
+        found = jax.local_devices()
+        if len(found) < self.chips:
+            raise TopologyError(f'--topology={self.name}: this process has {len(found)} devices')
+        return found[:self.chips]
+
+    def _tpu_devices(self) -> list:
+        if importlib.util.find_spec('libtpu') is None:
+            raise UserError(f"--topology={self.name} needs libtpu: pip install -e '.[tpu]'")
+        # It would look for the machine's TPUs, and ask a server what they are.
+        os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16',
+                          TPU_WORKER_HOSTNAMES='localhost')
+        import jax
+        from jax.experimental import topologies
+
+        host = [min(size, 2) for size in self.sizes] + [1] * (3 - len(self.sizes))
+        try:
+            return topologies.get_topology_desc(
+                platform='tpu', topology_name=self.name, chips_per_host_bounds=host,
+                **dict(self.chip.options),
+            ).devices
+        except jax.errors.JaxRuntimeError as error:
+            raise TopologyError(
+                f'--topology={self.name}: {" ".join(str(error).split())}') from error
+
+    def bandwidth(self, group: int) -> tuple[float, int]:
+        """(bytes per second into and out of a chip, hops to the farthest one) of a group of chips.
+
+        A group is taken to span whole axes if its size allows, else to be a line within one.
+        """
+        axes = [size for size in self.sizes if size > 1]
+        whole = [part for n in range(len(axes) + 1) for part in itertools.combinations(axes, n)
+                 if math.prod(part) == group]
+        rings = [(size, size % self.chip.ring == 0) for size in whole[0]] if whole else [
+            (group, False)]
+        links = sum(2 if ring else 1 for _, ring in rings)
+        hops = sum(size // 2 if ring else size - 1 for size, ring in rings)
+        return links * self.chip.link_bandwidth, hops
+
+
+def parse(text: str) -> Topology:
+    """Reads 'v5e:4x4', 'v4:4x4x4', or 'cpu:8'.
+
+    Raises:
+      TopologyError: another kind, or another number of axes.
+    """
+    kind, _, sizes = text.partition(':')
+    axes = 1 if kind == 'cpu' else CHIPS[kind].axes if kind in CHIPS else 0
+    if not axes or not re.fullmatch('x'.join([r'[1-9]\d*'] * axes), sizes):
+        known = ', '.join(f'{name}:{"x".join("ABC"[:chip.axes])}' for name, chip in CHIPS.items())
+        raise TopologyError(f'--topology={text}: expected {known} or cpu:A, with numbers of chips')
+    return Topology(text, tuple(map(int, sizes.split('x'))), CHIPS.get(kind))
+
+
+def collective_seconds(one: hlo.Collective, topology: Topology) -> float:
+    """Time of one collective, all its executions together, if the links do nothing else.
+
+    A ring moves each byte past all others of its group, twice to reduce and hand out; it takes no
+    less than the latency of its hops.
+    """
+    if one.group == 1:
+        return 0.0
+    bandwidth, hops = topology.bandwidth(one.group)
+    rest = (one.group - 1) / one.group
+    passes, share = {
+        'all-reduce': (2, 2 * rest),
+        'all-gather': (1, rest),
+        'reduce-scatter': (1, rest),
+        'all-to-all': (1, one.group / 4),
+        'collective-permute': (1, 1.0),
+    }[one.kind]
+    return one.times * max(passes * hops * HOP, share * one.bytes / bandwidth)
+
+
+def estimate(
+    flops: float, program: hlo.Program, collectives: list[hlo.Collective], topology: Topology
+) -> dict:
+    """The least time of a step: the longest of what chip, HBM and interconnect are busy.
+
+    Args:
+      flops: of one chip.
+      program: that it runs.
+      collectives: of the program.
+      topology: of a TPU.
+
+    Returns:
+      compute, hbm and interconnect, the seconds of each; step, the longest; limit, which that is;
+      scheduled, the seconds that the compiler expects of all instructions one after the other:
+      they seldom fill the matrix units.
+    """
+    chip = topology.chip
+    seconds = dict(
+        compute=flops / chip.flops,
+        hbm=hlo.hbm_bytes(program) / chip.hbm_bandwidth,
+        interconnect=sum(collective_seconds(one, topology) for one in collectives),
+    )
+    limit = max(seconds, key=seconds.get)
+    return dict(seconds, step=seconds[limit], limit=limit,
+                scheduled=hlo.cycles(program) / chip.clock)

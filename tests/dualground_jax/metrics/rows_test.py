@@ -1,0 +1,148 @@
+"""Tests of reading and writing rows, and of the errors that name a bad one."""
+
+import gzip
+import json
+import re
+
+import pytest
+
+from dualground_jax.metrics import rows
+from dualground_jax.metrics.official import MetricsError, evaluate, load_jsonl
+from tests.dualground_jax.metrics.official_test import sample
+
+NAN, INF = float('nan'), float('inf')
+P, A = 'predictions', 'annotations'
+BAD_FIELDS = [
+    (P, 'pred_relevant_windows', ..., 'missing'),
+    (P, 'pred_relevant_windows', None, 'found None, expected a list'),
+    (P, 'pred_relevant_windows', 'text', "found 'text', expected a list"),
+    (P, 'pred_relevant_windows', [[0, 1, 1], [0, 1]], '[1]: found [0, 1], expected three'),
+    (P, 'pred_relevant_windows', [[0, 1]], 'expected three finite numbers'),
+    (P, 'pred_relevant_windows', [[0, 1, 1, 1]], 'expected three finite numbers'),
+    (P, 'pred_relevant_windows', [[0, '1', 1]], "found [0, '1', 1], expected three"),
+    (P, 'pred_relevant_windows', [[0, None, 1]], 'expected three finite numbers'),
+    (P, 'pred_relevant_windows', [3, 4, 5], '[0]: found 3, expected three'),
+    (P, 'pred_relevant_windows', [[0, 1, 1], [NAN, 1, 1]], '[1]: found [nan, 1, 1]'),
+    (P, 'pred_relevant_windows', [[0, INF, 1]], 'expected three finite numbers'),
+    (P, 'pred_relevant_windows', [[0, 10**400, 1]], 'expected three finite numbers'),
+    (P, 'pred_relevant_windows', [[0, 1, NAN]], 'expected three finite numbers'),
+    (P, 'pred_saliency_scores', ..., 'missing'),
+    (P, 'pred_saliency_scores', [], 'found [], expected at least one score'),
+    (P, 'pred_saliency_scores', [0.1, NAN], '[1]: found nan, expected a finite number'),
+    (P, 'pred_saliency_scores', [0.1, -INF], '[1]: found -inf'),
+    (P, 'pred_saliency_scores', [[0.1]], '[0]: found [0.1]'),
+    (P, 'pred_saliency_scores', [0.1, None], '[1]: found None'),
+    (A, 'relevant_windows', ..., 'missing'),
+    (A, 'relevant_windows', [], 'found [], expected at least one window'),
+    (A, 'relevant_windows', [[0, 1, 2]], 'expected two finite numbers'),
+    (A, 'relevant_windows', [[0, NAN]], 'expected two finite numbers'),
+    (A, 'relevant_windows', [[5, 1]], 'expected start <= end'),
+    (A, 'duration', ..., 'found None, expected a number of seconds'),
+    (A, 'duration', NAN, 'found nan, expected a number of seconds'),
+    (A, 'duration', '10', "found '10', expected a number of seconds"),
+    (A, 'duration', 1.9, 'found 1.9, expected a number of seconds >= 2'),
+    (A, 'relevant_clip_ids', ..., 'missing'),
+    (A, 'relevant_clip_ids', [5], '[0]: found 5, expected a clip id in [0, duration / 2)'),
+    (A, 'relevant_clip_ids', [-1], '[0]: found -1, expected a clip id'),
+    (A, 'relevant_clip_ids', [0.5], '[0]: found 0.5, expected a clip id'),
+    (A, 'saliency_scores', ..., 'missing'),
+    (A, 'saliency_scores', [[1, 2, 3]] * 2, 'expected one entry per relevant_clip_ids'),
+    (A, 'saliency_scores', [[1, 2]], '[0]: found [1, 2], expected 3 finite numbers'),
+    (A, 'saliency_scores', [[1, 2, NAN]], 'expected 3 finite numbers'),
+]
+
+
+@pytest.mark.parametrize(('source', 'field', 'value', 'text'), BAD_FIELDS)
+def test_bad_field_is_named_with_its_qid(source, field, value, text):
+    rows = dict(zip((P, A), sample(), strict=True))
+    rows[source][1][field] = value
+    if value is ...:
+        del rows[source][1][field]
+    message = error_of(**rows)
+    assert message.startswith(f'{source} qid 2: field {field}') and text in message
+
+
+def error_of(predictions, annotations):
+    with pytest.raises(MetricsError) as caught:
+        evaluate(predictions, annotations)
+    message = str(caught.value)
+    assert '\n' not in message and len(message) < 300
+    return message
+
+
+BAD_QIDS = [
+    (lambda p, a: p.pop(), 'predictions qid 2: field qid: missing, expected the 2 qids'),
+    (lambda p, a: a.pop(), 'predictions qid 2: field qid: extra, expected the 1 qids'),
+    (lambda p, a: p.clear(), 'predictions qid 1 (and 1 more): field qid: missing'),
+    (lambda p, a: p[1].update(qid='2'), 'predictions qid 2: field qid: missing'),
+    (lambda p, a: p.append(p[0]), 'predictions qid 1: field qid: duplicate in row 3'),
+    (lambda p, a: a.append(a[1]), 'annotations qid 2: field qid: duplicate in row 3'),
+    (lambda p, a: p[1].pop('qid'), 'predictions row 2: field qid: found None'),
+    (lambda p, a: a[0].update(qid=[1]), 'annotations row 1: field qid: found [1]'),
+    (lambda p, a: p.append([1, 2]), 'predictions row 3: found [1, 2], expected a dict'),
+    (lambda p, a: (p.clear(), a.clear()), 'predictions and annotations: found no rows'),
+    (lambda p, a: [row.pop(name) for row in p
+                   for name in ('pred_relevant_windows', 'pred_saliency_scores')],
+     'nothing to score'),
+]
+
+
+@pytest.mark.parametrize(('edit', 'text'), BAD_QIDS)
+def test_bad_rows_are_named(edit, text):
+    predictions, annotations = sample()
+    edit(predictions, annotations)
+    assert error_of(predictions, annotations).startswith(text)
+
+
+# --------------------------------------------------------------------------------------- jsonl
+
+
+@pytest.mark.parametrize('name', ['x.jsonl', 'x.jsonl.gz'])
+def test_load_jsonl_reads_plain_and_gzip(tmp_path, name):
+    content = '\n{"qid": 1, "query": "caf\u00e9\u2028"}\r\n  \n{"qid": 2}'.encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
+    assert load_jsonl(path) == load_jsonl(str(path)) == [
+        {'qid': 1, 'query': 'caf\u00e9\u2028'}, {'qid': 2}]
+
+
+@pytest.mark.parametrize(('line', 'text'), [
+    (b'{"qid": 1', 'malformed JSON'),
+    (b'{"qid": 1} {"qid": 2}', 'malformed JSON'),
+    (b'{"qid": "\xff"}', 'malformed JSON'),
+    (b'[1, 2]', 'found [1, 2], expected a JSON object'),
+])
+@pytest.mark.parametrize('name', ['x.jsonl', 'x.jsonl.gz'])
+def test_load_jsonl_names_file_and_line(tmp_path, name, line, text):
+    content = b'{"qid": 0}\n\n' + line + b'\n{"qid": 3}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
+    with pytest.raises(MetricsError, match=f'^{re.escape(str(path))}:3: {re.escape(text)}') as e:
+        load_jsonl(path)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-12], lambda data: b'{"qid": 1}\n',
+                                    lambda data: data[:20] + b'\x00\xff' * 8 + data[36:]])
+def test_load_jsonl_names_a_damaged_gzip_file(tmp_path, damage):
+    path = tmp_path / 'x.jsonl.gz'
+    path.write_bytes(damage(gzip.compress(b'{"qid": 1}\n{"qid": 22, "query": "abcdefgh"}\n')))
+    with pytest.raises(MetricsError, match=f'^{re.escape(str(path))}: damaged gzip stream'):
+        load_jsonl(path)
+
+
+def test_file_that_is_not_there(tmp_path):
+    with pytest.raises(MetricsError, match='no.jsonl: can.t be read: No such file or directory'):
+        load_jsonl(tmp_path / 'no.jsonl')
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'x.json'
+    rows.write_json(path, {'a': 1})
+    with pytest.raises(TypeError):
+        rows.write_json(path, {'a': object()})
+    path.with_name('folder').mkdir()
+    with pytest.raises(OSError):
+        rows.write_json(path.with_name('folder'), {'a': 2})
+    assert json.loads(path.read_text()) == {'a': 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'x.json']

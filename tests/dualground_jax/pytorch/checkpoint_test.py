@@ -1,0 +1,350 @@
+"""Public PyTorch checkpoints become workdirs that predict the goldens' windows, and back."""
+
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from scipy import optimize
+
+from configs import qvh
+from dualground_jax import cli, main, models, state
+from dualground_jax.predict import Predictor
+from dualground_jax.pytorch import checkpoint, mapping, names
+from tests.dualground_jax.models import parity_test
+from tests.helpers import command_line, golden_models, torch_writer
+from tests.helpers.paths import COMPACT_GOLDENS, REPO, goldens_dir
+
+FOLDERS = golden_models.folders()
+goldens_found = pytest.mark.parametrize('folder', FOLDERS)
+# What the public scripts of QVHighlights pass beside the models' own options.
+TRAINING = dict(
+    dset_name='hl', seed=2018, lr=2e-4, wd=1e-3, grad_clip=0.1, bsz=16, n_epoch=200, eval_epoch=5,
+    max_q_l=32, max_v_l=75, max_windows=5, clip_length=2, no_norm_vfeat=False, no_norm_tfeat=False,
+    v_feat_dirs=['../features/slowfast_features', '../features/clip_features/'],
+    t_feat_dir='../features/clip_text_features/', v_feat_dim=2818, t_feat_dim=512, a_feat_dir=None,
+    ctx_mode='video_tef', position_embedding='sine', use_txt_pos=False, pre_norm=False,
+    span_loss_type='l1', contrastive_align_loss=False, nms_thd=-1,
+)  # fmt: skip
+
+
+def content(golden, weights=None, **changes):
+    """What the public training code saves: the golden's weights and options."""
+    values = dict(TRAINING, **golden.options)
+    values.pop('device')
+    strides = values.pop('strides', None)
+    nested = {} if strides is None else dict(cfg=dict(strides=tuple(strides)))
+    values |= changes
+    return dict(
+        model=golden.state if weights is None else weights,
+        optimizer=dict(state={0: dict(step=np.ones((), np.float32))}, param_groups=[]),
+        lr_scheduler=dict(step_size=400, base_lrs=[1e-4]),
+        epoch=7,
+        opt=torch_writer.options(values, **nested),
+    )
+
+
+def golden_config(golden):
+    """A config for the golden's data; every window is kept as it is."""
+    config = qvh.get_config(f'model={golden.name},features=sf_clip')
+    config.data.update(
+        video_dirs=('video',), video_dims=(golden.options['v_feat_dim'] - 2,),
+        text_dim=golden.options['t_feat_dim'],
+    )
+    config.evaluate.update(nms=2.0, round_to=0.0, clip_to=(0.0, 1e9))
+    return config
+
+
+def restored(workdir):
+    """(config, parameters) of a workdir, as numpy."""
+    predictor = Predictor.from_checkpoint(workdir)
+    return predictor.config, jax.device_get(predictor.params)
+
+
+def assert_equal_trees(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+# From PyTorch
+
+
+@goldens_found
+def test_converted_checkpoint_predicts_the_goldens_windows(folder, tmp_path):
+    golden = golden_models.golden_model(folder)
+    path = torch_writer.save(tmp_path / 'model_best.ckpt', content(golden))
+    checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
+    predictor = Predictor.from_checkpoint(tmp_path / 'run')
+    assert_equal_trees(jax.device_get(predictor.params), golden.params['params'])
+    assert models.build(predictor.config.model) == golden.model
+    assert predictor.config.loss.to_dict() == golden.loss.to_dict()
+    if not (golden.folder / 'outputs_eval.npz').is_file():
+        return
+    expected = golden.arrays('outputs_eval.npz')
+    prefix, windows_of = parity_test.EVALUATED[golden.name]
+    batch = golden.batch('inputs.npz')
+    for b, duration in enumerate(batch['duration']):
+        one = golden_models.trimmed(batch, b)
+        start = f'{prefix}/s{b}/'
+        stored = {k.removeprefix(start): v for k, v in expected.items() if k.startswith(start)}
+        found, saliency = predictor.predict(one['video'][0, :, :-2], one['text'][0], duration)
+        wanted = windows_of(stored, duration)
+        wanted[:, :2] = wanted[:, :2].clip(0, duration)
+        assert len(found) == min(10, len(wanted))
+        scores = np.sort(wanted[:, 2])[::-1][: len(found)]
+        np.testing.assert_allclose(found[:, 2], scores, atol=1e-4)
+        distance = np.abs(found[:, None] - wanted).max(-1)
+        rows, columns = optimize.linear_sum_assignment(distance)
+        np.testing.assert_allclose(distance[rows, columns], 0, atol=1e-3)
+        np.testing.assert_allclose(
+            saliency, stored['saliency_scores'][0], rtol=1e-3,
+            atol=1e-3 * np.abs(stored['saliency_scores']).max(),
+        )
+
+
+def qvh_state(video, text):
+    """The two weights that tell the widths of the features."""
+    return {
+        'input_vid_proj.0.LayerNorm.weight': np.zeros(video + 2),
+        'input_txt_proj.0.LayerNorm.weight': np.zeros(text),
+    }
+
+
+# The public options of CG-DETR's models.
+CG_DETR = dict(
+    TRAINING, hidden_dim=256, nheads=8, dim_feedforward=1024, dropout=0.1, input_dropout=0.5,
+    n_input_proj=2, num_dummies=45, dummy_layers=2, sent_layers=1, moment_layers=1, t2v_layers=2,
+    enc_layers=3, dec_layers=3, num_queries=10, total_prompts=10, num_prompts=1, span_loss_coef=10,
+    giou_loss_coef=1, label_loss_coef=4, set_cost_span=10, set_cost_giou=1, set_cost_class=4,
+    lw_saliency=4.0, lw_wattn=1.0, lw_ms_align=1.0, lw_distill=0.5, eos_coef=0.1,
+    saliency_margin=0.2,
+)  # fmt: skip
+needs_cg_detr = pytest.mark.skipif('cg_detr' not in models.MODELS, reason='no CG-DETR')
+
+
+@needs_cg_detr
+def test_config_follows_the_options():
+    config = checkpoint.make_config('cg_detr', CG_DETR, qvh_state(2816, 512))
+    assert config.is_locked
+    assert (config.model.name, config.model.enc_layers, config.model.dummies) == ('cg_detr', 3, 45)
+    assert (config.loss.weights.saliency, config.loss.weights.distill) == (4.0, 0.5)
+    assert (config.seed, config.optimizer.learning_rate) == (2018, 2e-4)
+    assert (config.optimizer.weight_decay, config.train.batch_size) == (1e-3, 16)
+    assert config.data.video_dirs == ('slowfast_features', 'clip_features')
+    assert (config.data.max_clips, config.data.max_tokens) == (75, 32)
+    assert config.evaluate.nms > 1 and config.evaluate.selection == ('MR-full-mAP',)
+
+    # CG-DETR's demo model sees CLIP features alone.
+    changes = dict(v_feat_dirs=['x/clip_features'], nms_thd=0.6, no_norm_tfeat=True)
+    config = checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(512, 512))
+    assert (config.data.video_dirs, config.data.video_dims) == (('clip_features',), (512,))
+    assert config.evaluate.nms == 0.6 and not config.data.normalize_text
+
+    # Charades-STA has no limit of clips.
+    changes = dict(dset_name='charadesSTA', clip_length=1, max_v_l=-1, v_feat_dirs=['...', '...'])
+    config = checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(2816, 512))
+    assert (config.data.clip_length, config.data.max_clips) == (1.0, 200)
+    assert config.data.video_dims == (2304, 512) and config.evaluate.round_to == 1.0
+
+
+@needs_cg_detr
+@pytest.mark.parametrize('changes, widths, parts', [
+    (dict(dset_name='nlq'), (2816, 512), ["dset_name is 'nlq'", 'charadesSTA', '--config=']),
+    (dict(), (768, 512), ['widths 768 (video) and 512 (text)', 'sf_clip (2304 + 512, 512)']),
+    (dict(pre_norm=True), (2816, 512), ['option pre_norm is True, only False']),
+    (dict(ctx_mode='video'), (2816, 512), ["option ctx_mode is 'video', only 'video_tef'"]),
+    (dict(a_feat_dir='audio'), (2816, 512), ["option a_feat_dir is 'audio', only None"]),
+    (dict(enc_layers='three'), (2816, 512), ['an option is of another type', 'three']),
+])  # fmt: skip
+def test_options_that_do_not_fit(changes, widths, parts):
+    with pytest.raises(mapping.ConvertError) as info:
+        checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(*widths))
+    assert all(part in str(info.value) for part in parts), info.value
+    assert '\n' not in str(info.value)
+
+
+def run_main(monkeypatch, *arguments):
+    """Runs the command line in this process."""
+    monkeypatch.chdir(REPO)
+    argv = ['main', '--mode=convert', *arguments]
+    command_line.start(monkeypatch, argv)
+    try:
+        main.main(cli.parse(argv))
+    finally:
+        flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize(
+    'model', [name for name, module in models.MODELS.items() if hasattr(module, 'TORCH_OPTIONS')]
+)
+def test_command_line(model, tmp_path, monkeypatch, capsys):
+    """Without goldens: random weights of a small model, under the names that torch has."""
+    module = models.MODELS[model]
+    config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
+    tx = state.make_optimizer(config.optimizer, 1)
+    params = state.fresh_state(config, tx, state.abstract_state(config, state.one_device())).params
+    tensors = mapping.to_torch(params, module.TORCH_NAMES, names.AXES)
+    tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
+    options = TRAINING | checkpoint.public_options(module, config)
+    found = dict(model=tensors, epoch=7, opt=torch_writer.options(options))
+    path = torch_writer.save(tmp_path / 'model_best.ckpt', found)
+    arguments = [f'--checkpoint={path}', f'--model={model}', f'--workdir={tmp_path / "run"}']
+    run_main(monkeypatch, *arguments)
+    assert 'the optimizer starts fresh' in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / 'run').iterdir()] == ['checkpoints']
+    for kind in ('latest', 'best'):
+        assert state.Checkpoints(tmp_path / 'run').step(kind) == 0
+    written, restored_params = restored(tmp_path / 'run')
+    assert_equal_trees(restored_params, jax.device_get(params))
+    assert written.model.to_dict() == config.model.to_dict()
+    assert written.data.video_dims == (2304, 512)
+    assert written.loss.to_dict() == config.loss.to_dict()
+    with pytest.raises(SystemExit, match='error: .*holds a run; use another --workdir'):
+        run_main(monkeypatch, *arguments)
+
+
+def damaged(golden):
+    """Name of the damage -> (what the file holds, parts of the message)."""
+    weights = golden.state
+    norm = 'input_vid_proj.0.LayerNorm.weight'
+    linear = 'input_vid_proj.0.net.1.weight'
+    without = {k: v for k, v in weights.items() if k != linear}
+    other_options = content(golden)
+    del other_options['opt'].hidden_dim, other_options['opt'].nheads
+    return {
+        'state dict alone': (weights, ["expected a dict with 'model' and 'opt'"]),
+        'a list': ([1], ["expected a dict with 'model' and 'opt'"]),
+        'whole module': (
+            dict(content(golden), model=torch_writer.options({})), ['not a state dict of tensors']
+        ),
+        'missing tensor': (
+            content(golden, without), [f'looked for {linear!r}', 'video_projection/linear_0/kernel']
+        ),
+        'unknown tensor': (
+            content(golden, weights | {'adapter.weight': np.ones(3)}),
+            ['adapter.weight: nothing uses it'],
+        ),
+        'other shape': (
+            content(golden, weights | {linear: weights[linear][:, :-1]}), ['shape', linear]
+        ),
+        'other width': (
+            content(golden, weights | {norm: np.ones(7, np.float32)}),
+            ['widths 5 (video)', 'data.video_dims'],
+        ),
+        'missing options': (other_options, ['options of the checkpoint lack hidden_dim, nheads']),
+    }
+
+
+@goldens_found
+def test_errors_name_the_culprit_and_leave_nothing(folder, tmp_path):
+    golden, workdir = golden_models.golden_model(folder), tmp_path / 'run'
+    for damage, (found, parts) in damaged(golden).items():
+        path = torch_writer.save(tmp_path / 'a.ckpt', found)
+        with pytest.raises(mapping.ConvertError) as info:
+            checkpoint.import_checkpoint(path, golden.name, workdir, golden_config(golden))
+        message = str(info.value)
+        assert message.startswith(f'{path}: ') and '\n' not in message, damage
+        assert all(part in message for part in parts), message
+        assert not workdir.exists(), damage
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'needs --checkpoint=FILE --model=NAME --workdir=DIR, or'),
+    (['--checkpoint=none.ckpt', '--model=flash_vtg'], "none.ckpt: can't be read: No such file"),
+    (['--checkpoint=none.ckpt', '--model=bert'], "'bert' has no public PyTorch code, known are: "),
+    (['--checkpoint=none.ckpt', '--model=dualground'], "'dualground' has no public PyTorch code"),
+    (['--checkpoint=README.md', '--model=flash_vtg'], 'README.md: not a PyTorch file'),
+    (['--checkpoint=tests/data_pipelines/torch_files/checkpoint.ckpt', '--model=flash_vtg'],
+     'checkpoint.ckpt: options of the checkpoint lack conv_layers|checkpoint.ckpt: .* lack '),
+])  # fmt: skip
+def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        run_main(monkeypatch, f'--workdir={tmp_path / "run"}', *arguments)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    if not FOLDERS:
+        pytest.skip('no goldens of a whole model')
+    golden = golden_models.golden_model(FOLDERS[0])
+    path = torch_writer.save(tmp_path / 'a.ckpt', content(golden))
+    save = state.Checkpoints.save
+
+    def fail_at_second(self, kind, *rest):
+        if kind == 'latest':
+            raise OSError('disk full')
+        save(self, kind, *rest)
+
+    monkeypatch.setattr(state.Checkpoints, 'save', fail_at_second)
+    with pytest.raises(OSError, match='disk full'):
+        checkpoint.import_checkpoint(
+            path, golden.name, tmp_path / 'run', golden_config(golden)
+        )
+    assert not list((tmp_path / 'run').iterdir())
+
+
+# To PyTorch
+
+
+@goldens_found
+def test_round_trip_is_exact(folder):
+    golden = golden_models.golden_model(folder)
+    found = mapping.to_torch(golden.params['params'], golden.module.TORCH_NAMES, names.AXES)
+    unused = mapping.matching(golden.state, golden.module.TORCH_UNUSED)
+    assert found.keys() == golden.state.keys() - unused
+    for name, value in found.items():
+        assert (value.shape, value.dtype) == (golden.state[name].shape, np.float32), name
+        np.testing.assert_array_equal(value, golden.state[name])
+
+
+def test_parameters_without_a_name_are_an_error():
+    params = dict(known=dict(kernel=np.ones((2, 3))), other=dict(bias=np.ones(3)))
+    with pytest.raises(mapping.ConvertError, match='no name for other/bias$'):
+        mapping.to_torch(params, {'known': 'theirs'}, {})
+
+
+def test_export_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(SystemExit, match=re.escape("pip install -e '.[torch]'")):
+        run_main(monkeypatch, f'--workdir={tmp_path}', f'--output={tmp_path / "model.ckpt"}')
+    assert not list(tmp_path.iterdir())
+
+
+@goldens_found
+def test_export_loads_in_torch(folder, tmp_path, monkeypatch):
+    torch = pytest.importorskip('torch')
+    golden, run = golden_models.golden_model(folder), f'--workdir={tmp_path / "run"}'
+    path = torch_writer.save(tmp_path / 'model_best.ckpt', content(golden))
+    checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
+    unused = mapping.matching(golden.state, golden.module.TORCH_UNUSED)
+    assert unused
+    for template, expected in (([], golden.state.keys() - unused),
+                            ([f'--checkpoint={path}'], golden.state.keys())):
+        run_main(monkeypatch, run, f'--output={tmp_path / "model.ckpt"}', *template)
+        found = torch.load(tmp_path / 'model.ckpt', weights_only=True)
+        assert found['model'].keys() == expected
+        for name, value in found['model'].items():
+            np.testing.assert_array_equal(value.numpy(), golden.state[name])
+            assert value.shape == golden.state[name].shape
+        # And the file converts again.
+        again = tmp_path / f'again_{len(expected)}'
+        checkpoint.import_checkpoint(
+            tmp_path / 'model.ckpt', golden.name, again, golden_config(golden)
+        )
+        config, params = restored(again)
+        assert_equal_trees(params, golden.params['params'])
+        assert models.build(config.model) == golden.model
+
+    other = content(golden, golden.state | {'more.weight': np.ones(3, np.float32)})
+    torch_writer.save(path, other)
+    with pytest.raises(SystemExit, match='other tensors than ours: more.weight'):
+        run_main(monkeypatch, run, f'--output={tmp_path / "b.ckpt"}', f'--checkpoint={path}')
+    assert not list(tmp_path.glob('b.ckpt*'))
+
+
+def test_goldens_of_whole_models_are_there():
+    if goldens_dir() == COMPACT_GOLDENS:
+        pytest.skip('the compact goldens are of components')
+    assert FOLDERS

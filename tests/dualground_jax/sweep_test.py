@@ -1,0 +1,385 @@
+"""Mode `sweep`: which runs there are, what is refused before training, what is tabulated."""
+
+import json
+import pathlib
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import synthetic as synthetic_config
+from configs.sweeps import attention_scaling
+from data_pipelines import world
+from data_pipelines.errors import ConfigError, UserError
+from dualground_jax import state as state_lib
+from dualground_jax import sweep, train
+from dualground_jax.metrics import rows
+
+TOKENS, SEEDS = 'model.tokens=full,eos,words', 'seed=1,2,3'
+# What the fake training "measures", and its mean and std (ddof=1) by hand.
+MAP = {
+    ('full', 1): 70.0, ('full', 2): 73.0, ('full', 3): 76.0,  # deviations -3, 0, 3
+    ('eos', 1): 60.0, ('eos', 2): 60.0, ('eos', 3): 66.0,  # deviations -2, -2, 4: variance 12
+    ('words', 1): 50.0, ('words', 2): 51.0, ('words', 3): 55.0,  # -2, -1, 3: variance 7
+}
+BY_HAND = {'full': (73.0, 3.0), 'eos': (62.0, 12**0.5), 'words': (52.0, 7**0.5)}
+
+
+@pytest.fixture(name='config')
+def small_config(tmp_path):
+    return synthetic_config.get_config(f'model=flash_vtg,runlocal,root={tmp_path}').lock()
+
+
+def save_checkpoint(config, workdir, step=1):
+    state = state_lib.TrainState(np.int32(step), {'w': np.zeros(2, np.float32)}, {}, None)
+    state_lib.Checkpoints(str(workdir)).save('latest', state, config, {})
+
+
+class Training:
+    """Stands for train.train: notes the calls and leaves what a real run leaves."""
+
+    def __init__(self):
+        self.calls, self.errors, self.traced = [], {}, []
+
+    def __call__(self, config, workdir):
+        self.calls.append(pathlib.Path(workdir).name)
+        if error := self.errors.get((config.model.tokens, config.seed)):
+            raise error
+        if state_lib.Checkpoints(workdir).step('latest') is None:
+            save_checkpoint(config, workdir)
+        brief = {'MR-full-mAP': MAP.get((config.model.tokens, config.seed), 40.0),
+                 'MR-full-R1@0.5': 10.0 * config.seed, 'MR-short-mAP': 1.0}
+        result = dict(brief=brief, best_step=config.seed + 100, parameters=7, full={})
+        pathlib.Path(workdir, 'results.json').write_text(json.dumps(result))
+
+
+@pytest.fixture(name='training')
+def fake_training(monkeypatch):
+    """The fake, in place of training and of tracing models."""
+    training = Training()
+    monkeypatch.setattr(train, 'train', training)
+    monkeypatch.setattr(state_lib, 'abstract_state', lambda config, _: training.traced.append(
+        config.model.tokens))
+    return training
+
+
+def report_of(workdir):
+    return json.loads((workdir / 'sweep.json').read_text())
+
+
+# Which runs there are -------------------------------------------------------------------------
+
+
+def test_all_combinations_are_trained_in_order(config, training, tmp_path):
+    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    assert training.calls == [f'model.tokens={tokens},seed={seed}'
+                              for tokens in ('full', 'eos', 'words') for seed in (1, 2, 3)]
+    for name in training.calls:
+        saved = state_lib.Checkpoints(str(tmp_path / name)).config('latest')
+        assert name == f'model.tokens={saved.model.tokens},seed={saved.seed}'
+        with saved.unlocked():
+            saved.model.tokens, saved.seed = config.model.tokens, config.seed
+        assert saved.to_json() == config.to_json(), 'a key that is not swept has changed'
+
+
+def test_the_last_key_changes_fastest(config, tmp_path):
+    choices = sweep.parse(config, ['seed=5,6', 'model.tokens=eos,full'])
+    runs = sweep.combinations(config, tmp_path, choices)
+    assert [(run.config.seed, run.config.model.tokens) for run in runs] == [
+        (5, 'eos'), (5, 'full'), (6, 'eos'), (6, 'full')]
+    assert runs[1].workdir == tmp_path / 'seed=5,model.tokens=full'
+    assert all(run.config.is_locked for run in runs)
+    assert config.seed == 2024 and config.model.tokens == 'full'
+
+
+def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_path):
+    config = attention_scaling.get_config(f'runlocal,root={tmp_path}').lock()
+    sweep.run(config, tmp_path / 'own', [])
+    assert training.calls == [f'model.dummies={dummies},model.phrases={phrases},seed={seed}'
+                              for dummies in (1, 4, 16) for phrases in (2, 4) for seed in (1, 2)]
+    saved = state_lib.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
+    assert (saved.model.dummies, saved.model.phrases, saved.seed) == (16, 4, 2)
+    assert saved.sweep == (), 'the run would be a sweep itself'
+    training.calls.clear()
+    sweep.run(config, tmp_path / 'flag', ['seed=7'])
+    assert training.calls == ['seed=7']
+
+
+@pytest.mark.parametrize('text, values, names', [
+    ('train.epochs=3,12', [3, 12], ['3', '12']),
+    ('optimizer.learning_rate=1e-3,2', [0.001, 2.0], ['0.001', '2.0']),
+    ('data.normalize_text=true,False', [True, False], ['true', 'false']),
+    ('data.normalize_text=0', [False], ['false']),
+    ('model.tokens=eos,7', ['eos', '7'], ['eos', '7']),
+])
+def test_values_take_the_type_of_the_config(config, text, values, names, tmp_path):
+    choices = sweep.parse(config, [text])
+    key = text.partition('=')[0]
+    found = choices[key]
+    assert found == values and [type(v) for v in found] == [type(v) for v in values]
+    runs = sweep.combinations(config, tmp_path, choices)
+    assert [run.workdir.name for run in runs] == [f'{key}={name}' for name in names]
+    assert [sweep.leaves(run.config)[key] for run in runs] == values
+
+
+# What is refused ------------------------------------------------------------------------------
+
+REFUSED = {
+    'no sweep': ([], ['--sweep=key=value', 'configs/sweeps']),
+    'unknown key': (['model.token=full'], ["config.model has no key 'token'", 'tokens', 'width']),
+    'unknown section': (['modle.tokens=full'], ["no key 'modle'", 'optimizer']),
+    'no values': (['seed='], ['--sweep=seed=', 'no values']),
+    'no equals sign': (['seed'], ['--sweep=seed', 'no values']),
+    'an empty value': (['seed=1,,2'], ["found ''", 'whole number']),
+    'an empty text': (['model.tokens=full,'], ["''", 'folder']),
+    'no whole number': (['seed=1,2.5'], ["'2.5'", 'whole number']),
+    'no number': (['optimizer.learning_rate=fast'], ["'fast'", 'finite number']),
+    'NaN': (['optimizer.learning_rate=nan'], ["'nan'", 'finite number']),
+    'no truth value': (['data.normalize_text=yes'], ["'yes'", 'true or false']),
+    'a repeated value': (['seed=1,2,1'], ['1 is given twice']),
+    'one value in two spellings': (['optimizer.learning_rate=1e-3,0.001'], ['0.001', 'twice']),
+    'the same key twice': (['seed=1', 'seed=2'], ['seed is swept twice']),
+    'a tuple': (['evaluate.selection=MR-full-mAP'], ['evaluate.selection is a tuple', 'number']),
+    'a section': (['optimizer=adam'], ['is a section', 'learning_rate']),
+    'another model': (['model.name=dualground'], ['one sweep for each model']),
+    'another world': (['world.distractors=1,2'], ['each world', '--config.data.root']),
+    'a folder': (['data.root=here/there'], ["'here/there'", "folder's name"]),
+    'a space': (['model.tokens=full, eos'], ["' eos'", "folder's name"]),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_bad_sweeps_are_refused_before_training(case, config, training, tmp_path):
+    sweeps, expected = REFUSED[case]
+    with pytest.raises(ConfigError) as caught:
+        sweep.run(config, tmp_path, sweeps)
+    message = str(caught.value)
+    assert '\n' not in message and all(part in message for part in expected), message
+    assert not training.calls and not list(tmp_path.iterdir())
+
+
+def test_models_are_traced_once_for_all_seeds_and_not_for_finished_runs(
+    config, training, tmp_path
+):
+    training.errors = {('eos', 2): train.TrainingError('no')}
+    with pytest.raises(UserError):
+        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    assert training.traced == ['full', 'eos', 'words']
+    with pytest.raises(UserError):
+        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    assert training.traced == ['full', 'eos', 'words', 'eos']
+
+
+def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained'))
+    with pytest.raises(ConfigError, match=r"^model.tokens=ful: model.tokens='ful': expected"):
+        sweep.run(config, tmp_path, ['model.tokens=full,ful'])
+    # An error of the library, not of ours.
+    with pytest.raises(ConfigError, match='^model.width=30: .*30'):
+        sweep.run(config, tmp_path, ['model.width=30'])
+
+
+# Runs that exist ------------------------------------------------------------------------------
+
+
+def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
+    config, training, tmp_path, capsys
+):
+    sweep.run(config, tmp_path, ['seed=1,2,3'])
+    (tmp_path / 'seed=2' / 'results.json').unlink()  # it was cut off after its checkpoint
+    training.calls.clear()
+    capsys.readouterr()
+    sweep.run(config, tmp_path, ['seed=1,2,3,4'])
+    assert training.calls == ['seed=2', 'seed=4']
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if 'not trained again' in line] == [
+        f'run {i} of 4: seed={i} is finished, it is not trained again' for i in (1, 3)]
+    assert [run['values'] for run in report_of(tmp_path)['runs']] == [
+        {'seed': seed} for seed in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_run_by_another_config_is_named_with_its_keys(config, training, tmp_path, finished):
+    sweep.run(config, tmp_path, ['seed=2'])
+    if not finished:
+        (tmp_path / 'seed=2' / 'results.json').unlink()
+    training.calls.clear()
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.optimizer.learning_rate = 0.5
+        other.data.annotations.val = 'other.jsonl'
+        other.train.extra = 1
+    with pytest.raises(UserError) as caught:
+        sweep.run(other, tmp_path, ['seed=1,2'])
+    message = str(caught.value)
+    assert f'{tmp_path / "seed=2"}: ' in message
+    for part in ('data.annotations.val: val.jsonl there, other.jsonl here',
+                 'optimizer.learning_rate: 0.0015 there, 0.5 here',
+                 'train.extra: absent there, 1 here'):
+        assert part in message
+    assert 'seed:' not in message and 'batch_size' not in message
+    assert not training.calls, 'seed=1 comes first, but nothing may be trained'
+    assert not (tmp_path / 'seed=1').exists()
+
+
+def test_results_without_a_checkpoint_are_an_error(config, training, tmp_path):
+    (tmp_path / 'seed=2').mkdir()
+    (tmp_path / 'seed=2' / 'results.json').write_text('{}')
+    with pytest.raises(UserError, match='seed=2/results.json: .*without its checkpoint'):
+        sweep.run(config, tmp_path, ['seed=1,2'])
+    assert not training.calls
+
+
+# Failures -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, capsys):
+    training.errors = {('eos', 1): train.TrainingError('step 2: loss not finite'),
+                       ('words', 3): RuntimeError('out of\nmemory')}
+    with pytest.raises(UserError) as caught:
+        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    assert str(caught.value) == (
+        '2 of 9 runs failed: model.tokens=eos,seed=1 (step 2: loss not finite); '
+        'model.tokens=words,seed=3 (out of memory)')
+    assert len(training.calls) == 9
+    table = report_of(tmp_path)['table']
+    assert [(row['values'], row['seeds'], row['mean']['MR-full-mAP']) for row in table] == [
+        ({'model.tokens': 'full'}, 3, 73.0), ({'model.tokens': 'eos'}, 2, 63.0),
+        ({'model.tokens': 'words'}, 2, 50.5)]
+    assert '7 of 9 runs are finished' in capsys.readouterr().out
+
+    training.calls.clear()
+    training.errors = {}
+    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    assert training.calls == ['model.tokens=eos,seed=1', 'model.tokens=words,seed=3']
+    assert [row['seeds'] for row in report_of(tmp_path)['table']] == [3, 3, 3]
+
+
+def test_if_all_fail_there_is_no_table(config, training, tmp_path, capsys):
+    training.errors = {('full', 1): train.TrainingError('no')}
+    with pytest.raises(UserError, match='1 of 1 runs failed'):
+        sweep.run(config, tmp_path, ['seed=1'])
+    assert not list(tmp_path.iterdir()) and 'wrote' not in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_cut_off_leaves_the_table_of_what_it_has(config, training, tmp_path):
+    training.errors = {('full', 3): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, tmp_path, [SEEDS])
+    assert [run['values']['seed'] for run in report_of(tmp_path)['runs']] == [1, 2]
+    assert '71.50 ± 2.12' in (tmp_path / 'sweep.md').read_text()
+
+
+# Tables ---------------------------------------------------------------------------------------
+
+
+def test_mean_and_std_by_hand():
+    runs = [(dict(seed=1, tokens='full'), {'A': 70.0, 'B': 1.0, 'C': 1.0}),
+            (dict(seed=1, tokens='eos'), {'A': 60.0}),
+            (dict(seed=2, tokens='full'), {'A': 73.0, 'B': 3.0}),
+            (dict(seed=3, tokens='full'), {'B': 8.0, 'A': 76.0})]
+    full, eos = sweep.grouped(runs)
+    assert full['values'] == {'tokens': 'full'} and full['seeds'] == 3
+    assert full['mean'] == {'A': 73.0, 'B': 4.0}  # C is of one of the runs only
+    assert full['std'] == pytest.approx({'A': 3.0, 'B': 13**0.5})  # of B: (9 + 1 + 16) / 2
+    assert eos == dict(values={'tokens': 'eos'}, seeds=1, mean={'A': 60.0}, std={})
+    assert sweep.grouped([]) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from('xyz'), st.floats(0, 100)), min_size=1))
+def test_groups_against_the_statistics_module(samples):
+    table = sweep.grouped([(dict(key=key, seed=i), {'A': value})
+                           for i, (key, value) in enumerate(samples)])
+    assert [row['values']['key'] for row in table] == list(dict.fromkeys(k for k, _ in samples))
+    for row in table:
+        values = [value for key, value in samples if key == row['values']['key']]
+        assert row['seeds'] == len(values)
+        assert row['mean']['A'] == pytest.approx(statistics.mean(values))
+        expected = {'A': statistics.stdev(values)} if len(values) > 1 else {}
+        assert row['std'] == pytest.approx(expected, abs=1e-9)
+
+
+def test_sweep_files(config, training, tmp_path, capsys):
+    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    report = report_of(tmp_path)
+    assert report['keys'] == {'model.tokens': ['full', 'eos', 'words']}
+    assert report['seeds'] == [1, 2, 3]
+    assert report['runs'][5] == dict(
+        values={'model.tokens': 'eos', 'seed': 3},
+        workdir=str(tmp_path / 'model.tokens=eos,seed=3'),
+        brief={'MR-full-mAP': 66.0, 'MR-full-R1@0.5': 30.0, 'MR-short-mAP': 1.0},
+        best_step=103,
+        parameters=7,
+    )
+    for row in report['table']:
+        mean, std = BY_HAND[row['values']['model.tokens']]
+        assert row['mean'] == {'MR-full-mAP': mean, 'MR-full-R1@0.5': 20.0, 'MR-short-mAP': 1.0}
+        assert row['std']['MR-full-mAP'] == pytest.approx(std)
+    text = (tmp_path / 'sweep.md').read_text()
+    assert text in capsys.readouterr().out
+    assert text.startswith('flash_vtg, ') and '9 of 9 runs' in text
+    # Of the main metrics those that the results have; no others.
+    assert [' '.join(line.split()) for line in text.splitlines()[2:]] == [
+        '| model.tokens | MR-full-mAP | MR-full-R1@0.5 | seeds |',
+        '| ------------ | ------------ | -------------- | ----- |',
+        '| full | 73.00 ± 3.00 | 20.00 ± 10.00 | 3 |',
+        '| eos | 62.00 ± 3.46 | 20.00 ± 10.00 | 3 |',
+        '| words | 52.00 ± 2.65 | 20.00 ± 10.00 | 3 |',
+    ]
+
+
+def test_one_seed_has_no_deviation_and_selection_metrics_come_first(config, training, tmp_path):
+    with config.unlocked():
+        config.evaluate.selection = ('MR-short-mAP', 'MR-full-R1@0.5')
+        config.seed = 2
+    sweep.run(config, tmp_path, ['model.tokens=full,eos', 'train.epochs=4'])
+    assert report_of(tmp_path)['seeds'] == [2]
+    text = (tmp_path / 'sweep.md').read_text()
+    table = [line.strip('|').replace(' ', '').split('|') for line in text.splitlines()[2:]]
+    assert table[0] == ['model.tokens', 'train.epochs', 'MR-short-mAP', 'MR-full-R1@0.5',
+                        'MR-full-mAP', 'seeds']
+    assert table[2:] == [['full', '4', '1.00', '20.00', '73.00', '1'],
+                         ['eos', '4', '1.00', '20.00', '60.00', '1']]
+
+
+def test_a_table_has_gaps_where_a_combination_lacks_a_metric():
+    table = sweep.grouped([({'k': True}, {'A': 1.0}), ({'k': False}, {'B': 2.0})])
+    lines = sweep.markdown(['k'], ['A', 'B', 'C'], table).splitlines()
+    assert [line.strip('|').replace(' ', '').split('|') for line in lines[:1] + lines[2:]] == [
+        ['k', 'A', 'B', 'seeds'], ['true', '1.00', '', '1'], ['false', '', '2.00', '1']]
+    assert len({len(line) for line in lines}) == 1
+
+
+# A real sweep ---------------------------------------------------------------------------------
+
+
+def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
+    with config.unlocked():
+        config.model.update(dict(width=16, heads=2, ffn=16))
+        config.optimizer.warmup_steps = 0
+        config.train.max_steps = 1
+        config.evaluate.pictures = 0
+    world.generate(config.world, config.data.root)
+    workdir = tmp_path / 'sweep'
+    # Values that all runs share a program for: it is compiled once for the whole test.
+    sweep.run(config, workdir, ['data.limit=8,16'])
+    folders = [workdir / f'data.limit={limit}' for limit in (8, 16)]
+    results = [json.loads((folder / 'results.json').read_text()) for folder in folders]
+    assert [len(rows.load_jsonl(folder / 'val_predictions.jsonl')) for folder in folders] == [8, 16]
+    assert [row['mean'] for row in report_of(workdir)['table']] == [
+        result['brief'] for result in results]
+
+    # The second run by itself: the first one left nothing behind in this process.
+    with config.unlocked():
+        config.data.limit = 16
+    train.train(config, str(tmp_path / 'alone'))
+    predictions = [(folder / 'val_predictions.jsonl').read_text()
+                   for folder in (tmp_path / 'alone', folders[1])]
+    assert predictions[0] == predictions[1]
+
+    # Real checkpoints tell that the same sweep is done.
+    monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained again'))
+    sweep.run(config, workdir, ['data.limit=8,16'])

@@ -1,0 +1,285 @@
+"""Real training runs on a tiny world: results, determinism, resume after a kill, errors."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import synthetic as synthetic_config
+from data_pipelines import datasets, world
+from dualground_jax import evaluate, models, predict, train
+from dualground_jax import state as state_lib
+from dualground_jax.metrics import official
+from tests.helpers.paths import REPO
+
+# As command-line overrides, so that the killed process runs the very same config.
+OVERRIDES = dict(
+    model=dict(width=16, heads=2, ffn=16, phrases=2),
+    train=dict(epochs=3, log_every=1),
+    evaluate=dict(pictures=1),
+)
+
+
+def make_config(root):
+    config = synthetic_config.get_config(f'runlocal,root={root}')
+    for section, values in OVERRIDES.items():
+        config[section].update(values)
+    world.generate(config.world, config.data.root)
+    return config.lock()
+
+
+@pytest.fixture(scope='module', name='config')
+def tiny_config(tmp_path_factory):
+    return make_config(tmp_path_factory.mktemp('data') / 'world')
+
+
+@pytest.fixture(scope='module', name='finished')
+def finished_run(config, tmp_path_factory):
+    """Workdir of an uninterrupted run, and how often its functions were traced."""
+    workdir = tmp_path_factory.mktemp('runs') / 'finished'
+    traces = dict(loss_fn=0, decode=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in traces:
+            original = getattr(models.MODELS['dualground'], name)
+
+            def counted(*args, name=name, original=original):
+                traces[name] += 1
+                return original(*args)
+
+            patch.setattr(models.MODELS['dualground'], name, counted)
+        train.train(config, str(workdir))
+    return workdir, traces
+
+
+def restored(workdir, config, kind='latest'):
+    mesh = state_lib.make_mesh(config.mesh)
+    return state_lib.Checkpoints(str(workdir)).restore(
+        kind, state_lib.abstract_state(config, mesh)
+    )
+
+
+def assert_same_state(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_a_run_leaves_its_results(finished, config):
+    workdir, _ = finished
+    result = json.loads((workdir / 'results.json').read_text())
+    assert {'MR-full-mAP', 'MR-full-R1@0.5', 'HL-min-VeryGood-Hit1'} <= result['brief'].keys()
+    assert result['seed'] == config.seed and 'jax' in result['versions']
+    state, _ = restored(workdir, config)
+    assert result['parameters'] == sum(x.size for x in jax.tree.leaves(state.params))
+    assert int(state.step) == 12
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 13))
+    assert [r['step'] for r in rows if 'val/MR-full-mAP' in r] == [4, 8, 12]
+    assert (workdir / 'training.png').stat().st_size > 1000
+    assert len(list(workdir.glob('grounding_*.png'))) == 1
+    assert list(workdir.glob('events.out.tfevents*'))
+
+
+def test_loss_falls(finished):
+    rows = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_best_step_is_the_best_evaluation(finished, config):
+    rows = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+    values = {row['step']: row['val/MR-full-mAP'] for row in rows if 'val/MR-full-mAP' in row}
+    result = json.loads((finished[0] / 'results.json').read_text())
+    assert values[result['best_step']] == max(values.values())
+    state, progress = restored(finished[0], config, 'best')
+    assert int(state.step) == result['best_step'] == progress['best_step']
+
+
+def test_train_and_predict_steps_are_traced_once(finished):
+    assert finished[1] == dict(loss_fn=1, decode=1)
+
+
+def test_same_seed_same_parameters_bit_for_bit(finished, config, tmp_path):
+    train.train(config, str(tmp_path / 'again'))
+    assert_same_state(restored(finished[0], config)[0], restored(tmp_path / 'again', config)[0])
+
+
+def test_a_killed_run_resumes_to_the_same_parameters(finished, config, tmp_path):
+    workdir = tmp_path / 'killed'
+    overrides = [
+        f'--config.{section}.{key}={value}'
+        for section, values in OVERRIDES.items()
+        for key, value in values.items()
+    ]
+    process = subprocess.Popen(
+        [
+            sys.executable, '-m', 'dualground_jax.main', f'--workdir={workdir}',
+            f'--config=configs/synthetic.py:runlocal,root={config.data.root}', *overrides,
+        ],
+        cwd=REPO,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    history = workdir / 'metrics.jsonl'
+    deadline = time.time() + 300
+    # Steps 5 to 7 lie in the middle of the second epoch, after the checkpoint of step 4.
+    while process.poll() is None and time.time() < deadline:
+        if history.exists() and '"step": 6' in history.read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = state_lib.Checkpoints(str(workdir)).step('latest')
+    assert step in (4, 8), 'the run was to be killed between two checkpoints'
+    assert not (workdir / 'results.json').exists()
+
+    train.train(config, str(workdir))
+    assert_same_state(restored(finished[0], config)[0], restored(workdir, config)[0])
+    strip = lambda text: [  # noqa: E731
+        {k: v for k, v in json.loads(line).items()} for line in text.splitlines()
+    ]
+    assert strip(history.read_text()) == strip((finished[0] / 'metrics.jsonl').read_text())
+
+
+def test_a_finished_run_is_not_trained_further(finished, config):
+    before = (finished[0] / 'metrics.jsonl').read_text()
+    train.train(config, str(finished[0]))
+    assert (finished[0] / 'metrics.jsonl').read_text() == before
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_a_loss_that_is_not_finite_stops_with_step_and_queries(steps, tmp_path):
+    history = train.History(tmp_path, 4, 0, lambda step: [f'query of step {step}'])
+    fine, bad = np.ones(steps, np.float32), np.ones(steps, np.float32)
+    bad[-1] = np.nan
+    shaped = (lambda x: x) if steps > 1 else np.squeeze
+    history.add(steps, dict(loss=shaped(fine), sal=shaped(fine)))
+    history.add(2 * steps, dict(loss=shaped(bad), sal=shaped(fine)))
+    message = f'step {2 * steps}: loss not finite; qids of the batch: .*query of step {2 * steps}'
+    with pytest.raises(train.TrainingError, match=message):
+        history.flush()
+
+
+def test_resident_features_and_several_steps_in_one_program(finished, config, tmp_path):
+    """The same steps, up to the rounding of features to bfloat16."""
+    fast = config.copy_and_resolve_references()
+    with fast.unlocked():
+        fast.data.resident = True
+        fast.train.steps_per_call = 3  # of the four between two evaluations: three, then one
+    train.train(fast, str(tmp_path))
+    rows = {folder: official.load_jsonl(folder / 'metrics.jsonl')
+            for folder in (tmp_path, finished[0])}
+    losses = [{row['step']: row['train/loss'] for row in found if 'train/loss' in row}
+              for found in rows.values()]
+    assert sorted(losses[0]) == [3, 4, 7, 8, 11, 12], 'logged where a call ends'
+    np.testing.assert_allclose(losses[0][4], losses[1][4], rtol=0.01)
+    mean = np.mean([losses[1][step] for step in (1, 2, 3)])
+    np.testing.assert_allclose(losses[0][3], mean, rtol=0.01)
+
+
+def test_another_model_in_the_same_workdir_is_an_error(finished, config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.phrases = 3
+    with pytest.raises(state_lib.CheckpointError, match='phrases: 2 there, 3 here'):
+        train.train(other, str(finished[0]))
+
+
+def test_evaluate_writes_an_official_submission(finished, config, capsys):
+    workdir = finished[0]
+    evaluate.evaluate(config, str(workdir))
+    rows = official.load_jsonl(workdir / 'val_predictions.jsonl')
+    truth = official.load_jsonl(pathlib.Path(config.data.root) / 'val.jsonl')
+    assert [row['qid'] for row in rows] == [row['qid'] for row in truth]
+    for row, record in zip(rows, truth, strict=True):
+        assert set(row) == {'qid', 'query', 'vid', 'pred_relevant_windows', 'pred_saliency_scores'}
+        windows = np.array(row['pred_relevant_windows'])
+        assert 1 <= len(windows) <= 10 and (np.diff(windows[:, 2]) <= 0).all()
+        assert (windows[:, 0] <= windows[:, 1]).all() and windows[:, 0].min() >= 0
+        assert windows[:, 1].max() <= record['duration'] and not (windows[:, :2] % 2).any()
+        assert len(row['pred_saliency_scores']) == record['duration'] / 2
+    found = json.loads((workdir / 'val_metrics.json').read_text())
+    assert found == official.evaluate(rows, truth)
+    assert found['brief'] == json.loads((workdir / 'results.json').read_text())['brief']
+    assert 'MR-full-mAP' in capsys.readouterr().out
+
+
+def test_predictor_agrees_with_batched_evaluation(finished, config):
+    predictor = predict.Predictor.from_checkpoint(str(finished[0]))
+    rows = official.load_jsonl(finished[0] / 'val_predictions.jsonl')
+    root = pathlib.Path(config.data.root)
+    for row in rows[:3]:
+        video = np.load(root / 'video' / f'{row["vid"]}.npz')['features']
+        query = np.load(root / 'text' / f'qid{row["qid"]}.npz')['last_hidden_state']
+        windows, saliency = predictor.predict(video, query)
+        np.testing.assert_allclose(windows, row['pred_relevant_windows'], atol=1.1e-4)
+        np.testing.assert_allclose(saliency, row['pred_saliency_scores'], atol=1e-4)
+    with pytest.raises(datasets.DataError, match='query_features: width 3, expected 64'):
+        predictor.predict(video, np.zeros((4, 3)))
+    with pytest.raises(datasets.DataError, match='2 video streams, expected 1'):
+        predictor.predict([video, video], query)
+    with pytest.raises(datasets.DataError, match='nan in row 0'):
+        predictor.predict(np.full_like(video, np.nan), query)
+
+
+def test_ema_follows_the_parameters():
+    config = synthetic_config.get_config('runlocal,model=tr_detr')
+    config.model.update(dict(width=16, heads=2, ffn=16))
+    config.optimizer.update(dict(ema_decay=0.5, warmup_steps=0))
+    mesh = state_lib.one_device()
+    tx, abstract = state_lib.make_optimizer(config.optimizer, 1), state_lib.abstract_state(
+        config, mesh)
+    first = state_lib.fresh_state(config, tx, abstract)
+    before = jax.device_get(first.params)
+    batch = state_lib.dummy_batch(config, 4) | dict(video_mask=np.ones((4, 32), bool))
+    step = train.make_train_step(config, mesh, tx, abstract)
+    state, _ = step(first, batch, np.uint32(0), {})
+    assert state.eval_params is state.ema
+    jax.tree.map(
+        lambda e, p, f: np.testing.assert_allclose(e, (p + f) / 2, atol=1e-6),
+        state.ema, state.params, before,
+    )
+
+
+@pytest.mark.parametrize(
+    'values, expected',
+    [
+        (dict(), [1.0, 1.0, 1.0]),
+        (dict(schedule='cosine'), [1.0, 0.5, 0.0]),
+        (dict(warmup_steps=4), [0.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rate_schedules(config, values, expected):
+    section = config.optimizer.copy_and_resolve_references()
+    with section.unlocked():
+        section.update(dict(learning_rate=1.0, weight_decay=0.0, clip_norm=1e9))
+        section.update(dict(schedule='constant', warmup_steps=0) | values)
+    tx = state_lib.make_optimizer(section, 10)
+    params = {'w': np.zeros(1, np.float32)}
+    state, sizes = tx.init(params), []
+    for _ in range(11):
+        updates, state = tx.update({'w': np.ones(1, np.float32)}, state, params)
+        sizes.append(-float(updates['w'][0]))
+    np.testing.assert_allclose([sizes[0], sizes[5], sizes[10]], expected, atol=1e-5)
+
+
+def test_mesh_and_batch_size_must_fit(config):
+    with pytest.raises(ValueError, match='mesh .* needs 1024 devices'):
+        state_lib.make_mesh(type(config.mesh)(dict(data=1024, fsdp=1, model=1)))
+    if jax.device_count() > 1:
+        with pytest.raises(ValueError, match='train.batch_size=3 cannot be split over 2'):
+            mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2, fsdp=1, model=1)))
+            state_lib.check_batch_size(mesh, 3, 'train.batch_size')
+    section = config.evaluate.copy_and_resolve_references()
+    section.buckets = 0
+    with pytest.raises(ValueError, match='evaluate.buckets=0: expected 1 or more'):
+        evaluate.check_section(section, state_lib.one_device())
+    three = jax.local_devices()[:1] * 3
+    with pytest.raises(ValueError, match='3 devices cannot be shared out among 2'):
+        state_lib.make_mesh(type(config.mesh)(dict(data=-1, fsdp=2, model=1)), three)
+
+

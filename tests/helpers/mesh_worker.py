@@ -1,0 +1,99 @@
+"""Five steps of a model on meshes of up to 8 forced host devices; prints parameters' distances.
+
+    python -m tests.helpers.mesh_worker MODEL 2,1,1 2,2,2 ...
+"""
+
+import json
+import os
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = ' '.join(
+    [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8'])
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from configs import qvh  # noqa: E402
+from data_pipelines import pipeline  # noqa: E402
+from dualground_jax import evaluate, train  # noqa: E402
+from dualground_jax import state as state_lib  # noqa: E402
+
+BATCH, CLIPS, STEPS = 8, 16, 5
+SIZES = dict(width=32, heads=4, ffn=32, phrases=2, queries=4, strides=(1, 2), dummies=3)
+
+
+def make_config(name):
+    config = qvh.get_config(f'model={name},runlocal')
+    config.model.update({k: v for k, v in SIZES.items() if k in config.model})
+    config.data.update(dict(max_clips=CLIPS, max_tokens=8, video_dims=(30,), text_dim=16,
+                            max_windows=3, max_spans=3))
+    config.optimizer.update(dict(ema_decay=0.9, learning_rate=1e-4))
+    return config
+
+
+def make_batch(config):
+    """Random samples, the last two of the same video."""
+    rng = np.random.default_rng(0)
+    batch = {k: np.zeros(*spec) for k, spec in pipeline.batch_spec(config.data, BATCH).items()}
+    for name in ('video', 'text'):
+        batch[name][:] = rng.normal(size=batch[name].shape)
+    lengths = rng.integers(6, CLIPS + 1, BATCH)
+    batch['video_mask'][:] = np.arange(CLIPS) < lengths[:, None]
+    batch['video_id'][:] = [0, 1, 2, 3, 4, 5, 6, 6]
+    batch['text_role'][:, :6] = [1, 2, 2, 2, 2, 3]
+    batch['clip_length'][:], batch['duration'][:] = 2, 2 * lengths
+    batch['windows'][:, 0], batch['windows_mask'][:, 0] = [2, 9], True
+    batch['spans'][:, 0], batch['spans_mask'][:, 0] = [0.4, 0.3], True
+    batch['saliency'][:] = rng.integers(0, 13, (BATCH, CLIPS)) * batch['video_mask']
+    batch['relevant'][:] = batch['saliency'] > 0
+    batch['neg_clips'][:], batch['pairs_mask'][:] = 3, True
+    return batch
+
+
+def run(config, batch, shape):
+    """Returns (state after the steps, losses, saliency predicted, parts of the most split)."""
+    config.mesh.update(dict(zip(('data', 'fsdp', 'model'), shape, strict=True)))
+    mesh = state_lib.make_mesh(config.mesh)
+    tx = state_lib.make_optimizer(config.optimizer, STEPS)
+    abstract = state_lib.abstract_state(config, mesh, STEPS)
+    state = state_lib.fresh_state(config, tx, abstract)
+    step = train.make_train_step(config, mesh, tx, abstract)
+    placed = state_lib.put_batch(batch, state_lib.batch_sharding(mesh), BATCH)
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = step(state, placed, np.uint32(7), {})
+        losses.append(jax.device_get(metrics))
+    predict = evaluate.make_predict_step(config, mesh)
+    _, saliency = predict(state_lib.gather(state.eval_params), placed)
+    parts = [np.prod(x.shape) / np.prod(x.sharding.shard_shape(x.shape))
+             for x in jax.tree.leaves(state.params)]
+    return jax.device_get(state), losses, jax.device_get(saliency), max(parts)
+
+
+def distance(a, b):
+    """Largest difference of two trees, and where it is.
+
+    What all logits of a softmax share has no gradient but rounding, which Adam makes a step.
+    """
+    apart = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda x, y: float(np.abs(np.float64(x) - y).max()), a, b))
+    named = [(value, jax.tree_util.keystr(path)) for path, value in apart]
+    return max(entry for entry in named
+               if not entry[1].endswith(("['key']['bias']", "['score']['bias']")))
+
+
+def main(name, *shapes):
+    config = make_config(name)
+    batch = make_batch(config)
+    alone = run(config, batch, (1, 1, 1))
+    for shape in shapes:
+        state, losses, saliency, parts = run(config, batch, tuple(map(int, shape.split(','))))
+        print(json.dumps(dict(
+            mesh=shape, parts=parts, params=distance(state.params, alone[0].params),
+            ema=distance(state.ema, alone[0].ema), losses=distance(losses, alone[1]),
+            saliency=float(np.abs(saliency - alone[2]).max()))))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
