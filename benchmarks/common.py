@@ -19,7 +19,7 @@ import numpy as np
 from configs import qvh
 from data_pipelines import pipeline
 from data_pipelines.tokens import EOS, START, WORD
-from dualground_jax import evaluate, train
+from dualground_jax import evaluate, sharding, train
 from dualground_jax import state as state_lib
 
 
@@ -66,7 +66,7 @@ def random_batch(config, size: int, seed: int = 0) -> dict[str, np.ndarray]:
     clips = np.full(size, data.max_clips)
     clips[: size // 10] = rng.integers(data.max_clips // 2, data.max_clips, size // 10)
     tokens = rng.integers(10, 16, size)
-    batch['index'][:] = batch['video_id'][:] = np.arange(size)
+    batch['index'][:] = batch['source_id'][:] = np.arange(size)
     batch['video_mask'][:] = np.arange(data.max_clips) < clips[:, None]
     video = rng.standard_normal(batch['video'].shape, dtype=np.float32)
     batch['video'][:] = 0.05 * video * batch['video_mask'][..., None]
@@ -128,7 +128,7 @@ def compiled(name: str, step, *arguments) -> tuple[Callable, Program]:
 
 def train_program(name: str, config) -> Program:
     """The train step of a config on a random batch; runs it anew on the state it left."""
-    mesh = state_lib.one_device()
+    mesh = sharding.one_device()
     tx = state_lib.make_optimizer(config.optimizer, 1000)
     abstract = state_lib.abstract_state(config, mesh, 1000)
     state = state_lib.fresh_state(config, tx, abstract)
@@ -148,7 +148,7 @@ def train_program(name: str, config) -> Program:
 
 def predict_program(name: str, config, size: int) -> Program:
     """Prediction with decoding and suppression on a random batch."""
-    mesh = state_lib.one_device()
+    mesh = sharding.one_device()
     tx = state_lib.make_optimizer(config.optimizer, 1)
     abstract = state_lib.abstract_state(config, mesh)
     params = state_lib.fresh_state(config, tx, abstract).eval_params

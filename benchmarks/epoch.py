@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks import common, input_pipeline
-from dualground_jax import resident, runtime, train
+from dualground_jax import resident, runtime, sharding, train
 from dualground_jax import state as state_lib
 
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
 def loops(model: str, steps: int, **overrides):
     """(run the training loop, run as many steps on one batch), compiled, for one config."""
     config = common.make_config(model, **overrides)
-    mesh = state_lib.one_device()
+    mesh = sharding.one_device()
     tx = state_lib.make_optimizer(config.optimizer, 10_000)
     abstract = state_lib.abstract_state(config, mesh, 10_000)
     held = [state_lib.fresh_state(config, tx, abstract)]

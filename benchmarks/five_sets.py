@@ -19,11 +19,10 @@ import tempfile
 import time
 
 from benchmarks import common
-from data_pipelines import datasets, tfds_builders, world
+from data_pipelines import datasets, files, simulate, tfds_builders
 from data_pipelines.errors import DataError
 from data_pipelines.own_data import verify
 from dualground_jax import evaluate, runtime, train
-from dualground_jax.metrics import official
 
 # Folder of annotations -> config, size of evaluation batches, how many lengths they are padded to.
 SETS = {
@@ -62,7 +61,7 @@ def run(name: str, config, workdir: pathlib.Path) -> tuple[dict, collections.Cou
         print(f'{name}: {stage} took {seconds[f"{stage}_s"]:.1f} s', flush=True)
         return found
 
-    files = timed('simulate', world.simulate_data, config.data, config.seed)
+    files = timed('simulate', simulate.simulate_data, config.data, config.seed)
     report = timed('verify', verify.verify, config)
     parts = report.parts
     if errors := report.problems('error'):
@@ -88,7 +87,7 @@ def outcome(config, workdir: pathlib.Path) -> dict:
     trained = json.loads((workdir / 'results.json').read_text())
     evaluated = json.loads((workdir / f'{config.evaluate.split}_metrics.json').read_text())
     assert trained['brief'] == evaluated['brief'], 'the best checkpoint has other metrics now'
-    losses = [row['train/loss'] for row in official.load_jsonl(workdir / 'metrics.jsonl')
+    losses = [row['train/loss'] for row in files.load_jsonl(workdir / 'metrics.jsonl')
               if 'train/loss' in row]
     return dict(
         steps_per_s=trained['steps_per_second'], first_loss=losses[0], last_loss=losses[-1],

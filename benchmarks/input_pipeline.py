@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from data_pipelines import datasets, pipeline, tfds_builders
+from data_pipelines import annotations, datasets, pipeline, tfds_builders
 from data_pipelines.tokens import EOS, START, WORD
 from dualground_jax import runtime
 
@@ -37,7 +37,7 @@ def make_split(data) -> datasets.Split:
     """Records of full length."""
     rng = np.random.default_rng(0)
     records = [
-        datasets.Record(
+        annotations.Query(
             qid=i, query='words', vid=f'v{i}', duration=data.max_clips * data.clip_length,
             windows=np.array([[10.0, 30.0]]), clip_ids=np.arange(5, 15),
             clip_scores=np.full((10, 3), 3, np.float32), line=i)
@@ -47,7 +47,7 @@ def make_split(data) -> datasets.Split:
     labels = np.zeros(data.max_clips, np.float32)
     labels[5:15] = 9
     return datasets.Split(
-        name='train', records=records, problems=[],
+        name='train', queries=records, problems=[],
         videos=[draw(data.max_clips, sum(data.video_dims)) for _ in records],
         video_index=np.arange(RECORDS, dtype=np.int32),
         source_index=np.arange(RECORDS, dtype=np.int32),
@@ -66,7 +66,7 @@ def write_release(data, folder: pathlib.Path) -> None:
         (folder / name).mkdir(parents=True)
     ends = np.cumsum(data.video_dims)[:-1]
     lines = []
-    for record, video, text in zip(split.records, split.videos, split.text, strict=True):
+    for record, video, text in zip(split.queries, split.videos, split.text, strict=True):
         for name, rows in zip(data.video_dirs, np.split(video, ends, axis=1), strict=True):
             np.savez(folder / name / f'{record.vid}.npz', features=rows)
         np.savez(folder / data.text_dir / f'qid{record.qid}.npz', last_hidden_state=text)

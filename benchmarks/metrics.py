@@ -14,7 +14,8 @@ import statistics
 import sys
 import time
 
-from dualground_jax.metrics.official import evaluate, load_jsonl
+from data_pipelines.files import load_jsonl
+from dualground_jax.metrics.official import evaluate
 
 RANGES = {'short': (0, 10), 'middle': (10, 30), 'long': (30, 150), 'full': (-1, 1e9)}
 LEVELS = {'HL-min-Fair': 2, 'HL-min-Good': 3, 'HL-min-VeryGood': 4}

@@ -8,7 +8,7 @@ import math
 import pathlib
 
 from configs import common
-from data_pipelines import datasets, features, tokens
+from data_pipelines import annotations, features, tokens
 from data_pipelines.errors import ConfigError, DataError
 
 SAMPLE = 9  # feature files of a folder of which the commonest width is taken
@@ -79,11 +79,11 @@ def measure(config):
     """Sets what follows from the annotations; bad records are left to those who read the data."""
     data = config.data
     data.max_windows = 10**6  # for now, none is too many
-    paths = datasets.annotation_files(data)
+    paths = annotations.annotation_files(data)
     records = {}
     for split, path in paths.items():
         if path.is_file():
-            records[split] = datasets.read_annotations(path, data, problems=[])
+            records[split] = annotations.read_annotations(path, data, problems=[])
         elif split == 'test':
             data.annotations.test = ''
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import datasets, features, skip_list, tokens
+from data_pipelines import annotations, features, release, skip_list, tokens
 from data_pipelines.errors import DataError
 
 VERSION = '1.0.0'
@@ -113,7 +113,7 @@ class Shards:
             raise DataError(f'data.records needs the package array_record: {error}; '
                             'pip install array_record, or leave data.records empty') from error
         try:
-            # Records are read one by one, so nothing is read ahead of them.
+            # BuiltSplit are read one by one, so nothing is read ahead of them.
             reader = array_record_module.ArrayRecordReader(
                 str(path), 'readahead_buffer_size:0,max_parallelism:0',
                 file_reader_buffer_size=1 << 15)
@@ -182,8 +182,8 @@ def array(record: bytes, name: str, dtype: Any, width: int) -> np.ndarray:
     return np.frombuffer(field(record, name), dtype).reshape(-1, width)
 
 
-class Records:
-    """A built split; the counterpart of `datasets.Files`."""
+class BuiltSplit:
+    """A built split; the counterpart of `release.ReleaseSplit`."""
 
     def __init__(self, data: Any, split: str):
         """Opens the shards that the config names.
@@ -194,7 +194,7 @@ class Records:
         """
         import tensorflow_datasets as tfds
 
-        datasets.check_options(data)
+        release.check_options(data)
         self.name, self._data = folder_of(data), data
         metadata = check_settings(self.name, data)
         if split not in metadata['splits']:
@@ -210,7 +210,7 @@ class Records:
         self._video_place: dict[str, int] = {}
         self._n_clips: dict[str, int] = {}
 
-    def records(self, problems: list[str] | None) -> list[datasets.Record]:
+    def queries(self, problems: list[str] | None) -> list[annotations.Query]:
         """Reads the annotations of all queries, and which videos are theirs."""
         lines, found = [], {}
         count = len(self._queries)
@@ -232,7 +232,7 @@ class Records:
             self._data.skip_list, self._split, self._splits, lines, whole=False)
         self.left_out += skip_list.messages(self.name, self._data.skip_list, skipped)
         absent = {line: b'' for line in self._skipped}
-        records = datasets.parse_annotations(
+        records = annotations.parse_annotations(
             sorted(lines + list(absent.items())), self.name, self._data, problems,
             skipped.keys() | absent.keys())
         for record in records:
@@ -243,14 +243,14 @@ class Records:
         return records
 
     def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """As `datasets.read_query`."""
+        """As `release.read_query`."""
         query = self._queries[self._query_place[qid]]
         text = array(query, 'text', features.dtype_of(self._data), self._data.text_dim)
         roles = array(query, 'roles', np.int32, 1)[:, 0]
         return tokens.cut(text, roles, self._data.max_tokens)
 
     def video(self, vid: str) -> np.ndarray:
-        """As `datasets.read_video`."""
+        """As `release.read_video`."""
         video = self._videos[self._video_place[vid]]
         return array(video, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
 

@@ -20,7 +20,7 @@ BATCH = {
     'index': ('B', np.int32),  # record of the split; -1 in the rows that fill up a last batch
     'video': ('BTV', None),  # normalised streams, then the two temporal endpoints
     'video_mask': ('BT', np.bool_),
-    'video_id': ('B', np.int32),  # equal for queries of the same source video
+    'source_id': ('B', np.int32),  # equal for queries of the same source video
     'text': ('BLE', None),  # token by token
     'text_role': ('BL', np.int32),  # what each token is, see `tokens`; 0 is padding
     'duration': ('B', np.float32),  # seconds
@@ -106,8 +106,8 @@ def collate(
         if index >= 0:
             rng = None if draws is None else draws[row]
             _fill_row({k: v[row] for k, v in batch.items() if v.ndim > 1}, split, data, index, rng)
-            record = split.records[index]
-            batch['video_id'][row] = split.source_index[index]
+            record = split.queries[index]
+            batch['source_id'][row] = split.source_index[index]
             batch['duration'][row] = record.duration
             batch['pairs_mask'][row] = rng is not None and split.saliency[index].any()
     return batch
@@ -133,7 +133,7 @@ def _fill_features(name, row, split, index) -> None:
 
 
 def _fill_row(row, split, data, index, rng) -> None:
-    record, roles = split.records[index], split.roles[index]
+    record, roles = split.queries[index], split.roles[index]
     n_clips = len(split.saliency[index])
     row['video_mask'][:n_clips] = True
     row['text_role'][: len(roles)] = roles
@@ -187,7 +187,7 @@ def train_batches(
     Raises:
       DataError: the split has fewer records than a batch.
     """
-    size = len(split.records)
+    size = len(split.queries)
     if size < batch_size:
         raise datasets.DataError(
             f'split {split.name!r} has {size} records, expected at least one batch of '

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from dualground_jax.metrics.rows import MetricsError, load_jsonl, write_jsonl
+from data_pipelines.files import load_jsonl, write_jsonl
 
 # Of an annotation file: line number from 1, content.
 NumberedLines = Sequence[tuple[int, bytes]]
@@ -66,7 +66,7 @@ def read(path: str | os.PathLike, split: str, splits: Collection[str], lines: Nu
     skipped = {}
     try:
         entries = load_jsonl(path)
-    except MetricsError as error:
+    except DataError as error:
         raise DataError(f'{error} (data.skip_list)') from error
     for i, entry in enumerate(entries, start=1):
         where = f'{path}, entry {i} (data.skip_list)'

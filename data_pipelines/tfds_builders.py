@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines import built, datasets
+from data_pipelines import annotations, built, datasets, release
 from data_pipelines.errors import ConfigError, DataError
 
 SHARD_BYTES = 256e6  # of features in one file, at most
@@ -172,7 +172,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
         """What makes the records of each file of each split, videos first."""
         data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
         sources, left_out, stored_as = {}, {}, {}
-        files = datasets.annotation_files(data)
+        files = annotations.annotation_files(data)
         for split in files:
             same = [s for s in sources if data.annotations[s] == data.annotations[split]]
             stored_as[split] = same[0] if same else split
@@ -181,7 +181,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
         everything = [record for records in sources.values() for record in records]
         vids = list(dict.fromkeys(record.vid for record in everything))
         places = {vid: place for place, vid in enumerate(vids)}
-        labelled = datasets.labelled_clips(everything)
+        labelled = annotations.labelled_clips(everything)
         video_bytes = data.max_clips * sum(data.video_dims) * np.dtype(data.dtype).itemsize
         text_bytes = data.max_tokens * data.text_dim * np.dtype(data.dtype).itemsize
         video_chunks = chunks(vids, video_bytes)
@@ -192,7 +192,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
             functools.partial(video_examples, data, first, part, [labelled.get(v) for v in part])
             for first, part in video_chunks]}
         for split, records in sources.items():
-            lines = dict(datasets.annotation_lines(files[split]))
+            lines = dict(annotations.annotation_lines(files[split]))
             found[split] = [
                 functools.partial(
                     query_examples, data, first,
@@ -206,7 +206,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
                 bytes=files[split].stat().st_size,
                 sha256=hashlib.sha256(files[split].read_bytes()).hexdigest(),
                 queries=len(sources[stored]), left_out=left_out[stored],
-                skipped=list(datasets.split_lines(data, stored)[1]),
+                skipped=list(annotations.split_lines(data, stored)[1]),
             ) for split, stored in stored_as.items()},
             videos=len(vids),
         )
@@ -266,16 +266,16 @@ def video_examples(
     data: Any, first: int, vids: Sequence[str], labelled: Sequence[int | None]
 ) -> Iterator[tuple[int, dict]]:
     """Reads the videos of a file; `first` is the place of the first one, `labelled` of each how
-    many clips have a label, as of `datasets.read_video`.
+    many clips have a label, as of `release.read_video`.
     """
     for place, (vid, labels) in enumerate(zip(vids, labelled, strict=True), start=first):
-        video = datasets.read_video(data, vid, labels)
+        video = release.read_video(data, vid, labels)
         yield place, empty_example(data) | dict(
             vid=vid, video=video, video_place=place, n_clips=len(video))
 
 
 def query_examples(
-    data: Any, first: int, queries: Sequence[tuple[datasets.Record, bytes, int]],
+    data: Any, first: int, queries: Sequence[tuple[annotations.Query, bytes, int]],
     video_files: Sequence[str], video_counts: Sequence[int],
 ) -> Iterator[tuple[int, dict]]:
     """Reads the queries of a file.
@@ -289,7 +289,7 @@ def query_examples(
     """
     videos = built.Shards(built.VIDEOS, video_files, video_counts)
     for place, (record, line, video_place) in enumerate(queries, start=first):
-        text, roles = datasets.read_query(data, record.qid)
+        text, roles = release.read_query(data, record.qid)
         n_clips = built.number(videos[video_place], 'n_clips')
         scores, label = (np.zeros(0, np.float32) if values is None else values.ravel()
                          for values in (record.clip_scores, record.label))
@@ -300,16 +300,16 @@ def query_examples(
             label=label, domain=record.domain, text=text, roles=roles)
 
 
-def usable_records(data: Any, split: str) -> tuple[list[datasets.Record], list[str]]:
+def usable_records(data: Any, split: str) -> tuple[list[annotations.Query], list[str]]:
     """The records to build, and what is left out with data.on_error = 'skip'.
 
     That takes reading all files beforehand; otherwise a bad one ends the build when it is reached.
     """
     if data.on_error == 'skip':
         found = datasets.load_split(data, split)
-        return found.records, found.problems
-    files = datasets.Files(data, split)
-    return files.records(None), files.left_out
+        return found.queries, found.problems
+    files = release.ReleaseSplit(data, split)
+    return files.queries(None), files.left_out
 
 
 def statistics(queries: built.Shards) -> dict[str, Any]:
@@ -344,10 +344,10 @@ def builder_class(name: str, configs: Sequence[Config], **options) -> type[Groun
 def register() -> None:
     """Makes a builder of each data set that has a feature release of known widths."""
     releases = collections.defaultdict(list)
-    for (dataset, release), values in datasets.FEATURES.items():
+    for (dataset, version), values in datasets.FEATURES.items():
         if 'video_dims' in values:  # those of the generated world are in its config
             releases[dataset] += [
-                Config(name=f'{release}_{dtype}', features=release, dtype=dtype,
+                Config(name=f'{version}_{dtype}', features=version, dtype=dtype,
                        description=f'{", ".join(values["video_dirs"])} and {values["text_dir"]}')
                 for dtype in ('float16', 'float32')]
     for dataset, configs in releases.items():

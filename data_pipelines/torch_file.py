@@ -44,7 +44,7 @@ class TorchFileError(UserError):
     """A file of `torch.save` is damaged, or holds what this module doesn't read."""
 
 
-class Record:
+class Stub:
     """An object of a file whose class is neither imported nor called: its name and its data.
 
     Attributes:
@@ -116,7 +116,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     """Returns the object in a file of `torch.save` that holds more than tensors.
 
     As `load`, but an object of a class that it doesn't know, such as an `argparse.Namespace` of
-    options, becomes a `Record`; numpy's scalars become numbers. No code of the file is run.
+    options, becomes a `Stub`; numpy's scalars become numbers. No code of the file is run.
 
     Raises:
         TorchFileError: as `load`, but for unknown names.
@@ -268,7 +268,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _CheckpointUnpickler(_Unpickler):
-    """Unpickles also what it doesn't know, as a `Record`."""
+    """Unpickles also what it doesn't know, as a `Stub`."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -280,10 +280,10 @@ class _CheckpointUnpickler(_Unpickler):
 
     def _unknown(self, module: str, name: str) -> Any:
         # A class of its own, since pickle makes objects of classes alone.
-        return type('Record', (Record,), dict(kind=f'{module}.{name}'))
+        return type('Record', (Stub,), dict(kind=f'{module}.{name}'))
 
 
-def _numpy_scalar(dtype: Record, content: bytes) -> int | float | complex | bool:
+def _numpy_scalar(dtype: Stub, content: bytes) -> int | float | complex | bool:
     """Stands in for `numpy.core.multiarray.scalar`."""
     code, order = dtype.args[0], dtype.state[1]
     if not re.fullmatch(r'[biufc]\d+', code):

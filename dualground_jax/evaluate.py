@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline, saliency
+from data_pipelines import annotations, datasets, pipeline, saliency
 from data_pipelines.errors import ConfigError
-from dualground_jax import models, runtime, spans
+from data_pipelines.files import write_json, write_jsonl
+from dualground_jax import checkpoints, models, runtime, sharding, spans
 from dualground_jax import state as state_lib
 from dualground_jax.metrics import official
-from dualground_jax.metrics.rows import write_json, write_jsonl
 
 MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 
@@ -62,12 +62,12 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
     # Parameters stay where they are.
     return jax.jit(
         predict_step,
-        in_shardings=(None, state_lib.batch_sharding(mesh)),
-        out_shardings=state_lib.replicated(mesh),
+        in_shardings=(None, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
     )
 
 
-def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarray) -> dict:
+def prediction(record: annotations.Query, windows: np.ndarray, saliency: np.ndarray) -> dict:
     """One row of a submission in the official format.
 
     Args:
@@ -87,7 +87,7 @@ def prediction(record: datasets.Record, windows: np.ndarray, saliency: np.ndarra
 
 def check_section(section: ConfigDict, mesh: Mesh) -> None:
     """Raises ConfigError if the `evaluate` section has a batch or buckets that cannot be made."""
-    state_lib.check_batch_size(mesh, section.batch_size, 'evaluate.batch_size')
+    sharding.check_batch_size(mesh, section.batch_size, 'evaluate.batch_size')
     if section.buckets < 1:
         raise ConfigError(f'evaluate.buckets={section.buckets}: expected 1 or more')
 
@@ -96,11 +96,11 @@ def predict_split(
     predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
     """Predictions for every record of a split, in its order, the same in each process."""
-    params = state_lib.gather(params)
-    size, sharding = config.evaluate.batch_size, state_lib.batch_sharding(mesh)
+    params = sharding.gather(params)
+    size, placement = config.evaluate.batch_size, sharding.batch_sharding(mesh)
     batches = pipeline.eval_batches(
         split, config.data, batch_size=size, buckets=config.evaluate.buckets,
-        rows=state_lib.local_rows(sharding, size),
+        rows=sharding.local_rows(placement, size),
     )
     rows, order = [], []
     waiting = collections.deque()  # the device works on one batch while the next one is put there
@@ -112,7 +112,7 @@ def predict_split(
         order.extend(index[index >= 0])
 
     for index, batch in batches:
-        found = predict_step(params, state_lib.put_batch(batch, sharding, size))
+        found = predict_step(params, sharding.put_batch(batch, placement, size))
         waiting.append((index, found))
         if len(waiting) > 1:
             fetch()
@@ -126,7 +126,7 @@ def batch_predictions(
 ) -> list[dict]:
     """Rows of a submission for a batch's records; index int[B] is -1 where it is empty."""
     return [
-        prediction(split.records[i], found, scores[: len(split.saliency[i])])
+        prediction(split.queries[i], found, scores[: len(split.saliency[i])])
         for i, found, scores in zip(index, windows, saliency, strict=True)
         if i >= 0
     ]
@@ -135,7 +135,7 @@ def batch_predictions(
 def ground_truth(split: datasets.Split) -> list[dict]:
     """The split's annotations in the official format, as the metrics read them."""
     rows = []
-    for record in split.records:
+    for record in split.queries:
         row = dict(
             qid=record.qid,
             query=record.query,
@@ -159,7 +159,7 @@ def has_labels(split: datasets.Split, data: ConfigDict) -> bool:
 
     A hidden test set has none.
     """
-    return all(saliency.is_annotated(record, data.saliency) for record in split.records)
+    return all(saliency.is_annotated(record, data.saliency) for record in split.queries)
 
 
 def selection_value(found: dict, section: ConfigDict) -> float:
@@ -186,10 +186,10 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     name = config.evaluate.split
     split = datasets.load_split(config.data, name)
     report_problems(split)
-    mesh = state_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     check_section(config.evaluate, mesh)
     abstract = state_lib.abstract_state(config, mesh)
-    train_state, progress = state_lib.Checkpoints(workdir).restore('best', abstract)
+    train_state, progress = checkpoints.Checkpoints(workdir).restore('best', abstract)
     digits = official.PROTOCOLS[config.evaluate.protocol].digits
     print(f'best checkpoint: step {int(train_state.step)}, {progress["best_value"]:.{digits}f} on '
           f'{" + ".join(config.evaluate.selection)}')
@@ -210,6 +210,6 @@ def report_problems(split: datasets.Split) -> None:
     """Prints what was skipped of a split."""
     if split.problems:
         print(f'split {split.name!r}: skipped {len(split.problems)} problems, '
-              f'{len(split.records)} records are left')
+              f'{len(split.queries)} records are left')
         for problem in split.problems:
             print(f'  {problem}')

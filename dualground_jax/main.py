@@ -54,9 +54,10 @@ def load_config(values):
     if config is None:
         if values.mode in NEED_CONFIG:
             raise ConfigError(f'--mode={values.mode} needs --config=configs/NAME.py')
-        from dualground_jax import state
 
-        config = state.Checkpoints(values.workdir).config('best')
+        from dualground_jax import checkpoints
+
+        config = checkpoints.Checkpoints(values.workdir).config('best')
     if values.split:
         config.evaluate.split = values.split
     return config.lock()
@@ -114,9 +115,9 @@ def run(values, files) -> None:
     elif values.mode == 'verify-data':
         verify.run(config, values)
     elif values.mode == 'simulate':
-        from data_pipelines import world
+        from data_pipelines import simulate
 
-        print(f'stand-in features in {world.simulate_data(config.data, config.seed)}')
+        print(f'stand-in features in {simulate.simulate_data(config.data, config.seed)}')
     elif values.mode == 'word-vectors':
         from data_pipelines.own_data import word_vectors
 
@@ -128,9 +129,9 @@ def run(values, files) -> None:
 
         print(tfds_builders.report(tfds_builders.build(config.data, values.beam)))
     else:
-        from data_pipelines import datasets
+        from data_pipelines.own_data import text_rows
 
-        print(datasets.text_similarity(config.data, config.evaluate.split))
+        print(text_rows.text_similarity(config.data, config.evaluate.split))
 
 
 def main(argv) -> None:

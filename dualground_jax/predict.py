@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, features, pipeline
-from dualground_jax import evaluate
+from data_pipelines import annotations, datasets, features, pipeline, release
+from dualground_jax import evaluate, sharding
 from dualground_jax import state as state_lib
+from dualground_jax.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass
@@ -35,9 +36,9 @@ class Predictor:
         Raises:
           CheckpointError: there is none.
         """
-        checkpoints = state_lib.Checkpoints(workdir)
+        checkpoints = Checkpoints(workdir)
         config = checkpoints.config('best')
-        mesh = state_lib.one_device()
+        mesh = sharding.one_device()
         state, _ = checkpoints.restore('best', state_lib.abstract_state(config, mesh))
         return cls(config, state.eval_params, evaluate.make_predict_step(config, mesh), mesh)
 
@@ -65,15 +66,15 @@ class Predictor:
         """
         streams = video_features if isinstance(video_features, list) else [video_features]
         data = self.config.data
-        video = datasets.join_streams(
+        video = release.join_streams(
             data,
             [features.check_rows(rows, f'video_features[{i}]') for i, rows in enumerate(streams)],
             names=[f'video_features[{i}]' for i in range(len(streams))],
         )
-        text, roles = datasets.label_query(
+        text, roles = release.label_query(
             data, features.check_rows(query_features, 'query_features'), 'query_features'
         )
-        record = datasets.Record(
+        record = annotations.Query(
             qid=0,
             query='',
             vid='',
@@ -85,7 +86,7 @@ class Predictor:
         )
         split = datasets.Split(
             name='request',
-            records=[record],
+            queries=[record],
             videos=[video],
             video_index=np.zeros(1, np.int32),
             source_index=np.zeros(1, np.int32),
@@ -95,9 +96,9 @@ class Predictor:
             problems=[],
         )
         batch = pipeline.collate(split, data, np.zeros(1, int), None)
-        sharding = state_lib.batch_sharding(self.mesh)
+        placement = sharding.batch_sharding(self.mesh)
         windows, saliency = jax.device_get(
-            self.predict_step(self.params, jax.device_put(batch, sharding))
+            self.predict_step(self.params, jax.device_put(batch, placement))
         )
         return windows[0][windows[0, :, 2] >= 0], saliency[0, : len(video)]
 
@@ -115,7 +116,7 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
     data = predictor.config.data
     parts = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
     count = len(data.video_parts)
-    streams = [datasets.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
+    streams = [release.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
     rows = features.read_features(query_file, data.text_key)
     windows, saliency = predictor.predict(streams, rows)
     print(

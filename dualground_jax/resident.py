@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets
-from dualground_jax import state as state_lib
+from dualground_jax import sharding
 
 
 def load(split: datasets.Split, data: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
@@ -29,7 +29,7 @@ def load(split: datasets.Split, data: ConfigDict, mesh: Mesh) -> dict[str, jax.A
     )
     logging.info('features of %d videos and %d queries on each device: %.2f GB', len(split.videos),
                  len(split.text), sum(x.nbytes for x in store.values()) / 1e9)
-    everywhere = state_lib.replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     return {k: jax.make_array_from_process_local_data(everywhere, x) for k, x in store.items()}
 
 

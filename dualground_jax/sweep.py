@@ -16,9 +16,9 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import cli
-from dualground_jax.metrics import rows
 
 SEED = 'seed'  # the key that a mean is taken over
 MAIN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-Hit1')
@@ -202,10 +202,10 @@ def check(runs):
         ConfigError: a value that the model, the optimiser or the mesh refuses.
         UserError: a folder holds a run by another config, finished or cut off.
     """
-    from dualground_jax import state
+    from dualground_jax import checkpoints, sharding, state
 
     for one in runs:
-        check_same_config(one, state.Checkpoints(str(one.workdir)))
+        check_same_config(one, checkpoints.Checkpoints(str(one.workdir)))
     traced = []
     for one in runs:
         without_seed = of_seeds(one.values)
@@ -213,7 +213,7 @@ def check(runs):
             continue
         traced.append(without_seed)
         try:
-            state.abstract_state(one.config, state.make_mesh(one.config.mesh))
+            state.abstract_state(one.config, sharding.make_mesh(one.config.mesh))
         except Exception as error:  # flax and jax refuse shapes by errors of several kinds
             raise ConfigError(f'{one.workdir.name}: {one_line(error)}') from error
 
@@ -327,7 +327,7 @@ def write(config, workdir, choices, runs):
             f'(ddof=1) over seeds {", ".join(map(str, seeds))}; {len(listed)} of {len(runs)} runs '
             'are finished\n\n')
     text += markdown(list(keys), dict.fromkeys((*config.evaluate.selection, *MAIN_METRICS)), table)
-    rows.write_json(pathlib.Path(workdir, 'sweep.json'),
+    files.write_json(pathlib.Path(workdir, 'sweep.json'),
                     dict(keys=keys, seeds=seeds, runs=listed, table=table))
-    rows.write_text(pathlib.Path(workdir, 'sweep.md'), text)
+    files.write_text(pathlib.Path(workdir, 'sweep.md'), text)
     return text

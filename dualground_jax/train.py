@@ -15,10 +15,11 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline, saliency
+from data_pipelines import datasets, files, pipeline, saliency
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import evaluate, models, resident, runtime
+from dualground_jax import evaluate, models, resident, runtime, sharding
 from dualground_jax import state as state_lib
+from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.metrics import official
 
 
@@ -47,7 +48,7 @@ def make_train_step(
     loss_fn = models.MODELS[config.model.name].loss_fn
     decay = config.optimizer.ema_decay
     placement = jax.tree.map(lambda x: x.sharding, abstract)
-    computed_with = jax.tree.map(state_lib.gathered, placement.params)
+    computed_with = jax.tree.map(sharding.gathered, placement.params)
 
     def train_step(state, batch, seed, store):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -71,11 +72,11 @@ def make_train_step(
     def train_steps(state, batches, seed, store):
         return jax.lax.scan(lambda s, b: train_step(s, b, seed, store), state, batches)
 
-    replicated = state_lib.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     return jax.jit(
         train_steps if stacked else train_step,
         donate_argnums=0,
-        in_shardings=(placement, state_lib.batch_sharding(mesh, stacked), replicated, replicated),
+        in_shardings=(placement, sharding.batch_sharding(mesh, stacked), replicated, replicated),
         out_shardings=(placement, replicated),
     )
 
@@ -160,7 +161,7 @@ def device_batches(
     size, most = config.train.batch_size, config.train.steps_per_call
     batches = pipeline.train_batches(
         split, config.data, batch_size=size, seed=config.seed, first_step=first_step,
-        last_step=last_step, rows=state_lib.local_rows(state_lib.batch_sharding(mesh), size),
+        last_step=last_step, rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
         resident=config.data.resident,
     )
     ahead, step = None, first_step
@@ -169,8 +170,8 @@ def device_batches(
         count = most if step + most <= stop else 1
         parts = list(itertools.islice(batches, count))
         batch = jax.tree.map(lambda *x: np.stack(x), *parts) if count > 1 else parts[0]
-        sharding = state_lib.batch_sharding(mesh, stacked=count > 1)
-        following = count, state_lib.put_batch(batch, sharding, size)
+        placement = sharding.batch_sharding(mesh, stacked=count > 1)
+        following = count, sharding.put_batch(batch, placement, size)
         if ahead:
             yield ahead
         ahead, step = following, step + count
@@ -210,21 +211,21 @@ def train(config: ConfigDict, workdir: str) -> None:
       ConfigError: a batch of no size, or one that the mesh cannot split.
     """
     # ---- Data: everything is read and checked before any device time is spent ----------------
-    mesh = state_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     batch_size = config.train.batch_size
-    state_lib.check_batch_size(mesh, batch_size, 'train.batch_size')
+    sharding.check_batch_size(mesh, batch_size, 'train.batch_size')
     evaluate.check_section(config.evaluate, mesh)
     if config.train.steps_per_call < 1:
         raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
     train_split, val_split = load_splits(config)
-    steps_per_epoch = max(len(train_split.records) // batch_size, 1)
+    steps_per_epoch = max(len(train_split.queries) // batch_size, 1)
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
     # ---- State, checkpoints ------------------------------------------------------------------
     tx = state_lib.make_optimizer(config.optimizer, total_steps)
     abstract = state_lib.abstract_state(config, mesh, total_steps)
-    checkpoints = state_lib.Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir)
     progress = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
     if checkpoints.step('latest') is None:
         state = state_lib.fresh_state(config, tx, abstract)
@@ -236,7 +237,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info(
         '%s: %d parameters, %d training and %d %s queries, %d steps of %d on %s %s',
-        config.model.name, parameters, len(train_split.records), len(val_split.records),
+        config.model.name, parameters, len(train_split.queries), len(val_split.queries),
         val_split.name, total_steps, batch_size, dict(mesh.shape), jax.default_backend(),
     )
 
@@ -251,8 +252,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     folder = pathlib.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder, steps_per_epoch, first_step, lambda step: [
-        train_split.records[i].qid for i in pipeline.train_indices(
-            len(train_split.records), batch_size, config.seed, step - 1)])
+        train_split.queries[i].qid for i in pipeline.train_indices(
+            len(train_split.queries), batch_size, config.seed, step - 1)])
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=history.writer, every_secs=20.0
     )
@@ -321,7 +322,7 @@ def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
     changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if changed:
         pairs = ', '.join(f'{k}: {theirs.get(k)} there, {ours.get(k)} here' for k in changed)
-        raise state_lib.CheckpointError(
+        raise CheckpointError(
             f'the workdir holds a run of another model ({pairs}); use another --workdir'
         )
 
@@ -349,11 +350,11 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
     plots.plot_training(
         rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split
     )
-    predictions = official.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
+    predictions = files.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.
     count = min(config.evaluate.pictures, len(predictions))
     for i in np.linspace(0, len(predictions) - 1, count).astype(int):
-        record = val_split.records[i]
+        record = val_split.queries[i]
         plots.plot_grounding(
             dict(
                 query=record.query,

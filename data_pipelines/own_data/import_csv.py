@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags
 
-from data_pipelines import datasets, features
+from data_pipelines import annotations, features
 from data_pipelines.errors import DataError, UserError
 
 REQUIRED, OPTIONAL = ('video', 'start', 'end', 'sentence'), ('qid', 'duration', 'split')
@@ -223,7 +223,7 @@ def read_table(path: str, mistakes: Mistakes) -> tuple[list[Query], dict[str, fl
         before = len(mistakes.lines)
         for column, text in (('video', row['video']), ('sentence', sentence),
                              ('qid', row['qid'] or 'none')):
-            if not datasets.is_name(text):
+            if not annotations.is_name(text):
                 mistakes.add(where, column, text, 'a printable text')
         if row['split'] not in (*SPLITS, ''):
             mistakes.add(where, 'split', row['split'], f'one of {", ".join(SPLITS)}')
@@ -326,7 +326,7 @@ def check_durations(queries: Sequence[Query], durations: dict[str, float],
         if duration <= 0:
             mistakes.add(query.where, 'duration', duration, 'seconds above 0')
         for _, end, where in query.windows:
-            if end > duration + datasets.END_TOLERANCE:
+            if end > duration + annotations.END_TOLERANCE:
                 mistakes.add(where, 'end', end,
                              f'at most {duration:g}, the duration of {query.video!r}')
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipelines import features, tokens
 from data_pipelines.errors import DataError
-from dualground_jax.metrics.rows import write_text
+from data_pipelines.files import write_text
 
 CACHE = 'verified.json'
 VERSION = 1  # raise it when inspection begins to find other things

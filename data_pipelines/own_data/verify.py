@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, features, saliency, skip_list, tokens
+from data_pipelines import annotations, features, release, saliency, skip_list, tokens
 from data_pipelines.errors import DataError, UserError
+from data_pipelines.files import write_json
 from data_pipelines.own_data import inspection
-from dualground_jax.metrics.rows import write_json
 
 EXAMPLES = 3  # of each kind that are printed
 COMMONEST = 12  # values of a distribution that are printed
@@ -111,7 +111,7 @@ class Part:
     name: str
     path: pathlib.Path
     qids: dict[int, int | str | None]
-    records: list[datasets.Record]
+    records: list[annotations.Query]
 
     @property
     def n_videos(self) -> int:
@@ -119,7 +119,7 @@ class Part:
         return len({record.vid for record in self.records})
 
 
-Uses = list[tuple[Part, datasets.Record]]  # of a video or query
+Uses = list[tuple[Part, annotations.Query]]  # of a video or query
 
 
 class Report:
@@ -260,10 +260,10 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
     """
     start = time.monotonic()
     data = config.data
-    datasets.check_options(data)
+    release.check_options(data)
     report = Report(data, inspection.Inspector(data.root, recheck=recheck))
     needed = ('train', config.evaluate.split)
-    for name, path in datasets.annotation_files(data).items():
+    for name, path in annotations.annotation_files(data).items():
         _read_split(report, name, path, needed=name in needed)
     _compare_splits(report)
 
@@ -301,13 +301,13 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
         report.add('split file', f'{path}: no such file, split {name!r} (data.annotations)')
         return
     try:
-        content = datasets.annotation_lines(path)
+        content = annotations.annotation_lines(path)
     except DataError as error:
         report.add('annotation file', error)
         return
-    lines, skipped = datasets.split_lines(data, name)
+    lines, skipped = annotations.split_lines(data, name)
     refused: list[str] = []
-    records = datasets.parse_annotations(lines, path, data, refused, skipped)
+    records = annotations.parse_annotations(lines, path, data, refused, skipped)
     part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, records)
     report.parts.append(part)
     for message in refused:
@@ -332,16 +332,16 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
         len(record.windows) for record in records)
 
 
-def _check_windows(report: Report, record: datasets.Record, where: str, place: list) -> None:
+def _check_windows(report: Report, record: annotations.Query, where: str, place: list) -> None:
     """Notes windows that are valid but worth a look."""
     data = report.data
     windows = record.windows[record.windows[:, 0].argsort()]
     for window in windows:
         length = window[1] - window[0]
-        if length < data.clip_length - datasets.END_TOLERANCE:
+        if length < data.clip_length - annotations.END_TOLERANCE:
             report.add('short window', f'{where}: {window.tolist()}, clips of {data.clip_length} s',
                        place)
-        if length >= record.duration - datasets.END_TOLERANCE:
+        if length >= record.duration - annotations.END_TOLERANCE:
             report.add('whole video', f'{where}: {window.tolist()} of {record.duration} s', place)
     if (windows[1:, 0] < windows[:-1, 1]).any():
         report.add('overlap', f'{where}: {windows.tolist()}', place)
@@ -406,7 +406,7 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
                for vid, uses in videos.items()}
     texts = {}
     if folders[-1] not in missing:
-        texts = {qid: find('text missing', uses, datasets.find_query, data, qid)
+        texts = {qid: find('text missing', uses, release.find_query, data, qid)
                  for qid, uses in queries.items()}
     texts = {qid: path for qid, path in texts.items() if path}
     # Without the other records nobody knows whose the files are.
@@ -444,7 +444,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
                 elif zeros:
                     report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', _places(uses))
             if len(parts) == len(paths) and not any(part.error for part in parts):
-                _check(report, 'video width', uses, datasets.check_width, paths[0],
+                _check(report, 'video width', uses, release.check_width, paths[0],
                        sum(part.width for part in parts), dim, 'data.video_dims')
                 lengths.append(min(part.rows for part in parts))
         durations = sorted({record.duration for _, record in uses})
@@ -453,14 +453,14 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         if len(lengths) < len(data.video_dims):
             continue
         n_clips = min(lengths)
-        _check(report, 'video length', uses, datasets.check_clips, vid, n_clips, data.max_clips)
+        _check(report, 'video length', uses, release.check_clips, vid, n_clips, data.max_clips)
         spread[max(lengths) - n_clips] += 1
         if max(lengths) - n_clips > CLIP_TOLERANCE:
             report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips',
                        _places(uses))
         labelled = [len(record.label) for _, record in uses if record.label is not None]
         if labelled:  # clips have no length there, as many as labels are kept
-            _check(report, 'video labels', uses, datasets.check_labels, streams[vid][0][0], vid,
+            _check(report, 'video labels', uses, release.check_labels, streams[vid][0][0], vid,
                    n_clips, labelled[-1])
             excess[n_clips - labelled[-1]] += 1
             continue
@@ -483,7 +483,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
                        f'clips), data.clip_length is {data.clip_length}')
 
 
-def _check_clips(report: Report, record: datasets.Record, n_clips: int, where: str,
+def _check_clips(report: Report, record: annotations.Query, n_clips: int, where: str,
                  place: list) -> None:
     """Compares a record with the clips that its video's features have."""
     end = n_clips * report.data.clip_length
@@ -506,7 +506,7 @@ def _check_queries(report: Report, queries: dict[int | str, Uses],
         if found.error:
             report.add('text file', f'{path}: {found.error}', _places(uses))
             continue
-        _check(report, 'text width', uses, datasets.check_width, path, found.width, data.text_dim,
+        _check(report, 'text width', uses, release.check_width, path, found.width, data.text_dim,
                'data.text_dim')
         filled = found.filled if layout.padded else found.rows
         if not _check(report, 'text rows', uses, _check_filled, path, filled, data):

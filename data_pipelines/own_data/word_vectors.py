@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import datasets, features, tokens
+from data_pipelines import annotations, features, tokens
 from data_pipelines.errors import ConfigError, DataError
 
 
@@ -39,8 +39,8 @@ def write_rows(data: Any, path: str | os.PathLike) -> str:
     if folder.exists():
         raise DataError(f'{folder}: exists, expected to make it (data.root, data.text_dir)')
     queries = {}
-    for annotations in dict.fromkeys(datasets.annotation_files(data).values()):
-        records = datasets.read_annotations(annotations, data)
+    for file in dict.fromkeys(annotations.annotation_files(data).values()):
+        records = annotations.read_annotations(file, data)
         queries |= {record.qid: record.query.lower().split() for record in records}
     words = {word for query in queries.values() for word in query}
     vectors = _read_vectors(path, words, data.text_dim)

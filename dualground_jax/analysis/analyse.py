@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
-from dualground_jax import evaluate, train
+from dualground_jax import evaluate, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
+from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.metrics import score
 
 VERSION = 1  # raise it when reports of the same settings become others
@@ -57,7 +58,7 @@ def run(values) -> None:
     workdirs = [root] if (root / 'checkpoints').is_dir() else sorted(
         path.parent for path in root.rglob('checkpoints') if path.is_dir())
     if not workdirs:
-        raise state_lib.CheckpointError(f'{root}: no checkpoint here or in a folder below')
+        raise CheckpointError(f'{root}: no checkpoint here or in a folder below')
     reports = {}
     for workdir in workdirs:
         reports[str(workdir.relative_to(root))] = analyse_run(workdir, settings)
@@ -84,7 +85,7 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
     """Analyses a run's best checkpoint; returns its report."""
-    checkpoints = state_lib.Checkpoints(str(workdir))
+    checkpoints = Checkpoints(str(workdir))
     config = checkpoints.config('best')
     path = workdir / 'analysis' / 'report.json'
     asked = dict(dataclasses.asdict(settings), splits=list(settings.splits),
@@ -105,8 +106,8 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
 
     # ---- Model -------------------------------------------------------------------------------
     seen = attention.seen_roles(config)
-    mesh = state_lib.make_mesh(config.mesh)
-    state_lib.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
     abstract = state_lib.abstract_state(config, mesh)
     params = checkpoints.restore('best', abstract)[0].eval_params
     analyst = Analyst(config, mesh, params, seen)
@@ -129,7 +130,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
             found['splits'][split.name], scatter, examples = analyst.analyse(
                 split, folder, settings)
             figures.append((split.name, scatter, examples))
-            logging.info('%s: %d queries of %s analysed in %.1f s', workdir, len(split.records),
+            logging.info('%s: %d queries of %s analysed in %.1f s', workdir, len(split.queries),
                          split.name, time.monotonic() - started)
         report.write(found, figures, folder)
     print(report.summary(found))
@@ -145,7 +146,7 @@ def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Sp
         tokens.mark_punctuation(
             role, tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
         )
-        for record, role in zip(split.records, split.roles, strict=True)
+        for record, role in zip(split.queries, split.roles, strict=True)
     ]
     return dataclasses.replace(split, roles=roles)
 
@@ -155,7 +156,7 @@ class Analyst:
 
     def __init__(self, config: ConfigDict, mesh, params, seen: set[int]):
         self.config, self.params, self.seen = config, params, seen
-        self.sharding = state_lib.batch_sharding(mesh)
+        self.sharding = sharding.batch_sharding(mesh)
 
         def look(out, batch):
             of_phrases = {name: out[name] for name in phrases.FIELDS if name in out}
@@ -185,7 +186,7 @@ class Analyst:
         Returns:
           (the split's part of the report, the points of the scatter plot, the examples).
         """
-        words = np.array([len(record.query.split()) for record in split.records])
+        words = np.array([len(record.query.split()) for record in split.queries])
         bins = {name: (low < words) & (words <= high)
                 for name, (low, high) in score.QUERY_LENGTHS.items()}
         wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
@@ -287,7 +288,7 @@ def example(split, index, row, found, clip_length, tokenizer) -> dict:
       clip_length: seconds.
       tokenizer: that names its words.
     """
-    record, roles = split.records[index], split.roles[index]
+    record, roles = split.queries[index], split.roles[index]
     seen, of_phrases = found
     n_clips = len(split.saliency[index])
     series = {tokens.ROLES[role]: seen['roles'][r, attention.POOLINGS.index('sum'), :n_clips]

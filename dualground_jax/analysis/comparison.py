@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines.files import write_json, write_text
 from dualground_jax.analysis import figures, report
 from dualground_jax.analysis.ablation import CONDITIONS, TITLES
-from dualground_jax.metrics.rows import write_json, write_text
 from dualground_jax.sweep import leaves
 
 CORRELATIONS = ('pearson', 'spearman', 'pearson_pooled', 'spearman_pooled')

@@ -9,11 +9,11 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines.files import write_json, write_text
 from data_pipelines.tokens import EOS, MEAN, ROLES, WORD
 from dualground_jax.analysis import correlation, figures
 from dualground_jax.analysis.ablation import TITLES
 from dualground_jax.analysis.attention import POOLINGS
-from dualground_jax.metrics.rows import write_json, write_text
 
 SHOWN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-mAP',
                  'HL-min-VeryGood-Hit1')

@@ -5,7 +5,8 @@ Vectorised over queries. Axes: Q queries, C clips, A annotators.
 
 import numpy as np
 
-from dualground_jax.metrics.rows import Block, error_of, field, is_number, predicted_saliency, short
+from data_pipelines.files import short
+from dualground_jax.metrics.rows import Block, error_of, field, is_number, predicted_saliency
 
 CLIP_SECONDS = 2
 ANNOTATORS = 3

@@ -17,10 +17,10 @@ import numpy as np
 
 from dualground_jax.metrics import highlights, moments, rows
 from dualground_jax.metrics.moments import AP_THRESHOLDS, R1_THRESHOLDS
-from dualground_jax.metrics.rows import Block, MetricsError, load_jsonl
+from dualground_jax.metrics.rows import Block, MetricsError
 
 __all__ = ['PROTOCOLS', 'MetricsError', 'Scores', 'columns', 'evaluate', 'format_table',
-           'load_jsonl', 'per_query', 'summarise']
+           'per_query', 'summarise']
 
 BRIEF_AP = ('0.5', '0.75')
 BRIEF_R1 = ('0.3', '0.5', '0.7')

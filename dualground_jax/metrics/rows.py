@@ -4,82 +4,19 @@ Every check names the row's qid, the field, what was found and what was expected
 rows at once; only where one fails is the culprit looked for.
 """
 
-import gzip
-import json
 import numbers
-import os
-import pathlib
-import reprlib
 import sys
-import zlib
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
+from data_pipelines import files
 from data_pipelines.errors import UserError
 
 
 class MetricsError(UserError):
     """Predictions, annotations or a jsonl file that cannot be scored; the message is one line."""
-
-
-def load_jsonl(path):
-    """Reads a list of dicts from a `.jsonl` or `.jsonl.gz` file, skipping blank lines.
-
-    Raises:
-        MetricsError: the file can't be read, a line is not a JSON object, or the gzip stream is
-            damaged.
-    """
-    opener = gzip.open if str(path).endswith('.gz') else open
-    rows = []
-    number = 0
-    try:
-        with opener(path, 'rb') as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(_parse_line(line, path, number))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise MetricsError(
-            f'{path}: damaged gzip stream after line {number} ({error}), '
-            'expected a complete .gz file') from error
-    except OSError as error:
-        raise MetricsError(f"{path}: can't be read: {error.strerror or error}") from error
-    return rows
-
-
-def _parse_line(line, path, number):
-    try:
-        row = json.loads(line.strip())
-    except ValueError as error:
-        # The parser sees one line only: its own line number would mislead.
-        reason = str(error).replace('line 1 column', 'column')
-        raise MetricsError(
-            f'{path}:{number}: malformed JSON ({reason}), expected one object per line') from error
-    if not isinstance(row, dict):
-        raise MetricsError(f'{path}:{number}: found {short(row)}, expected a JSON object')
-    return row
-
-
-def write_jsonl(path, rows):
-    """Writes one JSON object a line; the file appears whole or not at all."""
-    write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
-
-
-def write_json(path, value):
-    """Writes one JSON value, indented; the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-def write_text(path, text):
-    """Writes a text; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -144,7 +81,7 @@ class Field:
             position = int(bad[0] - ends[row] + self.counts[row])
             found = self.rows[row][self.name][position]
             raise error_of(self.source, self.rows[row], f'{self.name}[{position}]',
-                         f'found {short(found)}, expected {expected}')
+                         f'found {files.short(found)}, expected {expected}')
 
     def check_rows(self, good, expected):
         """Raises MetricsError for the first row that is not in `good` (bool[Q])."""
@@ -152,7 +89,7 @@ class Field:
         if bad.size:
             row = self.rows[bad[0]]
             raise error_of(self.source, row, self.name,
-                         f'found {short(row[self.name])}, expected {expected}')
+                         f'found {files.short(row[self.name])}, expected {expected}')
 
     def pad(self, values, fill):
         """Returns values[N, ...] as [Q, max(counts) or 1, ...], `fill` behind each row's end."""
@@ -168,7 +105,7 @@ def field(rows, source, name):
         if name not in row:
             raise error_of(source, row, name, 'missing, expected a list')
         if not isinstance(row[name], (list, tuple, np.ndarray)):
-            raise error_of(source, row, name, f'found {short(row[name])}, expected a list')
+            raise error_of(source, row, name, f'found {files.short(row[name])}, expected a list')
     return Field(rows, source, name, np.array([len(row[name]) for row in rows]))
 
 
@@ -203,14 +140,9 @@ def any_has(rows, name):
     return any(name in row for row in rows)
 
 
-def short(value):
-    """Returns the value as one short line."""
-    return ' '.join(reprlib.repr(value).split())
-
-
 def error_of(source, row, field, problem):
     """Returns the MetricsError that names a row's qid and field."""
-    return MetricsError(f'{source} qid {short(row["qid"])}: field {field}: {problem}')
+    return MetricsError(f'{source} qid {files.short(row["qid"])}: field {field}: {problem}')
 
 
 def _by_qid(rows, source):
@@ -218,15 +150,15 @@ def _by_qid(rows, source):
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise MetricsError(
-                f'{source} row {number}: found {short(row)}, expected a dict with a qid')
+                f'{source} row {number}: found {files.short(row)}, expected a dict with a qid')
         qid = row.get('qid')
         if not isinstance(qid, (str, numbers.Real)):
             raise MetricsError(
-                f'{source} row {number}: field qid: found {short(qid)}, '
+                f'{source} row {number}: field qid: found {files.short(qid)}, '
                 'expected a number or a string')
         if qid in table:
             raise MetricsError(
-                f'{source} qid {short(qid)}: field qid: duplicate in row {number}, '
+                f'{source} qid {files.short(qid)}: field qid: duplicate in row {number}, '
                 'expected once')
         table[qid] = row
     return table
@@ -241,7 +173,7 @@ def align(annotations, predictions):
         if odd:
             more = f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''
             raise MetricsError(
-                f'predictions qid {short(odd[0])}{more}: field qid: {what}, '
+                f'predictions qid {files.short(odd[0])}{more}: field qid: {what}, '
                 f'expected the {len(annotated)} qids of the annotations')
     if not predicted:
         raise MetricsError('predictions and annotations: found no rows, expected at least one')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from absl import flags
 
+from data_pipelines import files
 from data_pipelines.errors import UserError
 from dualground_jax import nms
 from dualground_jax.metrics import official, rows
@@ -80,18 +81,18 @@ def run(values, extra=()):
     Raises:
         UserError: flags that do not go together, or a file that cannot be scored or written.
     """
-    files = [*(values.compare or values.predictions), *extra]
+    paths = [*(values.compare or values.predictions), *extra]
     if bool(values.compare) == bool(values.predictions):
         raise UserError('--mode=score needs either --predictions=FILE,... or --compare=FILE,FILE')
-    if values.compare and len(files) != 2:
-        raise UserError(f'--compare: found {len(files)} files, expected two')
+    if values.compare and len(paths) != 2:
+        raise UserError(f'--compare: found {len(paths)} files, expected two')
     if not values.annotations:
         raise UserError('--mode=score needs --annotations=FILE')
     if values.output and not pathlib.Path(values.output).parent.is_dir():
         raise UserError(f'--output={values.output}: no such folder')
     suppression = nms.parse(values.nms) if values.nms else None
-    annotations = rows.load_jsonl(values.annotations)
-    runs = [score_file(path, annotations, values, suppression) for path in files]
+    annotations = files.load_jsonl(values.annotations)
+    runs = [score_file(path, annotations, values, suppression) for path in paths]
     print(f'{values.dataset}, {len(annotations)} queries of {values.annotations}')
     if values.compare:
         resamples = COMPARE_RESAMPLES if values.bootstrap is None else values.bootstrap
@@ -99,7 +100,7 @@ def run(values, extra=()):
     else:
         report = report_runs(runs, values.bootstrap or 0)
     if values.output:
-        rows.write_json(values.output, report)
+        files.write_json(values.output, report)
         print(f'wrote {values.output}')
 
 
@@ -109,7 +110,7 @@ def score_file(path, annotations, values, suppression=None):
     Raises:
         MetricsError: it cannot be scored; the message names the file.
     """
-    predictions = rows.load_jsonl(path)
+    predictions = files.load_jsonl(path)
     try:
         if suppression:
             rows.align(annotations, predictions)
@@ -143,7 +144,7 @@ def by_query_length(predictions, annotations, dataset):
     for row in aligned:
         if not isinstance(row.get('query'), str):
             raise rows.error_of('annotations', row, 'query',
-                                f'found {rows.short(row.get("query"))}, expected a text')
+                                f'found {files.short(row.get("query"))}, expected a text')
     words = np.array([len(row['query'].split()) for row in aligned])
     found = {}
     for name, (low, high) in QUERY_LENGTHS.items():

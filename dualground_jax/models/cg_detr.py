@@ -124,7 +124,7 @@ class Model(nn.Module):
 
         Args:
           batch: video float32[B, T, d_v], video_mask bool[B, T], text float32[B, L, d_t],
-            text_role int32[B, L]; with `train` also video_id int32[B] and saliency float32[B, T].
+            text_role int32[B, L]; with `train` also source_id int32[B] and saliency float32[B, T].
           train: dropout, a second pass with the next sample's query for each video, and what the
             alignment losses compare.
 
@@ -166,7 +166,7 @@ class Model(nn.Module):
         out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
         out['attn_roles'] = text.key_roles(batch, tokens_mask, self.dummies)
         if train:
-            out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
+            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
             out.update(dummies=dummies, prompts=prompts, column_mask=columns)
             out |= self.summaries(
                 (clips, position, mask), batch['saliency'] > 0, (tokens, tokens_mask),

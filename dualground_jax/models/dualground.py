@@ -111,7 +111,7 @@ class Model(nn.Module):
 
         Args:
           batch: video float32[B, T, d_v], video_mask bool[B, T], text float32[B, L, d_t],
-            text_role int32[B, L]; with `train` also video_id int32[B].
+            text_role int32[B, L]; with `train` also source_id int32[B].
           train: dropout, and a second pass with the next sample's query for each video.
 
         Returns:
@@ -139,7 +139,7 @@ class Model(nn.Module):
         position = layers.sine_position(mask, self.width).astype(self.dtype)
 
         if train:
-            out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
+            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
         video = clips, position, mask
         clips, positions, masks = highlight.twice(video) if train else video
 

@@ -58,7 +58,7 @@ class Model(nn.Module):
 
         Args:
           batch: video float32[B, T, d_v], video_mask bool[B, T], text float32[B, L, d_t],
-            text_role int32[B, L]; with `train` also video_id int32[B].
+            text_role int32[B, L]; with `train` also source_id int32[B].
           train: dropout, and a second pass with the next sample's query for each video.
 
         Returns:
@@ -107,7 +107,7 @@ class Model(nn.Module):
         )
         out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
         if train:
-            out['real_neg'] = batch['video_id'] != jnp.roll(batch['video_id'], -1)
+            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
         # The head rectifies the clips, and the alignment loss sees them so.
         clips = highlight.without_negatives(clips, size)
         out.update(clips=nn.relu(clips), query=query, attn_roles=roles)

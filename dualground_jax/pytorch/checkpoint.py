@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from configs import common
 from data_pipelines import datasets, torch_file
 from data_pipelines.errors import ConfigError
-from dualground_jax import models
+from dualground_jax import models, sharding
 from dualground_jax import state as state_lib
+from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.pytorch import mapping, names
 from dualground_jax.pytorch.mapping import ConvertError
 
@@ -99,7 +100,7 @@ def import_checkpoint(
     try:
         config = make_config(model, options, state, config)
         tx = state_lib.make_optimizer(config.optimizer, 1)
-        shapes = state_lib.abstract_state(config, state_lib.one_device()).params
+        shapes = state_lib.abstract_state(config, sharding.one_device()).params
         params = mapping.from_torch(
             state, shapes, module.TORCH_NAMES, unused=module.TORCH_UNUSED
         )
@@ -115,14 +116,14 @@ def import_checkpoint(
 def _write(workdir: str, start: state_lib.TrainState, config: ConfigDict) -> None:
     """Writes all checkpoints of a workdir, or none."""
     folder = pathlib.Path(workdir)
-    root = state_lib.Checkpoints(workdir).root
+    root = Checkpoints(workdir).root
     if root.exists():
         raise ConvertError(f'{root}: the workdir holds a run; use another --workdir')
     folder.mkdir(parents=True, exist_ok=True)
     # As a run that has not been evaluated yet.
     progress = dict(best_step=-1, best_value=-np.inf, best_metrics={}, steps_per_second=0.0)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
-        checkpoints = state_lib.Checkpoints(staging)
+        checkpoints = Checkpoints(staging)
         for kind in ('best', 'latest'):
             checkpoints.save(kind, start, config, progress)
         checkpoints.root.rename(root)
@@ -150,7 +151,7 @@ def read(path: str) -> tuple[dict[str, np.ndarray], dict]:
         keys = ', '.join(map(str, content)) if isinstance(content, Mapping) else type(content)
         raise ConvertError(f"{path}: holds {keys}, expected a dict with 'model' and 'opt'")
     state, options = content['model'], content['opt']
-    if isinstance(options, torch_file.Record):
+    if isinstance(options, torch_file.Stub):
         options = options.fields
     if not isinstance(options, Mapping):
         raise ConvertError(f"{path}: 'opt' is {options!r}, expected options")
@@ -246,16 +247,16 @@ def _find_release(
 ) -> tuple[str, dict[str, tuple]]:
     """The release of features of these widths, and which of its streams, if not all."""
     folders = options.get('v_feat_dirs') or ()
-    names = tuple(pathlib.PurePath(folder).name for folder in folders)
+    streams_read = tuple(pathlib.PurePath(folder).name for folder in folders)
     known = []
     for (owner, release), values in datasets.FEATURES.items():
         if owner != dataset:
             continue
         streams = dict(zip(values['video_dirs'], values['video_dims'], strict=True))
         known.append(f'{release} ({" + ".join(map(str, streams.values()))}, {values["text_dim"]})')
-        dims = tuple(streams.get(name, 0) for name in names)
+        dims = tuple(streams.get(name, 0) for name in streams_read)
         if (sum(dims), values['text_dim']) == widths:
-            return release, dict(video_dirs=names, video_dims=dims)
+            return release, dict(video_dirs=streams_read, video_dims=dims)
         if (sum(streams.values()), values['text_dim']) == widths:
             return release, {}
     raise ConvertError(
@@ -297,10 +298,10 @@ def export_checkpoint(
         raise ConvertError(
             "writing PyTorch files needs PyTorch: pip install -e '.[torch]'"
         ) from error
-    checkpoints = state_lib.Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir)
     config = checkpoints.config('best')
     module = _module(config.model.name)
-    abstract = state_lib.abstract_state(config, state_lib.one_device())
+    abstract = state_lib.abstract_state(config, sharding.one_device())
     state, _ = checkpoints.restore('best', abstract)
     params = jax.device_get(state.eval_params)
     tensors = mapping.to_torch(params, module.TORCH_NAMES, names.AXES)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import ConfigDict
 
+from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax.metrics import rows
 from dualground_jax.tpu import chips, hlo
 
 # A compiler counts the body of a loop once; config.model's keys for loops -> without.
@@ -51,7 +51,7 @@ def run(config: ConfigDict, topology: str | None, output: str | None, largest: b
       ConfigError: no topology, or a mesh or batch size that does not suit it.
       DoesNotFitError: a step does not fit; the report was written.
     """
-    from dualground_jax import state  # slow to import
+    from dualground_jax import sharding  # slow to import
 
     if not topology:
         raise ConfigError('--mode=compile needs --topology=KIND:SIZES, as in v5e:4x4')
@@ -59,9 +59,9 @@ def run(config: ConfigDict, topology: str | None, output: str | None, largest: b
     if config.data.resident:
         raise ConfigError('--mode=compile reads no data: compile with data.resident=false, and add '
                           'the size of the features, which training logs')
-    mesh = state.make_mesh(config.mesh, place.devices())
+    mesh = sharding.make_mesh(config.mesh, place.devices())
     for section in ('train', 'evaluate'):
-        state.check_batch_size(mesh, config[section].batch_size, f'{section}.batch_size')
+        sharding.check_batch_size(mesh, config[section].batch_size, f'{section}.batch_size')
     report = dict(
         topology=place.name, chips=mesh.size, mesh=dict(mesh.shape), model=config.model.name,
         batch_size=config.train.batch_size, **measure('train', config, mesh, place),
@@ -72,7 +72,7 @@ def run(config: ConfigDict, topology: str | None, output: str | None, largest: b
         report['largest_batch'] = largest_batch(config, mesh, place, report)
     print(table(report))
     if output:
-        rows.write_json(output, report)
+        files.write_json(output, report)
         print(f'wrote {output}')
     for name, found in (('train', report), ('predict', report['predict'])):
         if not found['fits']:
@@ -172,12 +172,12 @@ def needed_bytes(message: str) -> float | None:
 
 def unrolled_flops(name: str, config: ConfigDict, unrolled: dict) -> float:
     """FLOPs of a step on one device, before optimisation, with the loops written out."""
-    from dualground_jax import state
+    from dualground_jax import sharding
 
     flat = config.copy_and_resolve_references()
     with flat.unlocked():
         flat.model.update(unrolled)
-    step, arguments = make_step(name, flat, state.one_device())
+    step, arguments = make_step(name, flat, sharding.one_device())
     return step.lower(*arguments).cost_analysis()['flops']
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import built, datasets, lazy, pipeline
+from data_pipelines import annotations, built, datasets, lazy, pipeline, release
 from data_pipelines.errors import ConfigError
 from tests.helpers.release_files import (
     LINE,
@@ -103,9 +103,9 @@ def test_splits_of_built_data_are_those_of_the_files(tmp_path):
     for limit in (0, 3):
         found, expected = (datasets.load_split(changed(d, limit=limit), 'train')
                            for d in (data, raw(data)))
-        assert len(found.records) == (limit or N_TRAIN)
-        for field in dataclasses.fields(datasets.Record):
-            for a, b in zip(found.records, expected.records, strict=True):
+        assert len(found.queries) == (limit or N_TRAIN)
+        for field in dataclasses.fields(annotations.Query):
+            for a, b in zip(found.queries, expected.queries, strict=True):
                 a, b = getattr(a, field.name), getattr(b, field.name)
                 assert type(a) is type(b)
                 np.testing.assert_array_equal(a, b)
@@ -117,7 +117,7 @@ def test_splits_of_built_data_are_those_of_the_files(tmp_path):
 
 
 def assert_equal_splits(found, expected):
-    assert [record.qid for record in found.records] == [record.qid for record in expected.records]
+    assert [record.qid for record in found.queries] == [record.qid for record in expected.queries]
     for name in ('videos', 'text', 'saliency'):
         for a, b in zip(getattr(found, name), getattr(expected, name), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -198,7 +198,7 @@ def test_splits_of_one_file_are_stored_once(tmp_path):
     folder = tfds_builders.build(data)
     assert set(tfds.builder_from_directory(folder).info.splits) == {'train', 'test', 'videos'}
     for split in ('val', 'test'):
-        assert len(datasets.load_split(data, split).records) == N_VAL
+        assert len(datasets.load_split(data, split).queries) == N_VAL
 
 
 def test_fewer_tokens_than_built_are_those_of_the_files(tmp_path):
@@ -230,7 +230,7 @@ def test_other_settings_than_built(tmp_path, changes, parts):
 def test_limit_of_the_build(tmp_path):
     data = make_data(tmp_path, limit=3)
     tfds_builders.build(data)
-    assert len(datasets.load_split(changed(data, limit=2), 'train').records) == 2
+    assert len(datasets.load_split(changed(data, limit=2), 'train').queries) == 2
     message = refusal(datasets.load_split, changed(data, limit=0), 'train')
     assert_parts(message, 'data.limit=3, too little for 0')
     assert_parts(refusal(datasets.load_split, data, 'test'), "no split 'test'", 'train, val')
@@ -265,7 +265,7 @@ def test_build_leaves_out_what_is_bad_if_asked_to(tmp_path):
     (tmp_path / 'text' / 'qid7.npy').unlink()
     folder = tfds_builders.build(data)
     found, expected = (datasets.load_split(d, 'train') for d in (data, raw(data)))
-    assert [r.qid for r in found.records] == [r.qid for r in expected.records]
+    assert [r.qid for r in found.queries] == [r.qid for r in expected.queries]
     assert found.problems == expected.problems and len(found.problems) == 2
     strict = datasets.load_split(changed(data, on_error='raise'), 'train')
     assert strict.problems == expected.problems
@@ -287,7 +287,7 @@ def test_a_killed_build_is_not_read(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'killed').rglob('*array_record*'))) == 3
     assert_parts(refusal(datasets.load_split, killed, 'train'), 'no built data set')
     tfds_builders.build(killed)  # what is left there is in nobody's way
-    assert len(datasets.load_split(killed, 'train').records) == N_TRAIN
+    assert len(datasets.load_split(killed, 'train').queries) == N_TRAIN
 
 
 def test_build_by_beam_is_that_of_one_process(tmp_path, monkeypatch):
@@ -296,8 +296,8 @@ def test_build_by_beam_is_that_of_one_process(tmp_path, monkeypatch):
     data = make_data(tmp_path)
     beam = changed(data, records=str(tmp_path / 'beam'))
     folders = [tfds_builders.build(data)]
-    reads, read = [], datasets.read_video
-    monkeypatch.setattr(datasets, 'read_video', lambda *args: reads.append(args) or read(*args))
+    reads, read = [], release.read_video
+    monkeypatch.setattr(release, 'read_video', lambda *args: reads.append(args) or read(*args))
     folders.append(tfds_builders.build(beam, 'runner=DirectRunner'))
     assert len(reads) == N_VIDEOS
     names = [sorted(path.name for path in folder.glob('*array_record*')) for folder in folders]
@@ -314,12 +314,12 @@ def test_build_by_beam_is_that_of_one_process(tmp_path, monkeypatch):
 
 
 def test_every_feature_release_has_a_builder():
-    for (dataset, release), values in datasets.FEATURES.items():
+    for (dataset, version), values in datasets.FEATURES.items():
         if 'video_dims' not in values:
             continue
         builder_class = tfds.builder_cls(dataset)
         names = [config.name for config in builder_class.BUILDER_CONFIGS]
-        assert {f'{release}_float16', f'{release}_float32'} <= set(names)
+        assert {f'{version}_float16', f'{version}_float32'} <= set(names)
         card = tfds_builders.CARDS[dataset]
         assert card.description and card.homepage and card.licence and '@' in card.citation
 
@@ -345,7 +345,7 @@ def damage(path, marker):
 def test_damaged_video_is_named_and_skipped_only_if_asked_to(tmp_path, files):
     data = make_data(tmp_path)
     folder = tfds_builders.build(data)
-    video = datasets.read_video(raw(data), 'v3_0.0_10.0').tobytes()
+    video = release.read_video(raw(data), 'v3_0.0_10.0').tobytes()
     path, = (path for path in folder.glob('*videos.array_record*') if video in path.read_bytes())
     damage(path, video)
     parts = [path, 'record', "of split 'videos'", 'hash mismatch']
@@ -360,7 +360,7 @@ def test_damaged_video_is_named_and_skipped_only_if_asked_to(tmp_path, files):
     for cache in (-1.0, 0.0):
         skipping = changed(data, cache_gb=cache, on_error='skip')
         split = datasets.load_split(skipping, 'train')
-        assert {r.vid for r in split.records} == {f'v{i}_0.0_10.0' for i in (0, 1, 2, 4)}
+        assert {r.vid for r in split.queries} == {f'v{i}_0.0_10.0' for i in (0, 1, 2, 4)}
         problem, = split.problems
         assert_parts(problem, *parts, '(skipped records: 2)')
         batches = pipeline.train_batches(split, skipping, batch_size=4, seed=0, first_step=0,
@@ -372,10 +372,10 @@ def test_damaged_query(tmp_path):
     data = make_data(tmp_path)
     folder = tfds_builders.build(data)
     path, = folder.glob('*train.array_record*')
-    damage(path, datasets.read_query(raw(data), 4)[0].tobytes())
+    damage(path, release.read_query(raw(data), 4)[0].tobytes())
     assert_parts(refusal(datasets.load_split, data, 'train'), path, 'record 4', "split 'train'")
     split = datasets.load_split(changed(data, on_error='skip'), 'train')
-    assert 4 not in [r.qid for r in split.records] and len(split.records) == N_TRAIN - 1
+    assert 4 not in [r.qid for r in split.queries] and len(split.queries) == N_TRAIN - 1
     assert_parts(*split.problems, path, 'record 4')
 
 
@@ -412,8 +412,8 @@ def test_memory_keeps_what_fits():
 def test_files_are_read_again_only_if_they_are_not_kept(tmp_path, monkeypatch):
     data = raw(make_data(tmp_path))
     count = []
-    read = datasets.read_video
-    monkeypatch.setattr(datasets, 'read_video', lambda *args: count.append(1) or read(*args))
+    read = release.read_video
+    monkeypatch.setattr(release, 'read_video', lambda *args: count.append(1) or read(*args))
     for cache, expected in ((-1.0, N_VIDEOS), (0.0, N_VIDEOS + N_TRAIN), (1.0, N_VIDEOS)):
         count.clear()
         data.cache_gb = cache

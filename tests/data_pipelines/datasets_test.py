@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from data_pipelines import datasets, features, saliency, tokens
+from data_pipelines import annotations, datasets, features, release, saliency, tokens
+from data_pipelines.own_data import text_rows
 from data_pipelines.tokens import EOS, MEAN, START, WORD
 from tests.helpers.paths import REAL
 from tests.helpers.release_files import (
@@ -29,11 +30,11 @@ from tests.helpers.release_files import (
 
 
 def test_tables_agree():
-    for (dataset, _), release in datasets.FEATURES.items():
+    for (dataset, _), values in datasets.FEATURES.items():
         assert dataset in datasets.DATASETS
-        assert release['text_layout'] in tokens.TEXT_LAYOUTS
-        assert 'video_dims' not in release or (
-            len(release['video_dirs']) == len(release['video_dims']))
+        assert values['text_layout'] in tokens.TEXT_LAYOUTS
+        assert 'video_dims' not in values or (
+            len(values['video_dirs']) == len(values['video_dims']))
     assert all(row.saliency in saliency.MODES for row in datasets.DATASETS.values())
     assert {dataset for dataset, _ in datasets.FEATURES} == set(datasets.DATASETS)
     assert sum(datasets.FEATURES['qvhighlights', 'sf_clip']['video_dims']) == 2816
@@ -43,7 +44,7 @@ def test_tables_agree():
 
 def test_read_video_joins_streams_of_different_lengths(tmp_path):
     data = make_release(tmp_path)
-    video = datasets.read_video(data, 'v_0.0_10.0')
+    video = release.read_video(data, 'v_0.0_10.0')
     assert video.dtype == np.float32
     expected = np.concatenate([unit(make_rows(5, 4, 0)), unit(make_rows(6, 3, 10)[:5])], axis=1)
     np.testing.assert_allclose(video, expected, rtol=1e-6)
@@ -52,38 +53,38 @@ def test_read_video_joins_streams_of_different_lengths(tmp_path):
 def test_read_video_of_zeros_is_finite(tmp_path):
     data = make_release(tmp_path)
     np.savez(tmp_path / 'slow' / 'w.npz', features=np.zeros((6, 4)))
-    video = datasets.read_video(data, 'w')
+    video = release.read_video(data, 'w')
     assert not video[:, :4].any() and np.isfinite(video).all()
 
 
 def test_read_video_errors(tmp_path):
     data = make_release(tmp_path, max_clips=5)
-    assert len(datasets.read_video(data, 'v_0.0_10.0')) == 5
-    message = refusal(datasets.read_video, data, 'w')
+    assert len(release.read_video(data, 'v_0.0_10.0')) == 5
+    message = refusal(release.read_video, data, 'w')
     assert_parts(message, tmp_path / 'slow' / 'w.npz', '6 clips', 'at most 5', 'data.max_clips')
     data.video_dims = (4, 512)
-    message = refusal(datasets.read_video, data, 'w')
+    message = refusal(release.read_video, data, 'w')
     assert_parts(message, tmp_path / 'clip' / 'w.npy', 'width 3', 'expected 512', 'data.video_dims')
-    assert_parts(refusal(datasets.read_video, data, 'x'), tmp_path / 'slow', ' x ')
+    assert_parts(refusal(release.read_video, data, 'x'), tmp_path / 'slow', ' x ')
 
 
 def test_read_query(tmp_path):
     data = make_release(tmp_path)
-    text, roles = datasets.read_query(data, 1)
+    text, roles = release.read_query(data, 1)
     np.testing.assert_allclose(text, unit(make_rows(6, 8, 20)), rtol=1e-6)
     assert roles.tolist() == [START, WORD, WORD, WORD, WORD, EOS]
-    text, roles = datasets.read_query(data, 'b')
+    text, roles = release.read_query(data, 'b')
     assert text.shape == (4, 8) and text.dtype == np.float32 and roles.dtype == np.int32
 
 
 def test_read_query_follows_the_config(tmp_path):
     data = make_release(tmp_path, normalize_text=False, max_tokens=3)
     rows = make_rows(6, 8, 20)
-    text, roles = datasets.read_query(data, 1)
+    text, roles = release.read_query(data, 1)
     np.testing.assert_array_equal(text, rows[[0, 1, 5]])
     assert roles.tolist() == [START, WORD, EOS]
     data.text_layout = 'words'
-    text, roles = datasets.read_query(data, 1)
+    text, roles = release.read_query(data, 1)
     np.testing.assert_array_equal(text[:2], rows[:2])
     np.testing.assert_allclose(text[2], sum(rows) / 6, rtol=1e-5)
     assert roles.tolist() == [WORD, WORD, MEAN]
@@ -91,12 +92,12 @@ def test_read_query_follows_the_config(tmp_path):
 
 def test_read_query_errors(tmp_path):
     data = make_release(tmp_path, text_dim=300)
-    message = refusal(datasets.read_query, data, 1)
+    message = refusal(release.read_query, data, 1)
     assert_parts(message, tmp_path / 'text' / 'qid1.npz', 'width 8', '300', 'data.text_dim')
     data.text_dim, data.text_layout = 8, 'llama'
-    message = refusal(datasets.read_query, data, 'b')
+    message = refusal(release.read_query, data, 'b')
     assert_parts(message, tmp_path / 'text' / 'b.npz', '4 rows', 'at least 5', "'llama'")
-    assert_parts(refusal(datasets.read_query, data, 9), tmp_path / 'text', 'qid9 or 9')
+    assert_parts(refusal(release.read_query, data, 9), tmp_path / 'text', 'qid9 or 9')
 
 
 def test_text_similarity(tmp_path):
@@ -107,7 +108,7 @@ def test_text_similarity(tmp_path):
     np.savez(tmp_path / 'text' / 'qid1.npz', last_hidden_state=first)
     np.savez(tmp_path / 'text' / 'b.npz', last_hidden_state=second)
     shutil.rmtree(tmp_path / 'slow')  # only the text is looked at
-    text = datasets.text_similarity(data, 'train', n=2)
+    text = text_rows.text_similarity(data, 'train', n=2)
     blocks = [block.splitlines() for block in text.split('\n\n')]
     assert len(blocks) == 2
     assert_parts(blocks[0][0], 'qid 1', 'a dog runs')
@@ -151,7 +152,7 @@ def test_blank_lines_line_ends_and_unicode(tmp_path):
     other = json.dumps({**LINE, 'qid': 2})
     path.write_bytes(f'{line}\r\n\n  \n{other}'.encode())
     data = annotation_config(max_windows=2)
-    assert [record.line for record in datasets.read_annotations(path, data)] == [1, 4]
+    assert [record.line for record in annotations.read_annotations(path, data)] == [1, 4]
 
 
 @pytest.mark.parametrize('changes, parts', [
@@ -213,9 +214,9 @@ def test_lines_that_are_not_json(tmp_path, content):
     path = tmp_path / 'a.jsonl'
     path.write_bytes(json.dumps(LINE).encode() + b'\n' + content)
     data = annotation_config(max_windows=2)
-    assert_parts(refusal(datasets.read_annotations, path, data), f'{path}:2: not JSON')
+    assert_parts(refusal(annotations.read_annotations, path, data), f'{path}:2: not JSON')
     path.write_bytes(b'[1]')
-    assert_parts(refusal(datasets.read_annotations, path, data), f'{path}:1: the line is [1]')
+    assert_parts(refusal(annotations.read_annotations, path, data), f'{path}:1: the line is [1]')
 
 
 def test_window_may_end_a_little_after_the_video(tmp_path):
@@ -246,14 +247,14 @@ def test_load_split(tmp_path):
     data = make_release(tmp_path)
     split = datasets.load_split(data, 'train')
     assert split.name == 'train' and split.problems == []
-    assert [record.qid for record in split.records] == [1, 'b', 3]
+    assert [record.qid for record in split.queries] == [1, 'b', 3]
     assert split.video_index.tolist() == [0, 1, 0] and split.video_index.dtype == np.int32
     assert len(split.videos) == 2 and [video.shape for video in split.videos] == [(5, 7), (6, 7)]
-    for record, place in zip(split.records, split.video_index, strict=True):
-        np.testing.assert_array_equal(split.videos[place], datasets.read_video(data, record.vid))
+    for record, place in zip(split.queries, split.video_index, strict=True):
+        np.testing.assert_array_equal(split.videos[place], release.read_video(data, record.vid))
     assert [len(text) for text in split.text] == [len(roles) for roles in split.roles] == [6, 4, 3]
-    for record, *query in zip(split.records, split.text, split.roles, strict=True):
-        for found, expected in zip(query, datasets.read_query(data, record.qid), strict=True):
+    for record, *query in zip(split.queries, split.text, split.roles, strict=True):
+        for found, expected in zip(query, release.read_query(data, record.qid), strict=True):
             np.testing.assert_array_equal(found, expected)
             assert found.dtype == expected.dtype
     assert [labels.tolist() for labels in split.saliency] == [
@@ -293,7 +294,7 @@ def test_source_index(tmp_path, segments, same):
 def test_load_split_takes_a_config_dict(tmp_path):
     config_dict = pytest.importorskip('ml_collections').ConfigDict
     data = config_dict({'data': vars(make_release(tmp_path))}).lock().data
-    assert len(datasets.load_split(data, 'train').records) == 3
+    assert len(datasets.load_split(data, 'train').queries) == 3
 
 
 def test_load_split_skips_and_reports(tmp_path):
@@ -304,11 +305,11 @@ def test_load_split_skips_and_reports(tmp_path):
     np.savez(tmp_path / 'text' / 'qid5.npz', last_hidden_state=with_value(np.nan))
     (tmp_path / 'slow' / 'v_0.0_10.0.npz').write_bytes(b'PK')
     split = datasets.load_split(data, 'train')
-    assert [record.qid for record in split.records] == ['b']
+    assert [record.qid for record in split.queries] == ['b']
     assert split.video_index.tolist() == [0] and len(split.videos) == 1
     for values in (split.text, split.roles, split.saliency, split.source_index):
         assert len(values) == 1
-    np.testing.assert_array_equal(split.videos[0], datasets.read_video(data, 'w'))
+    np.testing.assert_array_equal(split.videos[0], release.read_video(data, 'w'))
     record, query, video = split.problems
     assert_parts(record, 'train.jsonl:4', 'duration is 0')
     assert_parts(query, 'qid5.npz', 'nan')
@@ -375,7 +376,7 @@ def test_real_annotations(dataset, folder, split, count):
     row = datasets.DATASETS[dataset]
     path = REAL / folder / row.annotations[split]
     data = annotation_config(max_windows=row.max_windows)
-    records = datasets.read_annotations(path, data)
+    records = annotations.read_annotations(path, data)
     assert len(records) == count
     lines = [json.loads(line) for line in path.read_text().split('\n')]
     for record, line in zip(records, lines, strict=True):
@@ -392,7 +393,7 @@ def test_real_annotations(dataset, folder, split, count):
 ])  # fmt: skip
 def test_other_real_annotations(name, count):
     data = annotation_config()
-    assert len(datasets.read_annotations(REAL / name, data)) == count
+    assert len(annotations.read_annotations(REAL / name, data)) == count
 
 
 @needs_real_data
@@ -400,7 +401,7 @@ def test_real_clip_features(tmp_path):
     data = make_release(
         tmp_path, video_dirs=('clip',), video_dims=(512,), text_dim=512, max_clips=15)
     os.symlink(REAL / 'real_clip_features' / 'vid.npz', tmp_path / 'clip' / 'real.npz')
-    video = datasets.read_video(data, 'real')
+    video = release.read_video(data, 'real')
     assert video.shape == (15, 512)
     np.testing.assert_allclose(np.linalg.norm(video, axis=1), 1, atol=1e-4)
 
@@ -414,4 +415,4 @@ def test_real_clip_features(tmp_path):
     roles = tokens.token_roles(rows, tokens.TEXT_LAYOUTS['clip'])
     assert roles.tolist() == [START, *[WORD] * 10, EOS]
     os.symlink(path, tmp_path / 'text' / 'qid9.npz')
-    assert_parts(refusal(datasets.read_query, data, 9), 'qid9.npz', "'last_hidden_state'")
+    assert_parts(refusal(release.read_query, data, 9), 'qid9.npz', "'last_hidden_state'")

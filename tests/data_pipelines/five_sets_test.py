@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline
-from dualground_jax import cli, main, state
-from dualground_jax.metrics import official
+from data_pipelines import datasets, files, pipeline
+from dualground_jax import checkpoints, cli, main
 from tests.helpers import command_line
 from tests.helpers.paths import REAL, REPO
 from tests.helpers.release_files import needs_real_data, write_lines
@@ -41,7 +40,7 @@ def first_batch(data, split, records):
     """The first records of a split, read from built data, or from files if there are none."""
     data = ConfigDict(data.to_dict() | dict(records=records))
     found = datasets.load_split(data, split)
-    indices = np.arange(min(4, len(found.records)))
+    indices = np.arange(min(4, len(found.queries)))
     draws = [np.random.default_rng(index) for index in indices]
     return pipeline.collate(found, data, indices, draws)
 
@@ -78,14 +77,14 @@ def test_from_annotations_to_metrics(name, tmp_path, monkeypatch, capsys):
     of_records = [f'--config.data.records={records}', '--config.data.cache_gb=0.001']
     command('train', *of_records)
 
-    config = state.Checkpoints(run).config('best')
+    config = checkpoints.Checkpoints(run).config('best')
     for split in ('train', 'val'):
         batch, expected = (first_batch(config.data, split, path) for path in (str(records), ''))
         assert (batch['video'].shape[2] - 2, batch['text'].shape[2]) == WIDTHS[name]
         for key, values in expected.items():
             assert batch[key].tobytes() == values.tobytes(), key
 
-    history = official.load_jsonl(run / 'metrics.jsonl')
+    history = files.load_jsonl(run / 'metrics.jsonl')
     losses = [row['train/loss'] for row in history if 'train/loss' in row]
     assert history[-1]['step'] == STEPS and len(losses) == STEPS // 2
     assert np.isfinite(losses).all()
@@ -101,7 +100,7 @@ def test_from_annotations_to_metrics(name, tmp_path, monkeypatch, capsys):
     found = json.loads(found.read_text())
     assert found == {key: result[key] for key in found}
     qids = [json.loads(line)['qid'] for line in written.splitlines()]
-    rows = official.load_jsonl(REAL / name / datasets.DATASETS[name].annotations['val'])
+    rows = files.load_jsonl(REAL / name / datasets.DATASETS[name].annotations['val'])
     write_lines(tmp_path / 'truth.jsonl', [row for row in rows if row['qid'] in qids])
     command('score', f'--dataset={name}', f'--predictions={predictions}',
             f'--annotations={tmp_path / "truth.jsonl"}', f'--output={report}', config=False)

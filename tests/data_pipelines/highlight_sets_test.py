@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tvsum, youtube_hl
-from data_pipelines import datasets, saliency, world
+from data_pipelines import annotations, datasets, files, release, saliency, simulate
 from dualground_jax import evaluate, train
 from dualground_jax.metrics import official
 from dualground_jax.models import detr, flash_vtg, pyramid
@@ -31,7 +31,7 @@ GRADES = annotation_config(saliency='grades')
 
 def read(tmp_path, lines, problems=None, data=GRADES):
     write_lines(tmp_path / 'a.jsonl', lines)
-    return datasets.read_annotations(tmp_path / 'a.jsonl', data, problems)
+    return annotations.read_annotations(tmp_path / 'a.jsonl', data, problems)
 
 
 # Annotations
@@ -87,10 +87,10 @@ def test_durations_in_another_unit(tmp_path):
 
 def test_features_as_long_as_the_labels(tmp_path):
     data = make_release(tmp_path, saliency='grades')
-    whole = datasets.read_video(data, 'w')
+    whole = release.read_video(data, 'w')
     for labelled, clips in ((None, 6), (8, 6), (6, 6), (5, 5), (4, 4)):
-        np.testing.assert_array_equal(datasets.read_video(data, 'w', labelled), whole[:clips])
-    message = refusal(datasets.read_video, data, 'w', 3)
+        np.testing.assert_array_equal(release.read_video(data, 'w', labelled), whole[:clips])
+    message = refusal(release.read_video, data, 'w', 3)
     assert_parts(message, 'w.npz', '6 clips', 'about 3', "'w'")
     lines = [BARE | dict(label=LABEL[:4]), BARE | dict(qid='b', vid='w', label=LABEL),
              BARE | dict(qid=3, label=LABEL[:4])]
@@ -111,11 +111,11 @@ def test_a_stream_in_two_files_and_a_named_array(tmp_path):
     np.savez(tmp_path / 'two' / 'w_b.npz', features=(b := make_rows(6, 3)))
     rows = np.concatenate([a, b[:5]], 1)  # scaled to length one together
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    np.testing.assert_allclose(datasets.read_video(data, 'w'), expected, rtol=1e-4)
+    np.testing.assert_allclose(release.read_video(data, 'w'), expected, rtol=1e-4)
     (tmp_path / 'two' / 'w_b.npz').unlink()
-    assert_parts(refusal(datasets.read_video, data, 'w'), 'w_b', 'found no file')
+    assert_parts(refusal(release.read_video, data, 'w'), 'w_b', 'found no file')
     np.savez(tmp_path / 'text' / 'qid1.npz', token=make_rows(4, 8))
-    assert datasets.read_query(data, 1)[0].shape == (4, 8)
+    assert release.read_query(data, 1)[0].shape == (4, 8)
     assert_parts(refusal(datasets.load_split, make_release(tmp_path / 'x', video_parts=()),
                          'train'), 'data.video_parts')
 
@@ -157,10 +157,10 @@ def test_training_and_evaluation(tmp_path, capsys):
     write_set(tmp_path, 'tvsum', ('BK', 'BT'), graded)
     config = tiny(tvsum, tmp_path, 'model=flash_vtg,features=i3d,domain=BT', video_dims=(6,),
                   text_dim=6)
-    world.simulate_data(config.data, config.seed)
+    simulate.simulate_data(config.data, config.seed)
     assert re.search(r'5 videos \(\d+ clips\) and 5 queries', capsys.readouterr().out)
     train.train(config, str(tmp_path / 'run'))
-    rows = official.load_jsonl(tmp_path / 'run' / 'metrics.jsonl')
+    rows = files.load_jsonl(tmp_path / 'run' / 'metrics.jsonl')
     rows = [row for row in rows if 'train/loss' in row]
     assert len(rows) == 3
     for row in rows:
@@ -168,8 +168,8 @@ def test_training_and_evaluation(tmp_path, capsys):
         np.testing.assert_allclose(row['train/loss'], sum(parts), rtol=1e-5)
         assert row['train/cls'] != 0 and row['train/reg'] == 0
     result = json.loads((tmp_path / 'run' / 'results.json').read_text())
-    truth = official.load_jsonl(tmp_path / 'tvsum_val.jsonl')[1:]
-    found = official.load_jsonl(tmp_path / 'run' / 'val_predictions.jsonl')
+    truth = files.load_jsonl(tmp_path / 'tvsum_val.jsonl')[1:]
+    found = files.load_jsonl(tmp_path / 'run' / 'val_predictions.jsonl')
     assert result['brief'] == official.evaluate(found, truth, 'tvsum')['brief']
     assert set(result['brief']) == {'mAP', 'BT-mAP'}
     assert len(list((tmp_path / 'run').glob('*.png'))) == 2
@@ -215,8 +215,8 @@ def test_training_needs_labels(tmp_path):
     write_set(tmp_path, 'youtube', ('dog',), lambda rng: [int(rng.integers(2))])
     path = tmp_path / 'youtube_train.jsonl'
     config = tiny(youtube_hl, tmp_path, '', video_dims=(4, 3), text_dim=6)
-    world.simulate_data(config.data, config.seed)
-    assert [len(s.records) for s in train.load_splits(config)] == [4, 1]
+    simulate.simulate_data(config.data, config.seed)
+    assert [len(s.queries) for s in train.load_splits(config)] == [4, 1]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[1]['label'] = None
     write_lines(path, lines)
@@ -225,7 +225,7 @@ def test_training_needs_labels(tmp_path):
 
 def test_ground_truth_is_that_of_the_file(tmp_path):
     line = BARE | dict(label=LABEL, domain='BK')
-    split = types.SimpleNamespace(records=read(tmp_path, [line]))
+    split = types.SimpleNamespace(queries=read(tmp_path, [line]))
     row, = evaluate.ground_truth(split)
     assert (row['label'], row['domain']) == (LABEL, 'BK')
 

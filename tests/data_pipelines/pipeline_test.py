@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, pipeline, saliency
+from data_pipelines import annotations, datasets, pipeline, saliency
 from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import resident as resident_lib
-from dualground_jax import state as state_lib
+from dualground_jax import sharding
 
 
 def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
@@ -18,7 +18,7 @@ def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
         starts = np.arange(n_windows) * 4.0
         clip_ids = np.arange(min(2, n_clips))
         records.append(
-            datasets.Record(
+            annotations.Query(
                 qid=100 + i,
                 query='a dog runs',
                 vid=f'v{i}',
@@ -33,7 +33,7 @@ def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
         labels.append(saliency.clip_labels(records[-1], n_clips, 'annotators'))
     return datasets.Split(
         name='train',
-        records=records,
+        queries=records,
         videos=videos,
         video_index=np.arange(len(records), dtype=np.int32),
         source_index=np.arange(len(records), dtype=np.int32) // 2,
@@ -76,7 +76,7 @@ def test_collate_holds_the_records_and_nothing_else(split, data):
         assert batch['video_mask'][row].sum() == n_clips and not batch['video'][row, n_clips:].any()
         np.testing.assert_array_equal(batch['text'][row, :n_tokens], split.text[index])
         assert not batch['text'][row, n_tokens:].any()
-        windows = split.records[index].windows
+        windows = split.queries[index].windows
         np.testing.assert_array_equal(batch['windows'][row, : len(windows)], windows)
         assert batch['windows_mask'][row].sum() == len(windows)
 
@@ -92,9 +92,9 @@ def test_roles_say_what_each_token_is(split, data):
 
 
 def test_relevant_clips_are_those_of_the_record_also_without_a_label(split, data):
-    split.records[3].clip_ids = np.array([5, 1, 8])  # the features have 6 clips
-    split.records[3].clip_scores = np.array([[0, 0, 0], [1, 0, 2], [4, 4, 4]], np.float32)
-    split.saliency[3] = saliency.clip_labels(split.records[3], 6, 'annotators')
+    split.queries[3].clip_ids = np.array([5, 1, 8])  # the features have 6 clips
+    split.queries[3].clip_scores = np.array([[0, 0, 0], [1, 0, 2], [4, 4, 4]], np.float32)
+    split.saliency[3] = saliency.clip_labels(split.queries[3], 6, 'annotators')
     indices = np.array([3, -1, 2, 0])
     batch = pipeline.collate(split, data, indices, None)
     clips = [np.flatnonzero(row).tolist() for row in batch['relevant']]
@@ -107,9 +107,9 @@ def test_relevant_clips_are_those_of_the_record_also_without_a_label(split, data
     assert [np.flatnonzero(row).tolist() for row in relevant] == [[0], [], [], [0]]
 
 
-def test_queries_of_one_source_share_their_video_id(split, data):
+def test_queries_of_one_source_share_their_source_id(split, data):
     batch = pipeline.collate(split, data, np.array([4, 0, 3, 1, 2]), None)
-    assert batch['video_id'].tolist() == [2, 0, 1, 0, 1]
+    assert batch['source_id'].tolist() == [2, 0, 1, 0, 1]
 
 
 def test_spans_are_relative_to_the_clips_and_drawn_when_too_many(split, data):
@@ -217,7 +217,7 @@ def test_processes_share_a_batch(split, data, resident):
 def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data):
     indices = np.array([3, 0, -1, 2])
     batch = pipeline.collate(split, data, indices, None)
-    store = resident_lib.load(split, data, state_lib.one_device())
+    store = resident_lib.load(split, data, sharding.one_device())
     assert store['video'].shape == (5, 9, 5), 'each video once'
     found = jax.jit(resident_lib.complete)(
         pipeline.collate(split, data, indices, None, resident=True), store)

@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import datasets, saliency
+from data_pipelines import annotations, datasets, saliency
 from tests.helpers.paths import REAL
 from tests.helpers.release_files import LINE, annotation_config, needs_real_data, read_lines
 
 
 def make_record(**changes):
-    record = datasets.Record(
+    record = annotations.Query(
         1, 'a', 'v', 10.0, np.array([[2.0, 6.0]]), np.array([1, 2]),
         np.array([[3, 4, 2], [1, 0, 1]], np.float32), 1)
     for name, value in changes.items():
@@ -173,7 +173,7 @@ def test_relevant_clips_of_windows(n_clips, windows, expected):
 def test_real_annotations_against_rules(dataset, split):
     row = datasets.DATASETS[dataset]
     data = annotation_config(max_windows=row.max_windows)
-    records = datasets.read_annotations(REAL / dataset / row.annotations[split], data)
+    records = annotations.read_annotations(REAL / dataset / row.annotations[split], data)
     rng = np.random.default_rng(0)
     for record in records[:: len(records) // 40]:
         n_clips = int(record.duration / row.clip_length)

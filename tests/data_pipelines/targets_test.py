@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from data_pipelines import datasets, pipeline, saliency
+from data_pipelines import annotations, datasets, pipeline, saliency
 from data_pipelines.tokens import EOS
 from tests.helpers.paths import REAL
 from tests.helpers.release_files import LINE, annotation_config, needs_real_data, write_lines
@@ -46,7 +46,7 @@ def make_split(records, data):
     clips = [len(r.label) if r.label is not None else math.ceil(r.duration / data.clip_length)
              for r in records]
     return datasets.Split(
-        name='train', records=records, videos=[np.ones((n, 1), np.float32) for n in clips],
+        name='train', queries=records, videos=[np.ones((n, 1), np.float32) for n in clips],
         video_index=np.arange(len(records)), source_index=np.arange(len(records)),
         text=[np.ones((1, 1), np.float32)] * len(records),
         roles=[np.array([EOS], np.int32)] * len(records),
@@ -181,7 +181,7 @@ def edge_cases(records, data):
 def test_targets_of_all_real_records(dataset, name):
     name = {'highlight_test_release.jsonl': 'highlight_test_with_gt.jsonl'}.get(name, name)
     data = make_data(dataset)
-    records = datasets.read_annotations(pathlib.Path(data.root, name), data)
+    records = annotations.read_annotations(pathlib.Path(data.root, name), data)
     counts = edge_cases(records, data)
     print(f'\n{dataset} {name}: {len(records)} records, {counts}')
     assert (len(records), counts) == EDGES[dataset, name]
@@ -222,7 +222,7 @@ def test_targets_of_edge_cases(tmp_path, dataset, lines, counts):
             line['label'] = [row * 10 for row in line['label']]  # 20 annotators
     write_lines(tmp_path / 'a.jsonl', lines)
     data = make_data(dataset)
-    assert edge_cases(datasets.read_annotations(tmp_path / 'a.jsonl', data), data) == counts
+    assert edge_cases(annotations.read_annotations(tmp_path / 'a.jsonl', data), data) == counts
 
 
 def test_binary_labels_of_edge_cases(tmp_path):
@@ -230,7 +230,7 @@ def test_binary_labels_of_edge_cases(tmp_path):
     write_lines(tmp_path / 'a.jsonl', [
         BARE | dict(qid=i, label=[[value] for value in row]) for i, row in enumerate(rows)])
     data = make_data('youtube_highlights')
-    counts = edge_cases(datasets.read_annotations(tmp_path / 'a.jsonl', data), data)
+    counts = edge_cases(annotations.read_annotations(tmp_path / 'a.jsonl', data), data)
     assert counts == [0, 0, 0, 0, 0, 3, 3]
 
 
@@ -238,7 +238,7 @@ def test_binary_labels_of_edge_cases(tmp_path):
 def test_labels_may_be_longer_or_shorter_than_features(tmp_path, mode):
     write_lines(tmp_path / 'a.jsonl', [BARE | dict(label=[[1], [0], [1]])])
     data = annotation_config(saliency='binary')
-    record = datasets.read_annotations(tmp_path / 'a.jsonl', data)[0]
+    record = annotations.read_annotations(tmp_path / 'a.jsonl', data)[0]
     rng = np.random.default_rng(0)
     for clips in (1, 2, 5):
         for found in (saliency.clip_labels, saliency.relevant_clips):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import world
+from data_pipelines import simulate, world
 from tests.helpers.paths import REAL
 
 WORLD = world.World(train_queries=60, val_queries=60, test_queries=10)
@@ -121,7 +121,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world, '_save', fail)
+    monkeypatch.setattr(world, 'save', fail)
     with pytest.raises(KeyboardInterrupt):
         world.generate(WORLD, tmp_path / 'world')
     assert not list(tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_parameters_are_checked():
 def test_standins_for_real_annotations(path, layout, clip_length, tmp_path):
     if not (REAL / path).is_file():
         pytest.skip(f'no real annotations at {REAL / path}')
-    out = world.simulate(
+    out = simulate.simulate(
         {'val': REAL / path}, tmp_path / 'standin', video_dims={'a': 12, 'b': 8}, text_dim=10,
         layout=layout, clip_length=clip_length, seed=0, limit=20,
     )
@@ -169,7 +169,7 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     how = dict(video_dims={'s': 65}, text_dim=4, layout='clip', clip_length=1.0, seed=0, limit=2,
                video_noise=0.0, video_parts=('_x', '_y'), text_key='token', domain='b')
-    out = world.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'out', **how)
+    out = simulate.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'out', **how)
     assert '2 videos (10 clips) and 2 queries' in capsys.readouterr().out
     assert sorted(p.name for p in (out / 's').iterdir()) == [
         f'v{i}_{part}.npz' for i in (1, 2) for part in 'xy']
@@ -177,11 +177,11 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     assert [part.shape for part in parts] == [(5, 33), (5, 32)]
     clips = np.concatenate(parts, 1).astype(float)
     # Clips of label 1 show all of the query, the others half of it or something else.
-    words = np.sum([world._hashed_vector(0, 's', word, 65)
+    words = np.sum([simulate._hashed_vector(0, 's', word, 65)
                     for word in 'two green boats sail by'.split() if word != 'by'], axis=0)
     likeness = clips @ words / np.linalg.norm(words)
     assert likeness[[1, 3]].min() > 0.85 > likeness[[0, 2, 4]].max()
     assert 'token' in np.load(out / 'text' / 'qid1.npz')
     with pytest.raises(ValueError, match="no record of domain 'c'"):
-        world.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'c', **how | dict(domain='c'))
+        simulate.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'c', **how | dict(domain='c'))
     assert not (tmp_path / 'c').exists()

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import qvh
 from data_pipelines.errors import ConfigError
-from dualground_jax import models
+from dualground_jax import models, sharding
 from dualground_jax import state as state_lib
 from tests.helpers.paths import REPO
 
@@ -19,7 +19,7 @@ WORKER = 'tests.helpers.mesh_worker'
 
 
 def mesh(**sizes):
-    return state_lib.make_mesh(ConfigDict(dict(data=1, fsdp=1, model=1) | sizes))
+    return sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, model=1) | sizes))
 
 
 @pytest.mark.parametrize('name, shapes', [
@@ -72,9 +72,9 @@ def test_sizes_that_do_not_fit_are_named(sizes, message):
 
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two (forced host) devices')
 def test_batches_must_be_split_evenly():
-    state_lib.check_batch_size(mesh(fsdp=2), 4, 'train.batch_size')
+    sharding.check_batch_size(mesh(fsdp=2), 4, 'train.batch_size')
     with pytest.raises(ConfigError, match='train.batch_size=3 cannot be split over 2 devices'):
-        state_lib.check_batch_size(mesh(fsdp=2), 3, 'train.batch_size')
+        sharding.check_batch_size(mesh(fsdp=2), 3, 'train.batch_size')
     with pytest.raises(ConfigError, match='train.batch_size=0: expected 1 or more'):
-        state_lib.check_batch_size(mesh(), 0, 'train.batch_size')
-    state_lib.check_batch_size(mesh(model=2), 3, 'train.batch_size')
+        sharding.check_batch_size(mesh(), 0, 'train.batch_size')
+    sharding.check_batch_size(mesh(model=2), 3, 'train.batch_size')

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from configs import synthetic as synthetic_config
-from data_pipelines import world
+from data_pipelines import files, world
+from dualground_jax import checkpoints, sharding, train
 from dualground_jax import state as state_lib
-from dualground_jax import train
-from dualground_jax.metrics import official
 from tests.helpers.paths import REPO
 
 OVERRIDES = {
@@ -83,7 +82,7 @@ def killed_and_resumed(root):
     workdir = root.parent / 'two'
     Processes(root, workdir, '--config.train.max_steps=1000').kill_after(
         workdir / 'metrics.jsonl', 5)
-    assert state_lib.Checkpoints(str(workdir)).step('latest') in (4, 8)
+    assert checkpoints.Checkpoints(str(workdir)).step('latest') in (4, 8)
     assert not (workdir / 'results.json').exists()
     resumed = Processes(root, workdir, f'--config.train.max_steps={STEPS}')
     resumed.wait()
@@ -99,9 +98,9 @@ def one_process(workdir, root):
 
 
 def restored(workdir, config):
-    mesh = state_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     abstract = state_lib.abstract_state(config, mesh)
-    return state_lib.Checkpoints(str(workdir)).restore('latest', abstract)
+    return checkpoints.Checkpoints(str(workdir)).restore('latest', abstract)
 
 
 def test_two_processes_equal_one(workdir, single, root):
@@ -115,10 +114,10 @@ def test_two_processes_equal_one(workdir, single, root):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
     jax.tree.map_with_path(compare, ours.params, theirs.params)
-    rows = [official.load_jsonl(folder / 'val_predictions.jsonl') for folder in (workdir, single)]
+    rows = [files.load_jsonl(folder / 'val_predictions.jsonl') for folder in (workdir, single)]
     assert [row['qid'] for row in rows[0]] == [row['qid'] for row in rows[1]]
     assert progress['best_step'] == expected['best_step']
-    steps = [row['step'] for row in official.load_jsonl(workdir / 'metrics.jsonl')
+    steps = [row['step'] for row in files.load_jsonl(workdir / 'metrics.jsonl')
              if 'train/loss' in row]
     assert steps == list(range(1, STEPS + 1))
 
@@ -142,7 +141,7 @@ def test_two_processes_evaluate_as_one(workdir, root):
     (workdir / 'val_predictions.jsonl').unlink()
     # 16 records in batches of 12: the last rows are empty, and all in the second process.
     Processes(root, workdir, '--config.evaluate.batch_size=12', mode='evaluate').wait()
-    again = official.load_jsonl(workdir / 'val_predictions.jsonl')
+    again = files.load_jsonl(workdir / 'val_predictions.jsonl')
     before = [json.loads(line) for line in found.splitlines()]
     assert [row['qid'] for row in again] == [row['qid'] for row in before]
     for a, b in zip(again, before, strict=True):

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from configs import synthetic as synthetic_config
 from configs.sweeps import attention_scaling
-from data_pipelines import world
+from data_pipelines import files, world
 from data_pipelines.errors import ConfigError, UserError
+from dualground_jax import checkpoints, sweep, train
 from dualground_jax import state as state_lib
-from dualground_jax import sweep, train
-from dualground_jax.metrics import rows
 
 TOKENS, SEEDS = 'model.tokens=full,eos,words', 'seed=1,2,3'
 # What the fake training "measures", and its mean and std (ddof=1) by hand.
@@ -34,7 +33,7 @@ def small_config(tmp_path):
 
 def save_checkpoint(config, workdir, step=1):
     state = state_lib.TrainState(np.int32(step), {'w': np.zeros(2, np.float32)}, {}, None)
-    state_lib.Checkpoints(str(workdir)).save('latest', state, config, {})
+    checkpoints.Checkpoints(str(workdir)).save('latest', state, config, {})
 
 
 class Training:
@@ -47,7 +46,7 @@ class Training:
         self.calls.append(pathlib.Path(workdir).name)
         if error := self.errors.get((config.model.tokens, config.seed)):
             raise error
-        if state_lib.Checkpoints(workdir).step('latest') is None:
+        if checkpoints.Checkpoints(workdir).step('latest') is None:
             save_checkpoint(config, workdir)
         brief = {'MR-full-mAP': MAP.get((config.model.tokens, config.seed), 40.0),
                  'MR-full-R1@0.5': 10.0 * config.seed, 'MR-short-mAP': 1.0}
@@ -77,7 +76,7 @@ def test_all_combinations_are_trained_in_order(config, training, tmp_path):
     assert training.calls == [f'model.tokens={tokens},seed={seed}'
                               for tokens in ('full', 'eos', 'words') for seed in (1, 2, 3)]
     for name in training.calls:
-        saved = state_lib.Checkpoints(str(tmp_path / name)).config('latest')
+        saved = checkpoints.Checkpoints(str(tmp_path / name)).config('latest')
         assert name == f'model.tokens={saved.model.tokens},seed={saved.seed}'
         with saved.unlocked():
             saved.model.tokens, saved.seed = config.model.tokens, config.seed
@@ -99,7 +98,7 @@ def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_pat
     sweep.run(config, tmp_path / 'own', [])
     assert training.calls == [f'model.dummies={dummies},model.phrases={phrases},seed={seed}'
                               for dummies in (1, 4, 16) for phrases in (2, 4) for seed in (1, 2)]
-    saved = state_lib.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
+    saved = checkpoints.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
     assert (saved.model.dummies, saved.model.phrases, saved.seed) == (16, 4, 2)
     assert saved.sweep == (), 'the run would be a sweep itself'
     training.calls.clear()
@@ -368,7 +367,8 @@ def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
     sweep.run(config, workdir, ['data.limit=8,16'])
     folders = [workdir / f'data.limit={limit}' for limit in (8, 16)]
     results = [json.loads((folder / 'results.json').read_text()) for folder in folders]
-    assert [len(rows.load_jsonl(folder / 'val_predictions.jsonl')) for folder in folders] == [8, 16]
+    predictions = [files.load_jsonl(folder / 'val_predictions.jsonl') for folder in folders]
+    assert list(map(len, predictions)) == [8, 16]
     assert [row['mean'] for row in report_of(workdir)['table']] == [
         result['brief'] for result in results]
 

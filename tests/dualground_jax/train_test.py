@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import synthetic as synthetic_config
-from data_pipelines import datasets, world
-from dualground_jax import evaluate, models, predict, train
+from data_pipelines import datasets, files, world
+from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.metrics import official
 from tests.helpers.paths import REPO
@@ -58,8 +58,8 @@ def finished_run(config, tmp_path_factory):
 
 
 def restored(workdir, config, kind='latest'):
-    mesh = state_lib.make_mesh(config.mesh)
-    return state_lib.Checkpoints(str(workdir)).restore(
+    mesh = sharding.make_mesh(config.mesh)
+    return checkpoints.Checkpoints(str(workdir)).restore(
         kind, state_lib.abstract_state(config, mesh)
     )
 
@@ -133,7 +133,7 @@ def test_a_killed_run_resumes_to_the_same_parameters(finished, config, tmp_path)
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    step = state_lib.Checkpoints(str(workdir)).step('latest')
+    step = checkpoints.Checkpoints(str(workdir)).step('latest')
     assert step in (4, 8), 'the run was to be killed between two checkpoints'
     assert not (workdir / 'results.json').exists()
 
@@ -171,7 +171,7 @@ def test_resident_features_and_several_steps_in_one_program(finished, config, tm
         fast.data.resident = True
         fast.train.steps_per_call = 3  # of the four between two evaluations: three, then one
     train.train(fast, str(tmp_path))
-    rows = {folder: official.load_jsonl(folder / 'metrics.jsonl')
+    rows = {folder: files.load_jsonl(folder / 'metrics.jsonl')
             for folder in (tmp_path, finished[0])}
     losses = [{row['step']: row['train/loss'] for row in found if 'train/loss' in row}
               for found in rows.values()]
@@ -185,15 +185,15 @@ def test_another_model_in_the_same_workdir_is_an_error(finished, config):
     other = config.copy_and_resolve_references()
     with other.unlocked():
         other.model.phrases = 3
-    with pytest.raises(state_lib.CheckpointError, match='phrases: 2 there, 3 here'):
+    with pytest.raises(checkpoints.CheckpointError, match='phrases: 2 there, 3 here'):
         train.train(other, str(finished[0]))
 
 
 def test_evaluate_writes_an_official_submission(finished, config, capsys):
     workdir = finished[0]
     evaluate.evaluate(config, str(workdir))
-    rows = official.load_jsonl(workdir / 'val_predictions.jsonl')
-    truth = official.load_jsonl(pathlib.Path(config.data.root) / 'val.jsonl')
+    rows = files.load_jsonl(workdir / 'val_predictions.jsonl')
+    truth = files.load_jsonl(pathlib.Path(config.data.root) / 'val.jsonl')
     assert [row['qid'] for row in rows] == [row['qid'] for row in truth]
     for row, record in zip(rows, truth, strict=True):
         assert set(row) == {'qid', 'query', 'vid', 'pred_relevant_windows', 'pred_saliency_scores'}
@@ -210,7 +210,7 @@ def test_evaluate_writes_an_official_submission(finished, config, capsys):
 
 def test_predictor_agrees_with_batched_evaluation(finished, config):
     predictor = predict.Predictor.from_checkpoint(str(finished[0]))
-    rows = official.load_jsonl(finished[0] / 'val_predictions.jsonl')
+    rows = files.load_jsonl(finished[0] / 'val_predictions.jsonl')
     root = pathlib.Path(config.data.root)
     for row in rows[:3]:
         video = np.load(root / 'video' / f'{row["vid"]}.npz')['features']
@@ -230,7 +230,7 @@ def test_ema_follows_the_parameters():
     config = synthetic_config.get_config('runlocal,model=tr_detr')
     config.model.update(dict(width=16, heads=2, ffn=16))
     config.optimizer.update(dict(ema_decay=0.5, warmup_steps=0))
-    mesh = state_lib.one_device()
+    mesh = sharding.one_device()
     tx, abstract = state_lib.make_optimizer(config.optimizer, 1), state_lib.abstract_state(
         config, mesh)
     first = state_lib.fresh_state(config, tx, abstract)
@@ -269,17 +269,17 @@ def test_learning_rate_schedules(config, values, expected):
 
 def test_mesh_and_batch_size_must_fit(config):
     with pytest.raises(ValueError, match='mesh .* needs 1024 devices'):
-        state_lib.make_mesh(type(config.mesh)(dict(data=1024, fsdp=1, model=1)))
+        sharding.make_mesh(type(config.mesh)(dict(data=1024, fsdp=1, model=1)))
     if jax.device_count() > 1:
         with pytest.raises(ValueError, match='train.batch_size=3 cannot be split over 2'):
-            mesh = state_lib.make_mesh(type(config.mesh)(dict(data=2, fsdp=1, model=1)))
-            state_lib.check_batch_size(mesh, 3, 'train.batch_size')
+            mesh = sharding.make_mesh(type(config.mesh)(dict(data=2, fsdp=1, model=1)))
+            sharding.check_batch_size(mesh, 3, 'train.batch_size')
     section = config.evaluate.copy_and_resolve_references()
     section.buckets = 0
     with pytest.raises(ValueError, match='evaluate.buckets=0: expected 1 or more'):
-        evaluate.check_section(section, state_lib.one_device())
+        evaluate.check_section(section, sharding.one_device())
     three = jax.local_devices()[:1] * 3
     with pytest.raises(ValueError, match='3 devices cannot be shared out among 2'):
-        state_lib.make_mesh(type(config.mesh)(dict(data=-1, fsdp=2, model=1)), three)
+        sharding.make_mesh(type(config.mesh)(dict(data=-1, fsdp=2, model=1)), three)
 
 

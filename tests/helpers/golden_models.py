@@ -35,7 +35,7 @@ def golden_batch(path, ids, options):
     return dict(
         video=x['src_vid'],
         video_mask=x['src_vid_mask'] > 0,
-        video_id=np.unique(names, return_inverse=True)[1].astype(np.int32),
+        source_id=np.unique(names, return_inverse=True)[1].astype(np.int32),
         text=x['src_txt'],
         text_role=np.where(x['src_txt_mask'] > 0, WORD, 0).astype(np.int32),
         duration=x['duration'].astype(np.float32),

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 
+from dualground_jax import sharding
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8'])
@@ -40,7 +42,7 @@ def make_batch(config):
         batch[name][:] = rng.normal(size=batch[name].shape)
     lengths = rng.integers(6, CLIPS + 1, BATCH)
     batch['video_mask'][:] = np.arange(CLIPS) < lengths[:, None]
-    batch['video_id'][:] = [0, 1, 2, 3, 4, 5, 6, 6]
+    batch['source_id'][:] = [0, 1, 2, 3, 4, 5, 6, 6]
     batch['text_role'][:, :6] = [1, 2, 2, 2, 2, 3]
     batch['clip_length'][:], batch['duration'][:] = 2, 2 * lengths
     batch['windows'][:, 0], batch['windows_mask'][:, 0] = [2, 9], True
@@ -54,18 +56,18 @@ def make_batch(config):
 def run(config, batch, shape):
     """Returns (state after the steps, losses, saliency predicted, parts of the most split)."""
     config.mesh.update(dict(zip(('data', 'fsdp', 'model'), shape, strict=True)))
-    mesh = state_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     tx = state_lib.make_optimizer(config.optimizer, STEPS)
     abstract = state_lib.abstract_state(config, mesh, STEPS)
     state = state_lib.fresh_state(config, tx, abstract)
     step = train.make_train_step(config, mesh, tx, abstract)
-    placed = state_lib.put_batch(batch, state_lib.batch_sharding(mesh), BATCH)
+    placed = sharding.put_batch(batch, sharding.batch_sharding(mesh), BATCH)
     losses = []
     for _ in range(STEPS):
         state, metrics = step(state, placed, np.uint32(7), {})
         losses.append(jax.device_get(metrics))
     predict = evaluate.make_predict_step(config, mesh)
-    _, saliency = predict(state_lib.gather(state.eval_params), placed)
+    _, saliency = predict(sharding.gather(state.eval_params), placed)
     parts = [np.prod(x.shape) / np.prod(x.sharding.shard_shape(x.shape))
              for x in jax.tree.leaves(state.params)]
     return jax.device_get(state), losses, jax.device_get(saliency), max(parts)

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines import datasets
+from data_pipelines import annotations
 from data_pipelines.errors import DataError
 from tests.helpers.paths import REAL
 
@@ -54,11 +54,11 @@ def read_lines(tmp_path, lines, problems=None, **changes):
     path = tmp_path / 'a.jsonl'
     write_lines(path, lines)
     data = annotation_config(**{'max_windows': 2, **changes})
-    return datasets.read_annotations(path, data, problems)
+    return annotations.read_annotations(path, data, problems)
 
 
 def annotation_config(**changes):
-    """What `datasets.read_annotations` reads of a config node."""
+    """What `annotations.read_annotations` reads of a config node."""
     values = dict(limit=0, max_windows=30, domain='', duration_unit=1.0, saliency='annotators')
     return types.SimpleNamespace(**{**values, **changes})
 

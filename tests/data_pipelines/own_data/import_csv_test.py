@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines import datasets
+from data_pipelines import annotations
 from data_pipelines.errors import UserError
 from data_pipelines.own_data import import_csv
 from tests.helpers.release_files import assert_parts, refusal
@@ -35,7 +35,7 @@ def test_rows_become_windows_of_queries(convert, tmp_path):
         ('b', 'a cat', 30), ('a', 'a dog', 20)]
     assert [row['relevant_windows'] for row in rows] == [[[1, 2.5], [7, 9]], [[0, 4]]]
     data = types.SimpleNamespace(limit=0, max_windows=2, domain='', duration_unit=1.0)
-    records = datasets.read_annotations(tmp_path / 'out' / 'train.jsonl', data)
+    records = annotations.read_annotations(tmp_path / 'out' / 'train.jsonl', data)
     assert [record.qid for record in records] == [row['qid'] for row in rows]
 
 

@@ -358,11 +358,11 @@ def test_a_skip_list_makes_broken_data_load(release, tmp_path, capsys):
     refusal(datasets.load_split, release.data, 'train')
     release.data.skip_list = skip
     split = datasets.load_split(release.data, 'train')
-    assert [(record.qid, record.line) for record in split.records] == [
+    assert [(record.qid, record.line) for record in split.queries] == [
         (1, 2), (3, 4), (5, 6), (6, 7), (7, 8)]
     assert len(split.problems) == 3
     assert_parts(split.problems[2], 'train.jsonl:5', 'line 4', 'skip.jsonl')
-    assert [record.qid for record in datasets.load_split(release.data, 'val').records] == [8]
+    assert [record.qid for record in datasets.load_split(release.data, 'val').queries] == [8]
     verify.run(release, flags_of(tmp_path))  # without errors
 
     change_rows(tmp_path / 'slow' / 'v3.npz', put(np.nan, 0, 0))  # one more: the list grows
@@ -404,10 +404,10 @@ def test_a_skip_list_by_hand(release, tmp_path):
     path.write_text('{"split": "train", "qid": 1}\n{"split": "val", "qid": 8}\n')
     release.data.skip_list = str(path)
     split = datasets.load_split(release.data, 'train')
-    assert [record.qid for record in split.records] == [0, *range(2, 8)]
+    assert [record.qid for record in split.queries] == [0, *range(2, 8)]
     assert split.problems == [f'{tmp_path}/train.jsonl:2: no reason given ({path})']
     release.data.limit = 2
-    records = datasets.load_split(release.data, 'train').records
+    records = datasets.load_split(release.data, 'train').queries
     assert [record.qid for record in records] == [0]  # of the first two
 
 

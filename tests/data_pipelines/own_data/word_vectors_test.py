@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines import datasets
+from data_pipelines import release
 from data_pipelines.errors import ConfigError
 from data_pipelines.own_data import word_vectors
 from data_pipelines.tokens import MEAN, WORD
@@ -17,7 +17,7 @@ runs 4 5 6
 
 
 @pytest.fixture(name='data')
-def release(tmp_path):
+def make_data(tmp_path):
     data = make_release(tmp_path, text_dir='glove', text_dim=3, text_layout='glove',
                         normalize_text=False)
     lines = [LINE | dict(query='The dog runs.'), LINE | dict(qid='b', query='a Dog')]
@@ -30,11 +30,11 @@ def release(tmp_path):
 def test_rows_of_sentences(data, tmp_path):
     said = word_vectors.write_rows(data, tmp_path / 'vectors.txt')
     assert_parts(said, tmp_path / 'glove', '2 queries', '2 of their 4 different words')
-    text, roles = datasets.read_query(data, 1)
+    text, roles = release.read_query(data, 1)
     assert roles.tolist() == [WORD, WORD, WORD, MEAN]  # 'runs.' is not 'runs', as in public code
     np.testing.assert_allclose(text, [[1, 2, 3], [0.5, -0.1, 2], [0, 0, 0], [0.5, 1.9 / 3, 5 / 3]],
                                rtol=1e-6)
-    np.testing.assert_allclose(datasets.read_query(data, 'b')[0][:2], [[0, 0, 0], [0.5, -0.1, 2]])
+    np.testing.assert_allclose(release.read_query(data, 'b')[0][:2], [[0, 0, 0], [0.5, -0.1, 2]])
     assert_parts(refusal(word_vectors.write_rows, data, tmp_path / 'vectors.txt'), 'exists')
 
 

@@ -15,7 +15,7 @@ from configs import synthetic as synthetic_config
 from data_pipelines import datasets, pipeline, world
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.tokens import EOS, WORD
-from dualground_jax import evaluate, models
+from dualground_jax import checkpoints, evaluate, models, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import analyse
 from dualground_jax.metrics import official
@@ -31,9 +31,9 @@ def values_of(workdir, **changes):
 def save_run(workdir, config):
     """A checkpoint of fresh parameters."""
     tx = state_lib.make_optimizer(config.optimizer, 1)
-    abstract = state_lib.abstract_state(config, state_lib.one_device())
+    abstract = state_lib.abstract_state(config, sharding.one_device())
     state = state_lib.fresh_state(config, tx, abstract)
-    state_lib.Checkpoints(str(workdir)).save('best', state, config, dict(best_value=0.0))
+    checkpoints.Checkpoints(str(workdir)).save('best', state, config, dict(best_value=0.0))
     return state.params
 
 
@@ -57,9 +57,9 @@ def first_report(runs):
 
 
 def predictions_of(config, params, split):
-    mesh = state_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     step = evaluate.make_predict_step(config, mesh)
-    params = jax.device_put(jax.device_get(params), state_lib.replicated(mesh))
+    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
     return evaluate.predict_split(step, params, split, config, mesh)
 
 
@@ -92,7 +92,7 @@ def test_correlations_are_those_of_the_models_attention(report, runs):
     """Against scipy, on the model's attention of the whole split in one batch."""
     _, config, params = runs
     split = datasets.load_split(config.data, 'val')
-    batch = pipeline.collate(split, config.data, np.arange(len(split.records)), None)
+    batch = pipeline.collate(split, config.data, np.arange(len(split.queries)), None)
     config.seed = 1
     model = models.build(config.model)
     out = jax.jit(lambda p, b: model.apply({'params': p}, b, train=False))(params[0], batch)
@@ -177,7 +177,7 @@ def test_mistakes_are_named(runs, changes, error, message):
 
 
 def test_a_folder_without_runs_is_named(tmp_path):
-    with pytest.raises(state_lib.CheckpointError, match='no checkpoint here or in a folder below'):
+    with pytest.raises(checkpoints.CheckpointError, match='no checkpoint here or in a folder'):
         analyse.run(values_of(tmp_path))
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualground_jax.metrics.official import evaluate, format_table, load_jsonl
+from data_pipelines.files import load_jsonl
+from dualground_jax.metrics.official import evaluate, format_table
 from tests.helpers.paths import REPO, goldens_dir
 
 AP_PERCENTS = range(50, 100, 5)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import files
 from data_pipelines.errors import UserError
 from dualground_jax.metrics import official, score
 from tests.dualground_jax.metrics.official_test import data_sets, evaluate, sample
@@ -311,9 +312,9 @@ def test_published_files(capsys):
         pytest.skip(f'no *.stored_metrics.json in {folder}')
     for path in stored:
         predictions = path.with_name(path.name.replace('.stored_metrics.json', '.jsonl.gz'))
-        qids = {row['qid'] for row in official.load_jsonl(predictions)}
+        qids = {row['qid'] for row in files.load_jsonl(predictions)}
         truth = next(gt for gt in sorted(folder.glob('gt_*.jsonl.gz'))
-                     if {row['qid'] for row in official.load_jsonl(gt)} == qids)
+                     if {row['qid'] for row in files.load_jsonl(gt)} == qids)
         score.run(flags_of(predictions=[str(predictions)], annotations=str(truth)))
         lines = dict(line.split() for line in capsys.readouterr().out.splitlines()
                      if line.startswith(('MR-', 'HL-')))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import qvh
 from data_pipelines.errors import ConfigError
-from dualground_jax import models
+from dualground_jax import models, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.models import cross_attention, detr, execution, layers, phrases
 from dualground_jax.models.execution import Execution
@@ -234,7 +234,7 @@ def test_choices_reach_all_layers(name):
 def test_parameters_lie_in_the_same_places(name):
     config = qvh.get_config(f'model={name},runlocal')
     config.model.update({k: v for k, v in DEEP.items() if k in config.model})
-    mesh = state_lib.make_mesh(ConfigDict(dict(data=1, fsdp=1, model=2)))
+    mesh = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, model=2)))
     plain = state_lib.abstract_state(config, mesh)
     config.model.update(ALL)
     chosen = state_lib.abstract_state(config, mesh)

@@ -54,7 +54,7 @@ def make_batch(seed=0):
     return dict(
         video=normal(size, CLIPS, VIDEO_DIM),
         video_mask=video_mask,
-        video_id=np.arange(size, dtype=np.int32),
+        source_id=np.arange(size, dtype=np.int32),
         text=normal(size, 2 + WORDS, TEXT_DIM),
         text_role=np.stack([roles(n, WORDS - n) for n in WORD_COUNTS]),
         duration=np.float32(LENGTHS) * 2,
@@ -219,7 +219,7 @@ def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
 @pytest.mark.parametrize('name', ['dualground', 'flash_vtg', 'cg_detr'])
 def test_negative_pairs_are_the_next_samples_queries(name):
     batch = make_batch()
-    batch['video_id'] = np.array([0, 1, 1, 2], np.int32)
+    batch['source_id'] = np.array([0, 1, 1, 2], np.int32)
     model, params = make(batch, name)
     out = jax.jit(lambda b: model.apply(params, b, train=True))(batch)
     text = ('text', 'text_role')
@@ -275,7 +275,7 @@ def test_loss_and_gradient_are_finite_on_awkward_samples(name, options):
     batch = make_batch()
     batch['saliency'][:] = 0
     batch['pairs_mask'][:] = False
-    batch['video_id'][:] = 0
+    batch['source_id'][:] = 0
     config = default_loss(name)
     if options.get('bins'):
         config.update(dict(regression='dfl', classification='quality'))

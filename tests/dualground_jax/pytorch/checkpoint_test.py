@@ -10,7 +10,7 @@ from absl import flags
 from scipy import optimize
 
 from configs import qvh
-from dualground_jax import cli, main, models, state
+from dualground_jax import checkpoints, cli, main, models, sharding, state
 from dualground_jax.predict import Predictor
 from dualground_jax.pytorch import checkpoint, mapping, names
 from tests.dualground_jax.models import parity_test
@@ -184,7 +184,8 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     module = models.MODELS[model]
     config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
     tx = state.make_optimizer(config.optimizer, 1)
-    params = state.fresh_state(config, tx, state.abstract_state(config, state.one_device())).params
+    abstract = state.abstract_state(config, sharding.one_device())
+    params = state.fresh_state(config, tx, abstract).params
     tensors = mapping.to_torch(params, module.TORCH_NAMES, names.AXES)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
     options = TRAINING | checkpoint.public_options(module, config)
@@ -195,7 +196,7 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     assert 'the optimizer starts fresh' in capsys.readouterr().out
     assert [p.name for p in (tmp_path / 'run').iterdir()] == ['checkpoints']
     for kind in ('latest', 'best'):
-        assert state.Checkpoints(tmp_path / 'run').step(kind) == 0
+        assert checkpoints.Checkpoints(tmp_path / 'run').step(kind) == 0
     written, restored_params = restored(tmp_path / 'run')
     assert_equal_trees(restored_params, jax.device_get(params))
     assert written.model.to_dict() == config.model.to_dict()
@@ -270,14 +271,14 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
         pytest.skip('no goldens of a whole model')
     golden = golden_models.golden_model(FOLDERS[0])
     path = torch_writer.save(tmp_path / 'a.ckpt', content(golden))
-    save = state.Checkpoints.save
+    save = checkpoints.Checkpoints.save
 
     def fail_at_second(self, kind, *rest):
         if kind == 'latest':
             raise OSError('disk full')
         save(self, kind, *rest)
 
-    monkeypatch.setattr(state.Checkpoints, 'save', fail_at_second)
+    monkeypatch.setattr(checkpoints.Checkpoints, 'save', fail_at_second)
     with pytest.raises(OSError, match='disk full'):
         checkpoint.import_checkpoint(
             path, golden.name, tmp_path / 'run', golden_config(golden)

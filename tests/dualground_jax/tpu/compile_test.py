@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common, qvh, synthetic
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import cli, main, state
+from dualground_jax import cli, main, sharding, state
 from dualground_jax.tpu import chips, compile, hlo
 from tests.helpers import command_line
 from tests.helpers.paths import REPO
@@ -283,7 +283,7 @@ def test_report(report):
 
 def test_report_counts_every_gradient(config, report):
     """Data parallelism adds up the gradient of every parameter, shared ones for each use."""
-    params = state.abstract_state(config, state.one_device()).params
+    params = state.abstract_state(config, sharding.one_device()).params
     gradients = sum(4 * x.size for x in jax.tree.leaves(params))
     moved = report['collectives']['all-reduce']['bytes']
     assert gradients <= moved < 2 * gradients
@@ -337,7 +337,7 @@ def test_largest_batch(config, monkeypatch, limit, expected, most):
 
     monkeypatch.setattr(compile, 'measure', measured)
     place = chips.Topology('tiny', (1, 2), chips.Chip(1, 1, limit, 1, 1, 2, 16))
-    mesh = state.make_mesh(config.mesh, jax.devices()[:2])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:2])
     first = dict(batch_size=8, hbm_bytes_per_chip=90)
     found = compile.largest_batch(config, mesh, place, first)
     assert found['batch_size'] == expected
@@ -349,7 +349,7 @@ def test_flops_count_every_layer_of_a_loop(config):
     common.resize(config, t2v_layers=4)
 
     def counted():
-        step, arguments = compile.make_step('predict', config, state.one_device())
+        step, arguments = compile.make_step('predict', config, sharding.one_device())
         return step.lower(*arguments).cost_analysis()['flops']
 
     unrolled = counted()

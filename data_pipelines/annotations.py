@@ -1,0 +1,253 @@
+"""Annotation files: their lines, read and checked, become queries."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import reprlib
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_pipelines import features, saliency, skip_list
+from data_pipelines.errors import DataError
+
+END_TOLERANCE = 1e-3  # seconds that a window may end after its video
+T = TypeVar('T')
+
+
+@dataclasses.dataclass
+class Query:
+    """One query of an annotation file.
+
+    Attributes:
+        qid: as in the file, a whole number or a text.
+        query: the sentence.
+        vid: name of its video.
+        duration: seconds.
+        windows: float64[M, 2], [start, end] in seconds. Not float32: the clips that a window covers
+            are found by rounding down, and 3 % of the windows of Charades-STA would get others.
+        clip_ids: int64[R], the relevant clips.
+        clip_scores: float32[R, A] of A annotators, or None where the file has no scores.
+        line: line number in the file, from 1.
+        label: float32[C, A] of A annotators, what each of the video's clips is to them; None where
+            the file has none.
+        domain: of the video; '' where the file has none.
+    """
+
+    qid: int | str
+    query: str
+    vid: str
+    duration: float
+    windows: np.ndarray
+    clip_ids: np.ndarray
+    clip_scores: np.ndarray | None
+    line: int
+    label: np.ndarray | None = None
+    domain: str = ''
+
+
+def read_annotations(path: str | os.PathLike, data: Any,
+                     problems: list[str] | None = None) -> list[Query]:
+    """Reads and checks an annotation file.
+
+    Args:
+        path: JSON lines; blank lines are passed over.
+        data: the config node, of which limit, domain, max_windows and duration_unit are read, and
+            saliency where records have a `label`.
+        problems: None: the first bad record raises. A list: bad records are left out, and their
+            messages appended to it.
+
+    Returns:
+        The records in the file's order. Those of a hidden test set have no windows.
+
+    Raises:
+        DataError: the file can't be read; a record is bad or repeats a qid; none is of the domain.
+    """
+    return parse_annotations(annotation_lines(path), path, data, problems)
+
+
+def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
+    """The lines of an annotation file that are not blank, with their numbers from 1.
+
+    Raises:
+        DataError: the file can't be read.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: Any,
+                      problems: list[str] | None = None,
+                      skipped: Collection[int] = ()) -> list[Query]:
+    """`read_annotations` of numbered lines; `path` is what messages call their file.
+
+    The lines whose numbers are `skipped` are not looked at, but count for data.limit.
+    """
+    first_lines: dict[int | str, int] = {}
+
+    def read_record(number: int, line: bytes) -> Query:
+        record = _parse_record(line, number, f'{path}:{number}', data)
+        first = first_lines.setdefault(record.qid, number)
+        if first != number:
+            raise DataError(f'{path}:{number}: qid {record.qid!r} is that of line {first}, '
+                            'expected another')
+        return record
+
+    records, others, read = [], set(), 0
+    for entry in numbered:
+        if data.limit and read == data.limit:
+            break
+        if entry[0] in skipped:
+            read += 1
+            continue
+        record = attempt(problems, read_record, *entry)
+        if record is not None and data.domain and record.domain != data.domain:
+            others.add(record.domain)
+            continue
+        read += 1
+        if record is not None:
+            records.append(record)
+    if others and not records:
+        raise DataError(f'{path}: no record of domain {data.domain!r} (data.domain), known are: '
+                        f'{", ".join(sorted(others - {""})) or "none"}')
+    return records
+
+
+def _parse_record(line: bytes, number: int, where: str, data: Any) -> Query:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise DataError(f'{where}: not JSON: {features.one_line(error)}') from error
+    _expect(isinstance(fields, dict), where, 'the line', fields, 'an object {...}')
+    for name in ('qid', 'query', 'duration', 'vid'):
+        if name not in fields:
+            raise DataError(f'{where}: field {name!r} is missing')
+    qid, query, duration, vid = (fields[name] for name in ('qid', 'query', 'duration', 'vid'))
+    _expect(type(qid) is int or is_name(qid), where, 'qid', qid, 'a whole number or a file name')
+    is_text = isinstance(query, str) and query.strip()
+    _expect(is_text, where, 'query', query, 'a text that is not empty')
+    _expect(is_name(vid), where, 'vid', vid, 'a file name')
+    _expect(_is_number(duration) and duration > 0, where, 'duration', duration, 'seconds above 0')
+    duration *= data.duration_unit
+    windows = _parse_windows(fields.get('relevant_windows'), duration, where)
+    if len(windows) > data.max_windows:
+        raise DataError(f'{where}: {len(windows)} relevant_windows, expected at most '
+                        f'{data.max_windows} (data.max_windows)')
+    ids, scores = fields.get('relevant_clip_ids'), fields.get('saliency_scores')
+    label, domain = fields.get('label'), fields.get('domain', '')
+    _expect(domain == '' or is_name(domain), where, 'domain', domain, 'a name')
+    if label is not None:
+        label = _parse_label(label, where, saliency.MODES[data.saliency].grades)
+    return Query(qid, query, vid, float(duration), windows, *_parse_clips(ids, scores, where),
+                  line=number, label=label, domain=domain)
+
+
+def _parse_windows(windows: Any, duration: float, where: str) -> np.ndarray:
+    """Checks windows and returns float64[M, 2]; null, [] and, as in TVSum, [[]] are none."""
+    windows = [] if windows is None or windows == [[]] else windows
+    _expect(isinstance(windows, list), where, 'relevant_windows', windows, 'a list')
+    for i, window in enumerate(windows):
+        is_pair = isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))
+        _expect(is_pair and 0 <= window[0] < window[1] <= duration + END_TOLERANCE, where,
+                f'relevant_windows[{i}]', window, f'0 <= start < end <= duration {duration}')
+    return np.array(windows, np.float64).reshape(-1, 2)
+
+
+def _parse_clips(ids: Any, scores: Any, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Checks relevant clips and their scores and returns Query's clip_ids and clip_scores."""
+    ids = [] if ids is None else ids
+    is_ids = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+    _expect(is_ids and len(set(ids)) == len(ids), where, 'relevant_clip_ids', ids,
+            'different clip numbers from 0 on')
+    if scores is None:
+        return np.array(ids, np.int64), None
+    _expect(isinstance(scores, list), where, 'saliency_scores', scores, 'a list')
+    if len(scores) != len(ids):
+        raise DataError(f'{where}: {len(scores)} saliency_scores, expected {len(ids)}, as many as '
+                        'relevant_clip_ids')
+    n_annotators = len(scores[0]) if scores and isinstance(scores[0], list) else 1
+    for i, row in enumerate(scores):
+        is_row = isinstance(row, list) and row and all(map(_is_number, row))
+        _expect(is_row and len(row) == n_annotators, where, f'saliency_scores[{i}]', row,
+                f'a list of {max(n_annotators, 1)} numbers')
+    return np.array(ids, np.int64), np.array(scores, np.float32).reshape(len(ids), n_annotators)
+
+
+def _parse_label(label: Any, where: str, grades: tuple[float, float]) -> np.ndarray:
+    """Checks each clip's label and returns float32[C, A]; `grades` are the lowest and highest."""
+    _expect(isinstance(label, list) and label, where, 'label', label, 'a list, a row for each clip')
+    n_annotators = len(label[0]) if isinstance(label[0], list) else 0
+    low, high = grades
+    for i, row in enumerate(label):
+        is_row = isinstance(row, list) and row and all(map(_is_number, row))
+        _expect(is_row and len(row) == n_annotators and low <= min(row) and max(row) <= high, where,
+                f'label[{i}]', row, f'{max(n_annotators, 1)} numbers from {low} to {high}')
+    return np.array(label, np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    """Says whether a float holds value, which JSON allows to be true, NaN or 400 digits long."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_name(value: Any) -> bool:
+    """Says whether value is a printable text that is not blank."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
+def _expect(condition: Any, where: str, field: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise DataError(f'{where}: {field} is {reprlib.repr(found)}, expected {expected}')
+
+
+def labelled_clips(records: Iterable[Query]) -> dict[str, int]:
+    """Of the videos whose clips have labels, how many have one."""
+    return {record.vid: len(record.label) for record in records if record.label is not None}
+
+
+def annotation_files(data: Any) -> dict[str, pathlib.Path]:
+    """The annotation file of each split that has one."""
+    return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
+
+
+def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[int, str]]:
+    """Reads a split's annotation file.
+
+    Returns:
+        (its lines; numbers of those that data.skip_list leaves out -> why).
+
+    Raises:
+        DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
+    """
+    lines = annotation_lines(annotation_file(data, split))
+    skipped = skip_list.read(data.skip_list, split, data.annotations, lines)
+    return lines, skipped
+
+
+def annotation_file(data: Any, split: str) -> pathlib.Path:
+    known = annotation_files(data)
+    if split not in known:
+        raise DataError(
+            f'no annotation file for split {split!r}, data.annotations has {", ".join(known)}')
+    return known[split]
+
+
+def problem_list(data: Any) -> list[str] | None:
+    return [] if data.on_error == 'skip' else None
+
+
+def attempt(problems: list[str] | None, function: Callable[..., T], *args: Any) -> T | None:
+    """Calls the function; if it raises DataError and there is a list, adds to it, returns None."""
+    try:
+        return function(*args)
+    except DataError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return None

@@ -1,0 +1,185 @@
+"""Feature files of a release: a file for each video, stream and query, read and checked."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import annotations, features, saliency, skip_list, tokens
+from data_pipelines.errors import DataError
+
+LABEL_TOLERANCE = 2, 0.1  # clips, or share of them, that features and labels may differ by
+
+
+def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
+    """Reads a video's streams and joins them clip by clip.
+
+    Args:
+        data: the config node.
+        vid: name of the video.
+        labelled: how many clips the annotations have a label for, if they have: what is behind
+            these is cut off.
+
+    Returns:
+        float32[T, sum of data.video_dims]: each stream's rows scaled to length one; T is the number
+        of clips of the shortest stream.
+
+    Raises:
+        DataError: a file is missing or bad, its width is not that of data.video_dims, there are
+            more than data.max_clips clips, or not about as many as labels.
+    """
+    files = video_files(data, vid)
+    streams = [join_parts([features.read_features(path, features.VIDEO_KEY) for path in paths])
+               for paths in files]
+    names = [paths[0] for paths in files]
+    video = join_streams(data, streams, names)
+    if labelled is None:
+        return video
+    check_labels(names[0], vid, len(video), labelled)
+    return video[:labelled]
+
+
+def video_files(data: Any, vid: str) -> list[list[pathlib.Path]]:
+    """The files of a video: for each stream of data.video_dirs its parts.
+
+    Raises:
+        DataError: one is missing.
+    """
+    folders = [pathlib.Path(data.root, folder) for folder in data.video_dirs]
+    return [[features.find_file(folder, (vid + part,)) for part in data.video_parts]
+            for folder in folders]
+
+
+def join_parts(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Lays the files of a stream, float32[T_i, d_i], side by side, as long as the shortest."""
+    shortest = min(map(len, parts))
+    return np.concatenate([rows[:shortest] for rows in parts], axis=1)
+
+
+def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any]) -> np.ndarray:
+    """Joins a video's raw streams clip by clip, in data.dtype; see `read_video`.
+
+    Args:
+        data: the config node.
+        streams: float32[T_i, d_i], in the order of data.video_dirs.
+        names: of the streams, for messages.
+    """
+    if len(streams) != len(data.video_dims):
+        raise DataError(f'{len(streams)} video streams, expected {len(data.video_dims)}: '
+                        f'{", ".join(data.video_dirs)} (data.video_dirs)')
+    for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
+        check_width(name, rows.shape[1], dim, 'data.video_dims')
+    shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
+    n_clips = len(streams[shortest])
+    check_clips(names[shortest], n_clips, data.max_clips)
+    joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
+    return joined.astype(features.dtype_of(data), copy=False)
+
+
+def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a query's tokens: what `tokens.label_tokens` returns.
+
+    Raises:
+        DataError: the file is missing or bad, its width is not data.text_dim, or data.text_layout
+            leaves nothing of it.
+    """
+    path, rows = read_query_rows(data, qid)
+    return label_query(data, rows, name=path)
+
+
+def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
+    check_width(name, rows.shape[1], data.text_dim, 'data.text_dim')
+    layout = tokens.TEXT_LAYOUTS[data.text_layout]
+    try:
+        text, roles = tokens.label_tokens(
+            rows, layout, data.max_tokens, normalize=data.normalize_text)
+    except DataError as error:
+        raise DataError(f'{name}: {error} (data.text_layout {data.text_layout!r})') from error
+    return text.astype(features.dtype_of(data), copy=False), roles
+
+
+def read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:
+    path = find_query(data, qid)
+    return path, features.read_features(path, data.text_key)
+
+
+def find_query(data: Any, qid: int | str) -> pathlib.Path:
+    """The feature file of a query; DataError if there is none."""
+    return features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
+
+
+def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
+    """Raises DataError if a file's features are not as wide as the config says."""
+    if width != dim:
+        raise DataError(f'{name}: width {width}, expected {dim} ({config_key})')
+
+
+def check_labels(name: Any, vid: str, n_clips: int, labelled: int) -> None:
+    """Raises DataError if a video has not about as many clips as its annotations have labels."""
+    clips, share = LABEL_TOLERANCE
+    if abs(n_clips - labelled) > max(clips, share * labelled):
+        raise DataError(f'{name}: {n_clips} clips, expected about {labelled}, as many as the '
+                        f'annotations of {vid!r} have labels')
+
+
+def check_clips(name: Any, n_clips: int, max_clips: int) -> None:
+    """Raises DataError if a video has more clips than data.max_clips."""
+    if n_clips > max_clips:
+        raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips)')
+
+
+class ReleaseSplit:
+    """A split as its release has it: an annotation file, and a file a query and video stream."""
+
+    def __init__(self, data: Any, split: str):
+        """Checks the config and that the folders exist; raises DataError."""
+        check_config(data, (*data.video_dirs, data.text_dir))
+        self.name, self._data = annotations.annotation_file(data, split), data
+        self._lines, self.skipped = annotations.split_lines(data, split)
+        self.left_out = skip_list.messages(self.name, data.skip_list, self.skipped)
+        self._labelled: dict[str, int] = {}
+
+    def queries(self, problems: list[str] | None) -> list[annotations.Query]:
+        """As `read_annotations`, without those of data.skip_list, which `left_out` names."""
+        records = annotations.parse_annotations(
+            self._lines, self.name, self._data, problems, self.skipped)
+        self._labelled = annotations.labelled_clips(records)
+        return records
+
+    def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """As `read_query`."""
+        return read_query(self._data, qid)
+
+    def video(self, vid: str) -> np.ndarray:
+        """As `read_video`, cut to the clips that the records have labels for."""
+        return read_video(self._data, vid, self._labelled.get(vid))
+
+    def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
+        """How many clips a video has; `read` is `video`, or remembers what that returned."""
+        return len(read(vid))
+
+
+def check_config(data: Any, folders: Iterable[str]) -> None:
+    """Checks what can't be blamed on a file, and that the folders exist."""
+    check_options(data)
+    for folder in folders:
+        if not (path := pathlib.Path(data.root, folder)).is_dir():
+            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+
+
+def check_options(data: Any) -> None:
+    """Raises DataError if a value of the config is none of those that it can have."""
+    options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
+               'text_layout': tokens.TEXT_LAYOUTS}
+    for name, known in options.items():
+        if (value := getattr(data, name)) not in known:
+            raise DataError(f'data.{name} is {value!r}, expected one of {", ".join(known)}')
+    if not 0 < len(data.video_dirs) == len(data.video_dims):
+        raise DataError(f'data.video_dirs has {len(data.video_dirs)} entries, data.video_dims '
+                        f'{len(data.video_dims)}, expected the same number, at least one')
+    if not data.video_parts:
+        raise DataError("data.video_parts is empty, expected the ends of files' names, or ('',)")
+    if data.max_tokens < 1:
+        raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')

@@ -1,0 +1,78 @@
+"""Checkpoints of a run: the newest and the best state, each with its config."""
+
+import json
+import pathlib
+
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import UserError
+from dualground_jax.state import TrainState
+
+
+class CheckpointError(UserError):
+    """A workdir does not hold what was asked of it."""
+
+
+class Checkpoints:
+    """The newest and the best state of a run, each with the config it was made by.
+
+    Layout: `<workdir>/checkpoints/{latest,best}/<step>/`.
+    """
+
+    def __init__(self, workdir: str):
+        self.root = pathlib.Path(workdir).absolute() / 'checkpoints'
+
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.root / kind, options=options)
+
+    def save(self, kind: str, state: TrainState, config: ConfigDict, progress: dict) -> None:
+        """Writes the state, the config and the run's progress under `kind`.
+
+        A write that is interrupted leaves the previous one as it was.
+        """
+        with self._manager(kind) as manager:
+            manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    config=ocp.args.JsonSave(json.loads(config.to_json())),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+            )
+
+    def step(self, kind: str) -> int | None:
+        """The saved step, or None."""
+        if not (self.root / kind).is_dir():
+            return None
+        with self._manager(kind) as manager:
+            return manager.latest_step()
+
+    def _restore(self, kind: str, **items):
+        step = self.step(kind)
+        if step is None:
+            raise CheckpointError(
+                f'{self.root / kind}: no checkpoint; train into this workdir first'
+            )
+        with self._manager(kind) as manager:
+            return manager.restore(step, args=ocp.args.Composite(**items))
+
+    def config(self, kind: str) -> ConfigDict:
+        """The config that the checkpoint was made by, locked."""
+        plain = self._restore(kind, config=ocp.args.JsonRestore()).config
+        return ConfigDict(_tuples(plain)).lock()
+
+    def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, dict]:
+        """The state, placed as `abstract` says, and the progress."""
+        found = self._restore(
+            kind, state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+        )
+        return found.state, found.progress
+
+
+def _tuples(value):
+    """JSON has lists only; configs have tuples only."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
