@@ -5,21 +5,18 @@
 DIR has a folder for each set, with its annotation files. Features of the true widths are generated
 (mode `simulate`), verified, built, and trained from as built, by a small model; then its best
 checkpoint is evaluated, from the built data too. `train` includes an evaluation, and both compile.
-All records are used, or the first N of each file. Files that are made lie in a temporary folder,
-gigabytes of them; $TMPDIR says where.
+All records are used, or the first N of each file. `--steps 0` stops at the data. Files that are
+made lie in a temporary folder, gigabytes of them; $TMPDIR says where.
 """
 
-import argparse
-import collections
 import importlib
 import json
 import pathlib
-import shutil
 import tempfile
 import time
 
 from benchmarks import common
-from data_pipelines import datasets, files, simulate, tfds_builders
+from data_pipelines import datasets, simulate, tfds_builders
 from data_pipelines.errors import DataError
 from data_pipelines.own_data import verify
 from dualground_jax import evaluate, runtime, train
@@ -34,65 +31,48 @@ SETS = {
 }
 
 
-def make_config(name: str, annotations: pathlib.Path, folder: pathlib.Path, args):
+def make_config(name: str, folder: str, args):
     """The set's config with its default features, a small model and as many steps as asked for."""
     module, batch_size, buckets = SETS[name]
     config = importlib.import_module(f'configs.{module}').get_config(
-        f'runlocal,model={args.model},root={folder / "files"},annotations={annotations / name}')
+        f'runlocal,model={args.model},root={folder}/files,annotations={args.annotations}/{name}')
     config.data.update(dict(limit=args.limit, cache_gb=args.cache_gb, dtype=args.dtype,
-                            records=str(folder / 'records')))
+                            records=f'{folder}/records'))
     config.train.update(dict(max_steps=args.steps, log_every=5, eval_every=10**6))
     config.evaluate.update(dict(batch_size=batch_size, buckets=buckets))
     return config.lock()
 
 
-def run(name: str, config, workdir: pathlib.Path) -> tuple[dict, collections.Counter]:
-    """Takes a set through all modes.
-
-    Returns:
-        (row of the table, number of problems and notes of each kind that verifying found).
-    """
-    seconds = {}
-
-    def timed(stage, function, *args):
+def run(name: str, config, workdir: str) -> dict:
+    """Takes a set through all modes; its row of the table."""
+    stages = dict(
+        simulate=lambda: simulate.simulate_data(config.data, config.seed),
+        verify=lambda: verify.verify(config),
+        build=lambda: tfds_builders.build(config.data),
+        load=lambda: datasets.load_split(config.data, 'train'),
+        train=lambda: train.train(config, workdir),
+        evaluate=lambda: evaluate.evaluate(config, workdir),
+    )
+    found, seconds = {}, {}
+    for stage in list(stages)[:None if config.train.max_steps else 4]:
         started = time.perf_counter()
-        found = function(*args)
+        found[stage] = stages[stage]()
         seconds[f'{stage}_s'] = time.perf_counter() - started
         print(f'{name}: {stage} took {seconds[f"{stage}_s"]:.1f} s', flush=True)
-        return found
-
-    files = timed('simulate', simulate.simulate_data, config.data, config.seed)
-    report = timed('verify', verify.verify, config)
-    parts = report.parts
-    if errors := report.problems('error'):
-        raise DataError(errors[0].message)
-    built = timed('build', tfds_builders.build, config.data)
-    print(tfds_builders.report(built))
-    timed('load', datasets.load_split, config.data, 'train')
-    row = dict(
-        set=name, features=config.data.features,
-        queries=len({(part.path, record.line) for part in parts for record in part.records}),
-        videos=len({record.vid for part in parts for record in part.records}),
-        files_gb=size_of(files), built_gb=size_of(built))
+        if stage == 'verify' and (errors := found[stage].problems('error')):
+            raise DataError(errors[0].message)
+    files_gb, built_gb = size_of(found['simulate']), size_of(found['build'])
+    row = dict(set=name, features=config.data.features, train_queries=len(found['load'].queries),
+               train_videos=len(found['load'].videos), files_gb=files_gb, built_gb=built_gb,
+               built_of_files=built_gb / files_gb, **seconds)
     if config.train.max_steps:
-        timed('train', train.train, config, str(workdir))
-        timed('evaluate', evaluate.evaluate, config, str(workdir))
-        row |= outcome(config, workdir)
-    kinds = collections.Counter(problem.kind for problem in report.problems())
-    return row | seconds, kinds
-
-
-def outcome(config, workdir: pathlib.Path) -> dict:
-    """What training and evaluating came to, which must agree."""
-    trained = json.loads((workdir / 'results.json').read_text())
-    evaluated = json.loads((workdir / f'{config.evaluate.split}_metrics.json').read_text())
-    assert trained['brief'] == evaluated['brief'], 'the best checkpoint has other metrics now'
-    losses = [row['train/loss'] for row in files.load_jsonl(workdir / 'metrics.jsonl')
-              if 'train/loss' in row]
-    return dict(
-        steps_per_s=trained['steps_per_second'], first_loss=losses[0], last_loss=losses[-1],
-        metric=' + '.join(config.evaluate.selection),
-        value=evaluate.selection_value(evaluated, config.evaluate))
+        trained, evaluated = (
+            json.loads(pathlib.Path(workdir, file).read_text())
+            for file in ('results.json', f'{config.evaluate.split}_metrics.json'))
+        assert trained['brief'] == evaluated['brief'], 'the best checkpoint has other metrics now'
+        row |= dict(metric=' + '.join(config.evaluate.selection),
+                    value=evaluate.selection_value(evaluated, config.evaluate))
+    return row
 
 
 def size_of(folder: pathlib.Path) -> float:
@@ -101,29 +81,15 @@ def size_of(folder: pathlib.Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--annotations', type=pathlib.Path, required=True)
-    parser.add_argument('--sets', default=','.join(SETS))
-    parser.add_argument('--limit', type=int, default=0, help='records of each file; 0: all')
-    parser.add_argument('--model', default='dualground')
-    parser.add_argument('--dtype', default='float16', help='of features built and in batches')
-    parser.add_argument('--cache-gb', type=float, default=0.01, help='of features in memory')
-    parser.add_argument('--steps', type=int, default=20, help='0: the data alone')
-    parser.add_argument('--output')
-    args = parser.parse_args()
-    runtime.keep_memory()
-    rows, found = [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        runtime.keep_compiled(scratch)
-        for name in args.sets.split(','):
-            folder = pathlib.Path(scratch, name)
-            row, kinds = run(name, make_config(name, args.annotations, folder, args),
-                             folder / 'run')
-            shutil.rmtree(folder)
-            rows.append(row)
-            found += [dict(set=name, level=level, what=title, count=kinds[kind])
-                      for kind, (level, title) in verify.KINDS.items() if kinds[kind]]
-    common.write(args.output, five_sets=rows, **(dict(verified=found) if found else {}))
+    args = common.arguments(
+        __doc__, annotations=str, sets=','.join(SETS), limit=0, model='dualground',
+        dtype='float16', cache_gb=0.01, steps=20, output='')
+    rows = []
+    for name in args.sets.split(','):
+        with tempfile.TemporaryDirectory() as folder:
+            runtime.keep_compiled(folder)
+            rows.append(run(name, make_config(name, folder, args), f'{folder}/run'))
+    common.write(args.output, five_sets=rows)
 
 
 if __name__ == '__main__':

@@ -92,7 +92,7 @@ def run(values, files) -> None:
         return analyse.run(values)
     config = load_config(values)
     if values.mode == 'compile':
-        compile.run(config, values.topology, values.output, values.largest_batch)
+        compile.run(values, config)
         return
     if config.world and values.mode != 'predict':
         from data_pipelines import world

@@ -7,7 +7,7 @@ data are read. See docs/scaling.md for how to read the numbers.
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -19,12 +19,9 @@ from dualground_jax.tpu import chips, hlo
 # A compiler counts the body of a loop once; config.model's keys for loops -> without.
 LOOPS = dict(scan_layers=False, attention_chunk=0)
 # How libtpu says that a program is too large.
-_NEEDED = re.compile(r'required for HLO \w+ \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of')
+_NEEDED = re.compile(
+    r'RESOURCE_EXHAUSTED.*?(?:required for HLO \w+ \(|Used )([\d.]+)([KMGT]?)(?:\)| of)', re.S)
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-
-
-class DoesNotFitError(UserError):
-    """A step needs more memory than a chip has."""
 
 
 def define_flags() -> None:
@@ -34,28 +31,28 @@ def define_flags() -> None:
                          'a chip that train.batch_size can be; takes a few compilations')
 
 
-def run(config: ConfigDict, topology: str | None, output: str | None, largest: bool) -> dict:
-    """Compiles both steps, prints a table of what they need and writes `output`.
+def run(values, config: ConfigDict) -> dict:
+    """Compiles both steps, prints a table of what they need and writes --output.
 
     Args:
-      config: whole config; its mesh is laid over the topology.
-      topology: as of `tpu.parse`.
-      output: json file, or None.
-      largest: whether to search the largest batch of training.
+        values: parsed flags: topology, output, largest_batch.
+        config: whole config; its mesh is laid over the topology.
 
     Returns:
-      What is in `output`: the train step's `measure` beside the config's main values, `predict`
-      and, if asked for, `largest_batch`.
+        What is in --output: the train step's `measure` beside the config's main values, `predict`
+        and, if asked for, `largest_batch`.
 
     Raises:
-      ConfigError: no topology, or a mesh or batch size that does not suit it.
-      DoesNotFitError: a step does not fit; the report was written.
+        ConfigError: no topology, or a mesh or batch size that does not suit it.
+        UserError: no such topology, or a step does not fit; then the report was written.
     """
     from dualground_jax import sharding  # slow to import
 
-    if not topology:
+    if not values.topology:
         raise ConfigError('--mode=compile needs --topology=KIND:SIZES, as in v5e:4x4')
-    place = chips.parse(topology)
+    place = chips.parse(values.topology)
+    if values.largest_batch and not place.chip:
+        raise ConfigError(f'--largest_batch: --topology={place.name} has no limit')
     if config.data.resident:
         raise ConfigError('--mode=compile reads no data: compile with data.resident=false, and add '
                           'the size of the features, which training logs')
@@ -68,15 +65,15 @@ def run(config: ConfigDict, topology: str | None, output: str | None, largest: b
         predict=dict(batch_size=config.evaluate.batch_size,
                      **measure('predict', config, mesh, place)),
     )
-    if largest:
+    if values.largest_batch:
         report['largest_batch'] = largest_batch(config, mesh, place, report)
     print(table(report))
-    if output:
-        files.write_json(output, report)
-        print(f'wrote {output}')
+    if values.output:
+        files.write_json(values.output, report)
+        print(f'wrote {values.output}')
     for name, found in (('train', report), ('predict', report['predict'])):
         if not found['fits']:
-            raise DoesNotFitError(
+            raise UserError(
                 f'{place.name}: the {name} step of {found["batch_size"]} needs '
                 f'{gib(found["hbm_bytes_per_chip"])} of HBM a chip, there is '
                 f'{gib(found["hbm_limit_bytes"])}'
@@ -104,97 +101,84 @@ def make_step(name: str, config: ConfigDict, mesh) -> tuple[Callable, tuple]:
     return train.make_train_step(config, mesh, tx, abstract), (abstract, batch, seed, {})
 
 
-def measure(name: str, config: ConfigDict, mesh, topology: chips.Topology) -> dict:
+def measure(name: str, config: ConfigDict, mesh, place: chips.Topology) -> dict:
     """Compiles a step.
 
     Returns:
-      hbm_bytes_per_chip and its parts in `memory`, hbm_limit_bytes and fits; flops of the step and
-      flops_per_chip; `collectives`, kind -> count and bytes of a step, and the names of those in
-      loops of unknown length; `seconds`, the estimate (both None on a CPU, as is the limit);
-      compile_seconds. Of a step that does not fit there is the memory alone.
+        hbm_bytes_per_chip, hbm_limit_bytes (None on a CPU), fits and compile_seconds. Of a step
+        that fits also the parts in `memory`; flops of the step and flops_per_chip; `collectives`,
+        kind -> count and bytes of a step; `seconds`, the estimate (None on a CPU).
     """
     import jax
 
     start = time.monotonic()
     step, arguments = make_step(name, config, mesh)
     platform = mesh.devices.flat[0].platform
+    compiled, memory = None, {}
     try:
-        lowered = step.trace(*arguments).lower(lowering_platforms=(platform,))
-        compiled = lowered.compile()
+        compiled = step.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+        needed, memory = memory_of(compiled)
     except jax.errors.JaxRuntimeError as error:
         if (needed := needed_bytes(str(error))) is None:
             raise
-        return entry(needed, topology, start)
-    memory = compiled.memory_analysis()
-    parts = dict(
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-    )
-    needed = parts['arguments'] + parts['outputs'] + parts['temporaries'] - parts['aliased']
-    found = entry(needed, topology, start)
-    flops = compiled.cost_analysis()['flops']
-    unrolled = {key: off for key, off in LOOPS.items()
-                if key in config.model and config.model[key] != off}
-    if unrolled:
-        flops = unrolled_flops(name, config, unrolled) / mesh.size
-    program = hlo.Program(compiled.as_text())
-    listed = hlo.collectives(program, mesh.size)
-    return found | dict(
-        memory=parts,
-        flops=flops * mesh.size,
-        flops_per_chip=flops,
-        collectives=summary(listed),
-        collectives_in_loops_of_unknown_length=[one.name for one in listed if one.endless],
-        seconds=chips.estimate(flops, program, listed, topology) if topology.chip else None,
-    )
-
-
-def entry(needed: float, topology: chips.Topology, start: float) -> dict:
-    """What `measure` tells of a step of which only the memory is known."""
-    limit = topology.chip.hbm_bytes if topology.chip else None
-    return dict(
-        hbm_bytes_per_chip=int(needed), hbm_limit_bytes=limit and int(limit),
-        fits=limit is None or needed <= limit, memory=None, flops=None, flops_per_chip=None,
-        collectives=None, collectives_in_loops_of_unknown_length=None, seconds=None,
+    limit = int(place.chip.hbm_bytes) if place.chip else None
+    found = dict(
+        hbm_bytes_per_chip=int(needed), hbm_limit_bytes=limit,
+        fits=limit is None or needed <= limit,
         compile_seconds=round(time.monotonic() - start, 1),
     )
+    if compiled is None:
+        return found
+    flops = compiled.cost_analysis()['flops']
+    loops = {key: off for key, off in LOOPS.items()
+             if key in config.model and config.model[key] != off}
+    if loops:
+        flops = unrolled_flops(name, config, loops) / mesh.size
+    program = hlo.Program(compiled.as_text())
+    collectives = hlo.collectives(program, mesh.size)
+    return found | dict(
+        memory=memory, flops=flops * mesh.size, flops_per_chip=flops,
+        collectives=summary(collectives),
+        seconds=chips.estimate(flops, program, collectives, place) if place.chip else None,
+    )
+
+
+def memory_of(compiled) -> tuple[int, dict[str, int]]:
+    """Bytes that a compiled program needs on a device, and their parts; `alias` counts twice."""
+    memory = compiled.memory_analysis()
+    parts = {name: getattr(memory, f'{name}_size_in_bytes')
+             for name in ('argument', 'output', 'temp', 'alias')}
+    return sum(parts.values()) - 2 * parts['alias'], parts
 
 
 def needed_bytes(message: str) -> float | None:
     """The memory that an error of the compiler says is needed, or None if it is another error."""
-    if 'RESOURCE_EXHAUSTED' not in message or not (match := _NEEDED.search(message)):
-        return None
-    number, unit = match.groups()[:2] if match[1] else match.groups()[2:]
-    return float(number) * _UNITS[unit]
+    match = _NEEDED.search(message)
+    return match and float(match[1]) * _UNITS[match[2]]
 
 
-def unrolled_flops(name: str, config: ConfigDict, unrolled: dict) -> float:
+def unrolled_flops(name: str, config: ConfigDict, loops: dict) -> float:
     """FLOPs of a step on one device, before optimisation, with the loops written out."""
     from dualground_jax import sharding
 
     flat = config.copy_and_resolve_references()
     with flat.unlocked():
-        flat.model.update(unrolled)
+        flat.model.update(loops)
     step, arguments = make_step(name, flat, sharding.one_device())
     return step.lower(*arguments).cost_analysis()['flops']
 
 
-def summary(listed: list[hlo.Collective]) -> dict[str, dict]:
-    """Kind -> how many run in a step, and bytes of them all."""
+def summary(collectives: list[hlo.Collective]) -> dict[str, dict]:
+    """Of each kind that there is: how many run, and their bytes."""
     found = {}
-    for kind in hlo.KINDS:
-        if own := [one for one in listed if one.kind == kind]:
-            found[kind] = dict(count=sum(one.times for one in own),
-                               bytes=sum(one.times * one.bytes for one in own))
+    for one in sorted(collectives, key=lambda one: hlo.KINDS.index(one.kind)):
+        own = found.setdefault(one.kind, dict(count=0, bytes=0))
+        own['count'] += one.times
+        own['bytes'] += one.times * one.bytes
     return found
 
 
-# The largest batch ----------------------------------------------------------------------------
-
-
-def largest_batch(config: ConfigDict, mesh, topology: chips.Topology, first: dict) -> dict:
+def largest_batch(config: ConfigDict, mesh, place: chips.Topology, first: dict) -> dict:
     """Searches the largest train batch, among powers of two a chip, that fits.
 
     Memory grows with the batch nearly in proportion, so that a guess from the first compilation is
@@ -202,17 +186,15 @@ def largest_batch(config: ConfigDict, mesh, topology: chips.Topology, first: dic
     compilation takes minutes.
 
     Args:
-      config: whole config.
-      mesh: of the topology.
-      topology: of a TPU.
-      first: the `measure` of `config` with its `batch_size`.
+        config: whole config.
+        mesh: of the topology.
+        place: a TPU.
+        first: the `measure` of `config` with its `batch_size`.
 
     Returns:
-      batch_size (0: not even one row a chip fits), compilations and tried: batch size ->
-      HBM bytes of a chip.
+        batch_size (0: not even one row a chip fits), compilations and tried: batch size ->
+        HBM bytes of a chip.
     """
-    if topology.chip is None:
-        raise ConfigError(f'--largest_batch: --topology={topology.name} has no limit')
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     tried = {first['batch_size']: first['hbm_bytes_per_chip']}
 
@@ -222,20 +204,17 @@ def largest_batch(config: ConfigDict, mesh, topology: chips.Topology, first: dic
             own = config.copy_and_resolve_references()
             with own.unlocked():
                 own.train.batch_size = size
-            tried[size] = measure('train', own, mesh, topology)['hbm_bytes_per_chip']
-        return tried[size] <= topology.chip.hbm_bytes
+            tried[size] = measure('train', own, mesh, place)['hbm_bytes_per_chip']
+        return tried[size] <= place.chip.hbm_bytes
 
-    rows_a_chip = first['batch_size'] / parts
-    room = topology.chip.hbm_bytes / first['hbm_bytes_per_chip']
-    power = max(math.floor(math.log2(rows_a_chip * room)), 0)
-    if fits(power):
-        while fits(power + 1):
-            power += 1
-    else:
-        while power >= 0 and not fits(power):
-            power -= 1
+    rows = first['batch_size'] / parts * place.chip.hbm_bytes / first['hbm_bytes_per_chip']
+    power = max(math.floor(math.log2(rows)), 0)
+    while power >= 0 and not fits(power):
+        power -= 1
+    while power >= 0 and fits(power + 1):
+        power += 1
     return dict(batch_size=parts * 2**power if power >= 0 else 0, compilations=len(tried),
-                tried={size: tried[size] for size in sorted(tried)})
+                tried={str(size): tried[size] for size in sorted(tried)})
 
 
 # The table ------------------------------------------------------------------------------------
@@ -248,44 +227,20 @@ def gib(count: float) -> str:
 
 
 def table(report: dict) -> str:
-    """Text of a report."""
-    steps = [report, report['predict']]
-    mesh = ', '.join(f'{axis} {size}' for axis, size in report['mesh'].items())
-    text = [f'{report["model"]} on {report["topology"]}: {report["chips"]} chips ({mesh})']
-    if report['hbm_limit_bytes']:
-        text[0] += f' with {gib(report["hbm_limit_bytes"])} of HBM each'
-    columns = [_cells(step) for step in steps]
-    titles = [title for title in max(columns, key=len)
-              if any(column.get(title) for column in columns)]
-    lines = [['', 'train', 'predict']]
-    lines += [[title, *(column.get(title, '') for column in columns)] for title in titles]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text += ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-             for row in lines]
-    for step in steps:
-        if step['collectives_in_loops_of_unknown_length']:
-            text.append('in loops of unknown length, counted once: '
-                        + ', '.join(step['collectives_in_loops_of_unknown_length']))
-    if 'largest_batch' in report:
-        found = report['largest_batch']
-        tried = ', '.join(f'{size}: {gib(need)}' for size, need in found['tried'].items())
-        text.append(f'largest train batch {found["batch_size"]}, from {found["compilations"]} '
-                    f'compilations ({tried})')
-    return '\n'.join(text)
+    """Text of a report, under the names that its entries have there."""
+    train = dict(_cells({name: value for name, value in report.items() if name != 'predict'}))
+    predict = dict(_cells(report['predict']))
+    lines = [('', 'train', 'predict')]
+    lines += [(name, train.get(name, ''), predict.get(name, '')) for name in train | predict]
+    return '\n'.join(f'{name:26} {left:>16} {right:>16}'.rstrip() for name, left, right in lines)
 
 
-def _cells(step: dict) -> dict[str, str]:
-    """A column: title -> text."""
-    cells = {'batch size': str(step['batch_size']),
-             'HBM of a chip': gib(step['hbm_bytes_per_chip'])}
-    if step['fits']:
-        cells |= {f'  {part}': gib(size) for part, size in step['memory'].items()}
-        cells |= {'FLOPs': f'{step["flops"]:.4g}', '  of a chip': f'{step["flops_per_chip"]:.4g}'}
-        moved = step['collectives']
-        cells |= {kind: f'{moved[kind]["count"]}, {gib(moved[kind]["bytes"])}'
-                  if kind in moved else '' for kind in hlo.KINDS}
-    if step['seconds']:
-        cells |= {f'{part}, ms': f'{1e3 * step["seconds"][part]:.4g}'
-                  for part in ('compute', 'hbm', 'interconnect', 'step', 'scheduled')}
-        cells['limited by'] = step['seconds']['limit']
-    return cells | {'compilation, s': str(step['compile_seconds'])}
+def _cells(part: dict, prefix: str = '') -> Iterator[tuple[str, str]]:
+    """(name, text) of each entry."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            yield from _cells(value, f'{name} ')
+        elif 'bytes' in name or prefix in ('memory ', 'tried '):
+            yield f'{prefix}{name}', gib(value) if value else '-'
+        else:
+            yield f'{prefix}{name}', f'{value:.4g}' if isinstance(value, float) else str(value)

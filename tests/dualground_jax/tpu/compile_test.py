@@ -1,12 +1,13 @@
 """Mode `compile`: what is read out of compiled programs, and what is made of it.
 
-Real TPU programs take minutes: `COMPILE_FOR_TPU=1 pytest tests/compile_test.py -m slow` compiles
-them, where libtpu is installed.
+Real TPU programs take minutes: `COMPILE_FOR_TPU=1 pytest tests/dualground_jax/tpu -m slow`
+compiles them, where libtpu is installed.
 """
 
 import importlib.util
 import json
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import common, qvh, synthetic
-from data_pipelines.errors import ConfigError, UserError
+from data_pipelines.errors import UserError
 from dualground_jax import cli, main, sharding, state
 from dualground_jax.tpu import chips, compile, hlo
 from tests.helpers import command_line
@@ -84,22 +85,18 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_collectives_of_a_printed_program():
-    found = {one.name: one for one in hlo.collectives(hlo.Program(PROGRAM), 8)}
-    expected = {
-        'one': ('all-reduce', 4 * 8 * 4, 4, 3, False),
-        'any': ('all-reduce', 1 + 4, 8, 3, True),
-        'gather.1': ('all-gather', 8 * 16 * 2, 4, 1, False),
-        'all': ('reduce-scatter', 64 * 2 * 4, 8, 1, False),
-        'd': ('all-gather', 8 * 4 + 16, 4, 1, False),
-        'f': ('collective-permute', 3 * 2 * 4, 8, 1, False),
-        'g': ('all-reduce', (4 + 6) * 4, 2, 1, False),
-        'h': ('reduce-scatter', 2 * 3 * 4 * 8, 8, 1, False),
-        'i': ('all-to-all', 2 * 5 * 4, 4, 1, False),
-        'j': ('collective-permute', 4, 8, 5, False),
-    }
-    assert set(found) == set(expected)
-    for name, (kind, size, group, times, endless) in expected.items():
-        assert found[name] == hlo.Collective(kind, name, size, group, times, endless)
+    assert hlo.collectives(hlo.Program(PROGRAM), 8) == [
+        ('all-reduce', 4 * 8 * 4, 4, 3),  # one
+        ('all-reduce', 1 + 4, 8, 3),  # any: in a loop without end, counted once
+        ('collective-permute', 4, 8, 5),  # j
+        ('all-gather', 8 * 16 * 2, 4, 1),  # gather.1 and gather.2
+        ('reduce-scatter', 64 * 2 * 4, 8, 1),  # all
+        ('all-gather', 8 * 4 + 16, 4, 1),  # d
+        ('collective-permute', 3 * 2 * 4, 8, 1),  # f
+        ('all-reduce', (4 + 6) * 4, 2, 1),  # g
+        ('reduce-scatter', 2 * 3 * 4 * 8, 8, 1),  # h
+        ('all-to-all', 2 * 5 * 4, 4, 1),  # i
+    ]
 
 
 def test_collectives_of_compiled_programs():
@@ -109,16 +106,14 @@ def test_collectives_of_compiled_programs():
     def program(function, size, out):
         x = jax.ShapeDtypeStruct((size, 3), jnp.float32, sharding=split)
         text = jax.jit(function, out_shardings=out).lower(x).compile().as_text()
-        return [(one.kind, one.bytes, one.group, one.times)
-                for one in hlo.collectives(hlo.Program(text), 2)]
+        return hlo.collectives(hlo.Program(text), 2)
 
     assert program(lambda x: x + 1, 8, split) == []
     assert program(lambda x: x.sum(0), 8, whole) == [('all-reduce', 3 * 4, 2, 1)]
     assert program(lambda x: x + 1, 8, whole) == [('all-gather', 8 * 3 * 4, 2, 1)]
 
     def loop(x):
-        body = lambda c, _: (jnp.cos(c + (x * c).sum(0)), None)  # noqa: E731
-        return jax.lax.scan(body, jnp.ones(3), length=6)[0]
+        return jax.lax.fori_loop(0, 6, lambda _, c: jnp.cos(c + (x * c).sum(0)), jnp.ones(3))
 
     assert program(loop, 8, whole) == [('all-reduce', 3 * 4, 2, 6)]
 
@@ -185,11 +180,11 @@ def test_traffic_of_compiled_programs():
 
 def test_topologies():
     assert chips.parse('v5e:4x8').sizes == (4, 8)
-    assert chips.parse('v4:4x4x8').chips == 128
+    assert chips.parse('v4:4x4x8').sizes == (4, 4, 8)
     assert chips.parse('cpu:2').chip is None
     for bad in ('v5e', 'v5e:', 'v5e:4', 'v5e:4x4x4', 'v4:4x4', 'v5e:0x4', 'v5e:4x-4', 'v7x:2x2',
                 'cpu:2x2', '4x4', 'v5e:4x4 '):
-        with pytest.raises(chips.TopologyError, match='expected v4:AxBxC, v5e:AxB, .* cpu:A'):
+        with pytest.raises(UserError, match='expected v4:AxBxC, v5e:AxB, .* cpu:A'):
             chips.parse(bad)
 
 
@@ -207,7 +202,7 @@ def test_links_of_a_group():
 
 
 def one(kind, size, group, times=1):
-    return hlo.Collective(kind, '', size, group, times, False)
+    return hlo.Collective(kind, size, group, times)
 
 
 @pytest.mark.parametrize('kind, seconds', [
@@ -260,11 +255,16 @@ def tiny_config():
     return synthetic.get_config('runlocal,model=flash_vtg')
 
 
+def values(topology, **changes):
+    return types.SimpleNamespace(
+        **dict(topology=topology, output=None, largest_batch=False) | changes)
+
+
 @pytest.fixture(name='report', scope='module')
 def compiled_report(tmp_path_factory):
     config = synthetic.get_config('runlocal,model=flash_vtg')
     path = tmp_path_factory.mktemp('compile') / 'report.json'
-    report = compile.run(config.lock(), 'cpu:2', str(path), largest=False)
+    report = compile.run(values('cpu:2', output=str(path)), config.lock())
     assert json.loads(path.read_text()) == report
     return report
 
@@ -275,7 +275,7 @@ def test_report(report):
         memory = step['memory']
         assert step['fits'] and step['hbm_limit_bytes'] is None and step['seconds'] is None
         assert step['hbm_bytes_per_chip'] == (
-            memory['arguments'] + memory['outputs'] + memory['temporaries'] - memory['aliased'])
+            memory['argument'] + memory['output'] + memory['temp'] - memory['alias'])
         assert step['flops'] == 2 * step['flops_per_chip'] > 1e7
     # Forward and backward against forward alone.
     assert 2 < report['flops'] / report['predict']['flops'] < 8
@@ -288,40 +288,47 @@ def test_report_counts_every_gradient(config, report):
     moved = report['collectives']['all-reduce']['bytes']
     assert gradients <= moved < 2 * gradients
     # The state, in and out: parameters and two moments.
-    assert 3 * gradients <= report['memory']['aliased'] < 1.1 * 3 * gradients
+    assert 3 * gradients <= report['memory']['alias'] < 1.1 * 3 * gradients
 
 
 def test_table_shows_the_report(report):
-    text = compile.table(report)
-    assert 'flash_vtg on cpu:2: 2 chips (data 2, fsdp 1, model 1)' in text
+    cells = {line[:26].strip(): line[26:].split('  ') for line in compile.table(report).split('\n')}
+    train, predict = (
+        lambda name, at=at: [text for text in cells[name] if text][at].strip() for at in (0, 1))
+    assert (train('topology'), train('mesh data'), train('model')) == ('cpu:2', '2', 'flash_vtg')
+    assert train('memory temp') == compile.gib(report['memory']['temp'])
+    assert predict('flops') == f'{report["predict"]["flops"]:.4g}'
     moved = report['collectives']['all-reduce']
-    assert f'{moved["count"]}, {compile.gib(moved["bytes"])}' in text
-    assert 'all-to-all' not in text
+    assert train('all-reduce count') == str(moved['count'])
+    assert train('all-reduce bytes') == compile.gib(moved['bytes'])
+    assert not any('all-to-all' in name for name in cells)
     assert compile.gib(1536) == '1.5 KiB' and compile.gib(5) == '5 B'
 
 
-def test_a_step_that_does_not_fit_is_refused_after_the_report(
-    config, report, tmp_path, monkeypatch
-):
+class TooLarge:
+    """A step that libtpu refuses."""
+
+    def trace(self, *_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 2.00M of 976.6K hbm.')
+
+
+def test_a_step_that_does_not_fit_is_refused_after_the_report(config, tmp_path, monkeypatch):
     monkeypatch.setattr(chips, 'parse', lambda text: chips.Topology(
         text, (1, 2), chips.Chip(1e9, 1e9, 1e6, 1e9, 1e9, 2, 16)))
     monkeypatch.setattr(chips.Topology, 'devices', lambda self: jax.devices()[:2])
-    needs = dict(train=2 * 2**20, predict=2**19)
-
-    def measured(name, *_):
-        found = compile.entry(needs[name], chips.parse('tiny'), 0.0)
-        return {key: report[key] if value is None else value for key, value in found.items()}
-
-    monkeypatch.setattr(compile, 'measure', measured)
+    small = jax.jit(lambda x: x + 1), (jax.ShapeDtypeStruct((4,), jnp.float32),)
+    monkeypatch.setattr(compile, 'make_step', lambda name, *_: dict(
+        train=(TooLarge(), ()), predict=small)[name])
     path = tmp_path / 'report.json'
-    with pytest.raises(compile.DoesNotFitError) as error:
-        compile.run(config.lock(), 'tiny', str(path), largest=False)
+    with pytest.raises(UserError) as error:
+        compile.run(values('tiny', output=str(path)), config.lock())
     assert str(error.value) == (
         'tiny: the train step of 8 needs 2 MiB of HBM a chip, there is 976.6 KiB')
     written = json.loads(path.read_text())
     assert not written['fits'] and written['predict']['fits']
     assert written['hbm_bytes_per_chip'] == 2 * 2**20
     assert written['hbm_limit_bytes'] == 10**6
+    assert 'flops' not in written and written['predict']['hbm_bytes_per_chip'] == 32
 
 
 @pytest.mark.parametrize(
@@ -365,6 +372,7 @@ def test_flops_count_every_layer_of_a_loop(config):
     (['--topology=cpu:2', '--config.mesh.model=3'], 'needs 3 devices'),
     (['--topology=cpu:2', '--config.train.batch_size=7'], 'train.batch_size=7 cannot be split'),
     (['--topology=cpu:2', '--config.data.resident=true'], 'data.resident=false'),
+    (['--topology=cpu:2', '--largest_batch'], 'cpu:2 has no limit'),
 ])
 def test_mistakes_on_the_command_line(monkeypatch, arguments, message):
     monkeypatch.chdir(REPO)
@@ -382,11 +390,6 @@ def test_libtpu_is_named_where_it_lacks(monkeypatch):
         chips.parse('v5e:2x4').devices()
 
 
-def test_largest_batch_needs_a_limit(config, report):
-    with pytest.raises(ConfigError, match='cpu:2 has no limit'):
-        compile.largest_batch(config, None, chips.parse('cpu:2'), report)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not os.environ.get('COMPILE_FOR_TPU') or importlib.util.find_spec('libtpu') is None,
@@ -402,7 +405,7 @@ def test_compiles_for_tpu_slices(topology, mesh):
     config.mesh.update(mesh)
     rows = chips.parse(topology).chips
     config.train.batch_size = config.evaluate.batch_size = rows
-    report = compile.run(config.lock(), topology, None, largest=False)
+    report = compile.run(values(topology), config.lock())
     assert report['chips'] == rows
     assert report['fits'] and report['hbm_limit_bytes'] > report['hbm_bytes_per_chip'] > 2**20
     assert report['seconds']['step'] > 0
