@@ -11,13 +11,12 @@ counts the body of a loop once. `--sizes 2` takes the first two points of each s
 import numpy as np
 
 from benchmarks import common
+from configs.common import resize
 
-SMALL = {
-    'model.width': 32, 'model.heads': 2, 'model.ffn': 64, 'model.t2v_layers': 1,
-    'model.enc_layers': 1, 'model.dummies': 3, 'model.dummy_layers': 1, 'model.phrases': 2,
-    'model.phrase_layers': 1, 'model.context_layers': 1, 'model.mlp_layers': 2,
-    'model.dec_layers': 1, 'data.video_dims': (62,), 'data.text_dim': 64, 'data.max_tokens': 16,
-}
+SMALL = dict(width=32, heads=2, ffn=64, t2v_layers=1, enc_layers=1, dummies=3, dummy_layers=1,
+             phrases=2, phrase_layers=1, context_layers=1, mlp_layers=2, dec_layers=1)
+DATA = {'data.video_dirs': ('clips',), 'data.video_dims': (62,), 'data.text_dim': 64,
+        'data.max_tokens': 16}
 CLIPS, BATCHES = (75, 150, 300, 1200, 4096), (2, 4, 8, 16, 32)
 # Series -> what grows, its values, and what else is set.
 SERIES = {
@@ -31,13 +30,12 @@ MEASURES = {'memory_gb': 'memory, GB', 'gflop': 'GFLOP', 'seconds': 'seconds'}
 
 def measure(model: str, repeats: int, key: str, sizes: tuple[int, ...], others: dict) -> list[dict]:
     """A row for each size."""
-    known = common.make_config(model)
-    small = {name: value for name, value in SMALL.items()
-             if not name.startswith('model.') or name.removeprefix('model.') in known.model}
-    programs = {
-        size: common.make_program(common.make_config(model, **small | others | {key: size}))
-        for size in sizes
-    }
+    programs = {}
+    for size in sizes:
+        config = common.make_config(model, **DATA)
+        resize(config, **SMALL)
+        config.update_from_flattened_dict(others | {key: size})
+        programs[size] = common.make_program(config)
     rows = [dict(row, name=size) for size, row in zip(
         sizes, common.compare(programs, repeats))]
     return [row | dict(gflop=None) for row in rows] if 'model.attention_chunk' in others else rows
