@@ -144,7 +144,7 @@ def measure(name: str, config: ConfigDict, mesh, place: chips.Topology) -> dict:
 
 
 def memory_of(compiled) -> tuple[int, dict[str, int]]:
-    """Bytes that a compiled program needs on a device, and their parts; `alias` counts twice."""
+    """Bytes that a compiled program needs on a device, and their parts; `alias` is donated."""
     memory = compiled.memory_analysis()
     parts = {name: getattr(memory, f'{name}_size_in_bytes')
              for name in ('argument', 'output', 'temp', 'alias')}
