@@ -1,17 +1,21 @@
 """Packaging of dualground_jax."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+HERE = pathlib.Path(__file__).parent
+
 setup(
     name='dualground_jax',
-    version='0.1.0',
+    version=re.search("__version__ = '(.+)'", (HERE / 'dualground_jax/__init__.py').read_text())[1],
     description='Video temporal grounding in JAX/Flax: DualGround and the models that it analyses',
-    long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+    long_description=(HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['dualground_jax*', 'configs*', 'data_pipelines*']),
+    entry_points={'console_scripts': ['dualground = dualground_jax.main:start']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -24,6 +28,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12',
+        'rich>=13',
         'tensorboard',  # clu writes its events; tensorflow no longer brings it
         # The CPU build: TensorFlow only feeds data here, accelerators belong to JAX.
         'tensorflow-cpu; platform_system != "Darwin"',

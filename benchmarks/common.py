@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import qvh
 from data_pipelines import datasets, files, pipeline, simulate
-from dualground_jax import evaluate, runtime, sharding, state, train
+from dualground_jax import predict, runtime, sharding, state, train
 from dualground_jax.tpu import compile
 
 # Model -> release of features and batch size of its public QVHighlights script.
@@ -134,7 +134,7 @@ def make_program(config: ConfigDict, *, predict: bool = False) -> Program:
     """The train step of a config, or prediction with decoding and suppression."""
     step, batch = TrainStep(config), make_batch(config)
     if predict:
-        jitted = evaluate.make_predict_step(config, sharding.one_device())
+        jitted = predict.make_predict_step(config, sharding.one_device())
         arguments = step.state.eval_params, batch
     else:
         jitted, arguments = step.step, (step.state, batch, *step.rest)

@@ -73,6 +73,11 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
                       functools.partial(_write_standin, settings, distinct))
 
 
+def run(values, config):
+    """Writes stand-in features for the config's annotations."""
+    print(f'stand-in features in {simulate_data(config.data, config.seed)}')
+
+
 def simulate_data(data, seed):
     """Runs `simulate` for a config's `data` section: features that it then reads."""
     return simulate(

@@ -358,6 +358,11 @@ def register() -> None:
 register()
 
 
+def run(values: Any, config: Any) -> None:
+    """Builds the config's data set, with Apache Beam as --beam says."""
+    print(report(build(config.data, values.beam)))
+
+
 def build(data: Any, beam: str = '') -> pathlib.Path:
     """Builds the data that a config names, in the folder data.records: mode `build`.
 

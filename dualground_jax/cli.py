@@ -1,52 +1,154 @@
-"""Turns mistakes on the command line into one line that says what is known instead."""
+"""The flags of all modes, and mistakes in them as one line. Nothing here imports JAX."""
 
-import importlib.util
-import pathlib
+import re
 import sys
+import textwrap
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
+from absl.flags import DEFINE_boolean as SWITCH
+from absl.flags import DEFINE_float as FLOAT
+from absl.flags import DEFINE_integer as INTEGER
+from absl.flags import DEFINE_list as LIST
+from absl.flags import DEFINE_multi_string as SEVERAL
+from absl.flags import DEFINE_string as TEXT
+from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.errors import ConfigError, UserError
+from data_pipelines.errors import UserError
+from dualground_jax import config, nms
+from dualground_jax.metrics import official
+
+
+def PROTOCOL(name: str, default: str, text: str) -> None:  # noqa: N802
+    """Defines a flag that names an official protocol."""
+    flags.DEFINE_enum(name, default, list(official.PROTOCOLS), text)
+
+
+CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE changes a value; '
+          'evaluate and predict take that of the checkpoint in --workdir if none is given')
+# Who reads it -> kind of flag, name, default, help and limits.
+FLAGS = {
+    'train, evaluate, predict, sweep, analyse, convert': [
+        (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions'),
+    ],
+    'train, evaluate, predict': [
+        (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
+         'pods, Slurm and Open MPI'),
+        (INTEGER, 'num_processes', None, 'with --coordinator=HOST:PORT: how many'),
+        (INTEGER, 'process_id', None, 'with --coordinator=HOST:PORT: which one, from 0 on'),
+    ],
+    'evaluate, predict, inspect-text': [
+        (TEXT, 'split', None, 'split of the data; default: evaluate.split'),
+    ],
+    'predict': [
+        (LIST, 'video_features', [], 'feature file of each stream of one video'),
+        (TEXT, 'query_features', None, 'feature file of one query'),
+    ],
+    'sweep': [
+        (SEVERAL, 'sweep', [], 'key=value,value,... with a key of the config; given several times: '
+         'all combinations; default: config.sweep'),
+    ],
+    'analyse': [
+        (LIST, 'splits', ['train', 'val'], 'splits'),
+        (INTEGER, 'limit', 0, 'first queries of each split; 0: all', dict(lower_bound=0)),
+        (INTEGER, 'examples', 3, 'queries of each split with pictures', dict(lower_bound=0)),
+        (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
+         'marks from words'),
+    ],
+    'score, compile, verify-data, convert, import-csv': [
+        (TEXT, 'output', None, 'score, compile, verify-data: JSON file for the report; convert: '
+         'PyTorch checkpoint to write; import-csv: folder for the annotation files'),
+    ],
+    'score': [
+        (LIST, 'predictions', [], '.jsonl[.gz] files; of several, mean and std'),
+        (LIST, 'compare', [], 'two prediction files, differences second - first'),
+        (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers'),
+        (PROTOCOL, 'dataset', 'qvhighlights', 'protocol, of ' + ', '.join(official.PROTOCOLS)),
+        (TEXT, 'nms', None, 'suppress overlaps first: KIND:THRESHOLD, kinds are '
+         + ', '.join(nms.KINDS)),
+        (INTEGER, 'bootstrap', None, 'resamples for confidence intervals; default: none, but with '
+         '--compare 10000', dict(lower_bound=0)),
+        (SWITCH, 'breakdown', False, 'also by query and by window length'),
+    ],
+    'convert': [
+        (TEXT, 'checkpoint', None, 'file of a public PyTorch training code'),
+        (TEXT, 'model', None, 'what --checkpoint is of'),
+    ],
+    'compile': [
+        (TEXT, 'topology', None, 'TPU slice, v5e:4x4, v4:4x4x4, ..., or cpu:8'),
+        (SWITCH, 'largest_batch', False, 'also search the largest power of two a chip that '
+         'train.batch_size can be; takes a few compilations'),
+    ],
+    'word-vectors': [(TEXT, 'vectors', None, 'file of GloVe vectors')],
+    'verify-data': [
+        (TEXT, 'skip_list', None, 'file for the records that training must leave out, to be named '
+         'by data.skip_list'),
+        (SWITCH, 'recheck', False, 'also read files that seem unchanged since they were verified'),
+    ],
+    'import-csv': [
+        (TEXT, 'table', None, 'table of video, start, end, sentence'),
+        (TEXT, 'durations', None, 'table of video, duration; or a folder of video features, whose '
+         'clips are counted'),
+        (FLOAT, 'clip_length', None, 'seconds of a clip in --durations=FOLDER'),
+        (FLOAT, 'val_share', 0.1, 'share of the videos for validation, if the table has no column '
+         'split', dict(lower_bound=0, upper_bound=0.9)),
+    ],
+    'build': [
+        (TEXT, 'beam', '', 'options of Apache Beam, as in '
+         'runner=DirectRunner,direct_num_workers=4'),
+    ],
+}
+
+
+def define_flags(modes: Sequence[str]) -> None:
+    """Defines all flags of these modes."""
+    flags.DEFINE_enum('mode', 'train', modes, 'what to do')
+    config_flags.DEFINE_config_file('config', None, CONFIG)
+    flags.FLAGS['config'].parser = _ConfigParser()
+    for readers, entries in FLAGS.items():
+        for define, name, default, text, *limits in entries:
+            define(name, default, f'{readers}: {text}', **dict(*limits))
+    flags.register_multi_flags_validator(
+        ['video_features', 'query_features'],
+        lambda given: bool(given['video_features']) == bool(given['query_features']),
+        'one video and query need both --video_features and --query_features')
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads a config and checks the keys that are overridden.
+
+    ml_collections would do both, but without saying which keys there are.
+    """
+
+    def parse(self, argument: str) -> ConfigDict:
+        found = config.read_file(argument)
+        for override in sys.argv:
+            if key := re.match(r'--?(?:no)?config\.([^=]+)', override):
+                config.check_key(found, key[1])
+        return found.lock()
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags as `absl.app.run` would; exits with a one-line message on a mistake."""
+    if {'-h', '-help', '--help'} & set(argv):
+        print(usage())
+        sys.exit()
     try:
-        check_config(argv)
         return flags.FLAGS(argv)
     except (flags.Error, UserError) as error:
         sys.exit('error: ' + ' '.join(str(error).split()))
 
 
-def check_config(argv: list[str]) -> None:
-    """Loads the config that the arguments name and checks the keys that they override.
-
-    ml_collections would do both, but without saying which keys there are.
-
-    Raises:
-      ConfigError: no such file, an error in it, or a key that the config lacks.
-    """
-    named = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
-    if not named:
-        return
-    path, _, argument = named[-1].partition(':')
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f'--config={path}: no such file')
-    spec = importlib.util.spec_from_file_location('config', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(argument or None)
-    for override in argv:
-        if override.startswith('--config.'):
-            check_key(config, override.removeprefix('--config.').partition('=')[0])
-
-
-def check_key(config: ConfigDict, path: str) -> None:
-    """Raises ConfigError, listing the known keys, if `path` ('a.b.c') is not in the config."""
-    node, known = config, 'config'
-    for key in path.split('.'):
-        if not isinstance(node, ConfigDict) or key not in node:
-            keys = ', '.join(sorted(node)) if isinstance(node, ConfigDict) else 'none'
-            raise ConfigError(f'{known} has no key {key!r}, known are: {keys}')
-        node, known = node[key], f'{known}.{key}'
+def usage() -> str:
+    """The text of --help: the flags, below the modes that read them."""
+    modes = ', '.join(flags.FLAGS['mode'].parser.enum_values)
+    first = {'all': [(TEXT, 'mode', 'train', f'what to do, of {modes}'),
+                     (TEXT, 'config', None, CONFIG)]}
+    lines = ['usage: dualground --mode=MODE ...; see docs/commands.md']
+    for readers, entries in (first | FLAGS).items():
+        lines += ['', f'{readers}:']
+        for _, name, default, text, *_ in entries:
+            given = f' (default: {default})' if default else ''
+            lines += textwrap.wrap(f'--{name}: {text}{given}', 98, initial_indent='  ',
+                                   subsequent_indent='      ')
+    return '\n'.join(lines)

@@ -1,18 +1,206 @@
-"""Grounding of single queries by a trained checkpoint."""
+"""Mode `predict`: from a checkpoint and features to moments.
 
+Of a split for a submission (`predict_best`), or of one query in one video (`Predictor`).
+"""
+
+import collections
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import annotations, datasets, features, pipeline, release
-from dualground_jax import evaluate, sharding
-from dualground_jax import state as state_lib
+from data_pipelines import annotations, datasets, features, pipeline, progress, release
+from data_pipelines.errors import ConfigError
+from data_pipelines.files import write_jsonl
+from dualground_jax import models, runtime, sharding, spans
 from dualground_jax.checkpoints import Checkpoints
+from dualground_jax.metrics import official
+from dualground_jax.state import abstract_state
+
+MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
+
+
+def run(values, config: ConfigDict) -> None:
+    """Predicts as the flags say: of one video and query, or of a split.
+
+    Args:
+        values: parsed flags: workdir, video_features, query_features.
+        config: names the split.
+    """
+    if values.query_features:
+        predict_files(values.workdir, values.video_features, values.query_features)
+    else:
+        predict_best(config, values.workdir, load_split(config))
+
+
+def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Array:
+    """Fits windows to the video and the data set's conventions, then suppresses overlaps.
+
+    Args:
+        windows: float32[B, K, 3], a score below 0 marks absence.
+        duration: float32[B], seconds.
+        section: the `evaluate` section: clip_to and round_to in seconds, nms as IoU, nms_kind.
+
+    Returns:
+        float32[B, K', 3], best first (FlashVTG: postprocessing.py, inference.py).
+    """
+    bounds = jnp.clip(windows[..., :2], 0.0, duration[:, None, None])
+    bounds = jnp.clip(bounds, *section.clip_to)
+    if section.round_to:
+        bounds = jnp.round(bounds / section.round_to) * section.round_to
+    # The references suppress by scores of four decimals.
+    score = jnp.round(windows[..., 2:] * 1e4) / 1e4
+    windows = jnp.concatenate([bounds, score], -1)
+    return spans.nms(windows, section.nms, section.nms_kind)
+
+
+def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None = None) -> Callable:
+    """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T]).
+
+    Args:
+        config: whole config.
+        mesh: batches are split over it.
+        observe: (out, batch) -> what is returned as a third result.
+    """
+    model = models.build(config.model)
+    decode = models.MODELS[config.model.name].decode
+
+    def predict_step(params, batch):
+        out = model.apply({'params': params}, batch, train=False)
+        windows, saliency = decode(out, batch)
+        windows = postprocess(windows, batch['duration'], config.evaluate)
+        found = windows[:, :MAX_WINDOWS], saliency
+        return found if observe is None else (*found, observe(out, batch))
+
+    # Parameters stay where they are.
+    return jax.jit(
+        predict_step,
+        in_shardings=(None, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+
+
+def prediction(record: annotations.Query, windows: np.ndarray, saliency: np.ndarray) -> dict:
+    """One row of a submission in the official format.
+
+    Args:
+        record: the query.
+        windows: float32[K, 3].
+        saliency: float32[n] of the video's clips.
+    """
+    kept = windows[windows[:, 2] >= 0].astype(np.float64).round(4)
+    return dict(
+        qid=record.qid,
+        query=record.query,
+        vid=record.vid,
+        pred_relevant_windows=kept.tolist(),
+        pred_saliency_scores=saliency.astype(np.float64).round(4).tolist(),
+    )
+
+
+def batch_predictions(
+    split: datasets.Split, index: np.ndarray, windows: np.ndarray, saliency: np.ndarray
+) -> list[dict]:
+    """Rows of a submission for a batch's records; index int[B] is -1 where it is empty."""
+    return [
+        prediction(split.queries[i], found, scores[: len(split.saliency[i])])
+        for i, found, scores in zip(index, windows, saliency, strict=True)
+        if i >= 0
+    ]
+
+
+def check_section(section: ConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError if the `evaluate` section has a batch or buckets that cannot be made."""
+    sharding.check_batch_size(mesh, section.batch_size, 'evaluate.batch_size')
+    if section.buckets < 1:
+        raise ConfigError(f'evaluate.buckets={section.buckets}: expected 1 or more')
+
+
+def predict_split(
+    predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
+) -> list[dict]:
+    """Predictions for every record of a split, in its order, the same in each process."""
+    params = sharding.gather(params)
+    size, placement = config.evaluate.batch_size, sharding.batch_sharding(mesh)
+    batches = pipeline.eval_batches(
+        split, config.data, batch_size=size, buckets=config.evaluate.buckets,
+        rows=sharding.local_rows(placement, size),
+    )
+    rows, order = [], []
+    waiting = collections.deque()  # the device works on one batch while the next one is put there
+
+    def fetch():
+        index, found = waiting.popleft()
+        windows, saliency = jax.device_get(found)
+        rows.extend(batch_predictions(split, index, windows, saliency))
+        order.extend(index[index >= 0])
+        bar.advance(np.sum(index >= 0))
+
+    with progress.Bar(f'predicting {split.name}', len(split.queries), 'queries') as bar:
+        for index, batch in batches:
+            found = predict_step(params, sharding.put_batch(batch, placement, size))
+            waiting.append((index, found))
+            if len(waiting) > 1:
+                fetch()
+        while waiting:
+            fetch()
+    return [rows[i] for i in np.argsort(order, kind='stable')]
+
+
+def load_split(config: ConfigDict, name: str | None = None) -> datasets.Split:
+    """A split, by default that of `evaluate.split`; prints what was skipped of it.
+
+    Raises:
+        DataError: bad annotations or features.
+    """
+    split = datasets.load_split(config.data, name or config.evaluate.split)
+    if split.problems:
+        print(f'split {split.name!r}: skipped {len(split.problems)} problems, '
+              f'{len(split.queries)} records are left')
+        for problem in split.problems:
+            print(f'  {problem}')
+    return split
+
+
+def restore_best(workdir: str, config: ConfigDict, mesh: Mesh) -> tuple[dict, int, dict]:
+    """Parameters to evaluate, step and progress of a run's best checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    state, told = Checkpoints(workdir).restore('best', abstract_state(config, mesh))
+    return state.eval_params, int(state.step), told
+
+
+def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> list[dict]:
+    """Predicts a split by a run's best checkpoint; writes `<workdir>/<split>_predictions.jsonl`.
+
+    Returns:
+        The rows of the file, see `prediction`.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        ConfigError: a batch that the mesh cannot split.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    check_section(config.evaluate, mesh)
+    params, step, told = restore_best(workdir, config, mesh)
+    digits = official.PROTOCOLS[config.evaluate.protocol].digits
+    print(f'best checkpoint: step {step}, {told["best_value"]:.{digits}f} on '
+          f'{" + ".join(config.evaluate.selection)}')
+    predict_step = runtime.announced(make_predict_step(config, mesh), 'predict')
+    rows = predict_split(predict_step, params, split, config, mesh)
+    if runtime.is_first():
+        path = pathlib.Path(workdir, f'{split.name}_predictions.jsonl')
+        write_jsonl(path, rows)
+        print(f'wrote {path}: {len(rows)} queries')
+    return rows
 
 
 @dataclasses.dataclass
@@ -20,8 +208,8 @@ class Predictor:
     """A trained model with its config, ready to ground sentences in videos.
 
     Example:
-      predictor = Predictor.from_checkpoint('runs/qvh')
-      windows, saliency = predictor.predict([slowfast, clip], query_rows)
+        predictor = Predictor.from_checkpoint('runs/qvh')
+        windows, saliency = predictor.predict([slowfast, clip], query_rows)
     """
 
     config: ConfigDict
@@ -34,13 +222,13 @@ class Predictor:
         """Loads the best checkpoint of a workdir with its config.
 
         Raises:
-          CheckpointError: there is none.
+            CheckpointError: there is none.
         """
-        checkpoints = Checkpoints(workdir)
-        config = checkpoints.config('best')
+        config = Checkpoints(workdir).config('best')
         mesh = sharding.one_device()
-        state, _ = checkpoints.restore('best', state_lib.abstract_state(config, mesh))
-        return cls(config, state.eval_params, evaluate.make_predict_step(config, mesh), mesh)
+        params, _, _ = restore_best(workdir, config, mesh)
+        step = runtime.announced(make_predict_step(config, mesh), 'predict')
+        return cls(config, params, step, mesh)
 
     def predict(
         self,
@@ -51,18 +239,18 @@ class Predictor:
         """Finds the moments of a sentence.
 
         Args:
-          video_features: float[T, d] of each stream of `data.video_dirs`, in that order, raw as
-            in the feature files; one array if there is one stream.
-          query_features: float[R, d_t], raw rows of the text encoder in the config's text layout.
-          duration: of the video in seconds; default: what the clips cover.
+            video_features: float[T, d] of each stream of `data.video_dirs`, in that order, raw as
+              in the feature files; one array if there is one stream.
+            query_features: float[R, d_t], raw rows of the text encoder in the config's text layout.
+            duration: of the video in seconds; default: what the clips cover.
 
         Returns:
-          (windows float32[K, 3]: start and end in seconds and a score, best first;
-          saliency float32[T]).
+            (windows float32[K, 3]: start and end in seconds and a score, best first;
+            saliency float32[T]).
 
         Raises:
-          DataError: a wrong number of streams, width or number of clips, or values that are not
-            finite.
+            DataError: a wrong number of streams, width or number of clips, or values that are not
+              finite.
         """
         streams = video_features if isinstance(video_features, list) else [video_features]
         data = self.config.data
@@ -107,10 +295,10 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
     """Prints the moments of one query in one video as JSON: mode `predict` with feature files.
 
     Args:
-      workdir: of the run.
-      video_files: one for each stream, or where a stream has data.video_parts, one for each of
-        these.
-      query_file: text rows.
+        workdir: of the run.
+        video_files: one for each stream, or where a stream has data.video_parts, one for each of
+          these.
+        query_file: text rows.
     """
     predictor = Predictor.from_checkpoint(workdir)
     data = predictor.config.data

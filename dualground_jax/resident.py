@@ -7,11 +7,10 @@ step no longer waits for them to be copied.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets
+from data_pipelines import datasets, progress
 from dualground_jax import sharding
 
 
@@ -19,16 +18,16 @@ def load(split: datasets.Split, data: ConfigDict, mesh: Mesh) -> dict[str, jax.A
     """Puts the features of a split on every device, each video once, rounded to bfloat16.
 
     Returns:
-      video bfloat16[V, T, d_v] without the temporal endpoints, text bfloat16[N, L, d_t] and
-      video_index int32[N].
+        video bfloat16[V, T, d_v] without the temporal endpoints, text bfloat16[N, L, d_t] and
+        video_index int32[N].
     """
     store = dict(
         video=_padded(split.videos, data.max_clips),
         text=_padded(split.text, data.max_tokens),
         video_index=np.asarray(split.video_index, np.int32),
     )
-    logging.info('features of %d videos and %d queries on each device: %.2f GB', len(split.videos),
-                 len(split.text), sum(x.nbytes for x in store.values()) / 1e9)
+    progress.say(f'features of {len(split.videos)} videos and {len(split.text)} queries on each '
+                 f'device: {sum(x.nbytes for x in store.values()) / 1e9:.2f} GB')
     everywhere = sharding.replicated(mesh)
     return {k: jax.make_array_from_process_local_data(everywhere, x) for k, x in store.items()}
 

@@ -1,26 +1,68 @@
-"""What surrounds a job: one process or several, and the cache of compiled programs.
+"""What surrounds a job: processes, kept memory, compiled programs, what is said of them.
 
 JAX is imported where it is needed: the mode `score` does without.
 """
 
+import contextlib
 import ctypes
+import io
+import logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import logging as absl_logging
 
+from data_pipelines import progress
 from data_pipelines.errors import ConfigError
 
 
-def define_flags() -> None:
-    """The flags by which several processes find each other."""
-    flags.DEFINE_string(
-        'coordinator', None,
-        "several processes: HOST:PORT of the first one, or 'auto' on TPU pods, Slurm and Open MPI",
-    )
-    flags.DEFINE_integer('num_processes', None, 'with --coordinator=HOST:PORT: how many')
-    flags.DEFINE_integer('process_id', None, 'with --coordinator=HOST:PORT: which one, from 0 on')
+def prepare(values) -> None:
+    """What comes before the first computation of a mode that trains or predicts.
+
+    Args:
+        values: parsed flags: workdir, coordinator, num_processes, process_id.
+
+    Raises:
+        ConfigError: as `join_processes`.
+    """
+    join_processes(values)
+    keep_compiled(values.workdir)
+    keep_memory()
+    if not is_first():
+        progress.silence()
+        sys.stdout = open(os.devnull, 'w')
+
+
+def quiet() -> None:
+    """Lets libraries print warnings alone; what a stream cannot encode is printed as '?'."""
+    root = logging.getLogger()
+    root.removeHandler(absl_logging.get_absl_handler())
+    root.addHandler(logging.lastResort)  # else the first log call puts one there that prints more
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='replace')
+
+
+def announced(step: Callable, name: str) -> Callable:
+    """A jitted step that tells when it is compiled: for its first batch of some shapes.
+
+    Args:
+        step: takes the parameters or the state, a batch and more.
+        name: as in 'train'.
+    """
+    known = set()
+
+    def call(state, batch, *rest):
+        shapes = tuple(x.shape for x in batch.values())
+        told = contextlib.nullcontext() if shapes in known else progress.timed(
+            f'compiling the {name} step')
+        known.add(shapes)
+        with told:
+            return step(state, batch, *rest)
+
+    return call
 
 
 def join_processes(values) -> None:
@@ -29,7 +71,7 @@ def join_processes(values) -> None:
     Call it before anything else of JAX.
 
     Raises:
-      ConfigError: half-given flags, or processes that could not be found.
+        ConfigError: half-given flags, or processes that could not be found.
     """
     import jax
 

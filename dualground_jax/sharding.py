@@ -1,5 +1,6 @@
 """The device mesh: what lies where, and how batches get there."""
 
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,13 +25,13 @@ def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
     """Device mesh with the axes of the config.
 
     Args:
-      section: sizes of data (batches are split along it), fsdp (batches and parameters) and model
-        (heads and hidden units); one of them may be -1: all remaining devices.
-      devices: default: all.
+        section: sizes of data (batches are split along it), fsdp (batches and parameters) and model
+          (heads and hidden units); one of them may be -1: all remaining devices.
+        devices: default: all.
 
     Raises:
-      ConfigError: the sizes do not fit the number of devices, or leave out some of several
-        processes.
+        ConfigError: the sizes do not fit the number of devices, or leave out some of several
+          processes.
     """
     sizes = {axis: section[axis] for axis in ('data', 'fsdp', 'model')}
     devices = jax.devices() if devices is None else devices
@@ -73,7 +74,7 @@ def gathered(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def gather(params):
+def gather(params: Any) -> Any:
     """Makes parameters whole along fsdp."""
     return jax.device_put(params, jax.tree.map(lambda x: gathered(x.sharding), params))
 

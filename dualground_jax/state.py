@@ -1,4 +1,4 @@
-"""Train state and optimiser."""
+"""What training carries from step to step: the state, the optimiser, and shapes of batches."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from dualground_jax import models, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What training carries from step to step.
+    """Parameters and what the optimiser keeps of them.
 
     Attributes:
-      step: int32[], updates done.
-      params: the model's parameters.
-      opt_state: of the optimiser.
-      ema: moving average of params, or None without optimizer.ema_decay.
+        step: int32[], updates done.
+        params: the model's parameters.
+        opt_state: of the optimiser.
+        ema: moving average of params, or None without optimizer.ema_decay.
     """
 
     step: jax.Array
@@ -32,7 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any
 
     @property
-    def eval_params(self):
+    def eval_params(self) -> Any:
         """The parameters that are evaluated."""
         return self.params if self.ema is None else self.ema
 
@@ -41,7 +41,7 @@ def make_optimizer(section: ConfigDict, total_steps: int) -> optax.GradientTrans
     """AdamW on all parameters behind a clip of the global gradient norm.
 
     Raises:
-      ConfigError: an unknown schedule.
+        ConfigError: an unknown schedule.
     """
     peak, warmup = section.learning_rate, section.warmup_steps
     if section.schedule == 'constant':
@@ -77,7 +77,9 @@ def abstract_batch(
     }
 
 
-def _boxed_state(config: ConfigDict, tx: optax.GradientTransformation, seed) -> TrainState:
+def _boxed_state(
+    config: ConfigDict, tx: optax.GradientTransformation, seed: int | jax.Array
+) -> TrainState:
     """Fresh state whose arrays know their logical axes."""
     model = models.build(config.model)
     batch = dummy_batch(config, 2)
@@ -108,12 +110,12 @@ def _parts(mesh: Mesh, axis: str | None) -> int:
     return 1 if axis is None else mesh.shape[axis]
 
 
-def fresh_state(config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState):
+def fresh_state(
+    config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
     """The state before the first step, made where `abstract` places it."""
     make = jax.jit(
         lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
     )
     return make(np.uint32(config.seed))
-
-

@@ -13,15 +13,15 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import cli
+from dualground_jax.config import check_key as check_known
+from dualground_jax.evaluate import MAIN_METRICS
 
 SEED = 'seed'  # the key that a mean is taken over
-MAIN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-Hit1')
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -39,12 +39,6 @@ _KINDS = {
     float: (_finite, 'a finite number'),
     str: (str, 'text'),
 }
-
-
-def define_flags():
-    """Defines the flag of the mode; the caller parses it."""
-    flags.DEFINE_multi_string('sweep', [], 'sweep: key=value,value,... with a key of the config; '
-                              'given several times: all combinations; default: config.sweep')
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,12 @@ class Run:
         return self.workdir / 'results.json'
 
 
-def run(config, workdir, sweeps):
+def run(values, config):
+    """Trains what --sweep or the config names into --workdir; see `train_all`."""
+    train_all(config, values.workdir, values.sweep)
+
+
+def train_all(config, workdir, sweeps):
     """Trains all combinations that are not finished yet; a run that fails does not stop the others.
 
     Writes `sweep.json` and `sweep.md` into the workdir, anew after every finished run.
@@ -140,7 +139,7 @@ def parse(config, sweeps):
 
 def check_key(config, key):
     """Raises ConfigError if the config has no such value, or if one that cannot be swept."""
-    cli.check_key(config, key)
+    check_known(config, key)
     if key == 'model.name':
         raise ConfigError('--sweep=model.name: models differ in their keys; use one sweep for each '
                           'model, with --config=...:model=NAME')

@@ -1,4 +1,4 @@
-"""Training: one function, from the config to `results.json`."""
+"""Mode `train`: one function, from the config to `results.json`."""
 
 import importlib.metadata
 import itertools
@@ -11,25 +11,29 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 import optax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, files, pipeline, saliency
+from data_pipelines import datasets, files, pipeline, progress
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import evaluate, models, resident, runtime, sharding
-from dualground_jax import state as state_lib
+from dualground_jax import evaluate, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.metrics import official
+from dualground_jax.state import TrainState, abstract_state, fresh_state, make_optimizer
 
 
 class TrainingError(UserError):
     """Training cannot go on."""
 
 
+def run(values, config: ConfigDict) -> None:
+    """Trains in --workdir."""
+    train(config, values.workdir)
+
+
 def make_train_step(
     config: ConfigDict, mesh: Mesh, tx: optax.GradientTransformation,
-    abstract: state_lib.TrainState, *, stacked: bool = False,
+    abstract: TrainState, *, stacked: bool = False,
 ) -> Callable:
     """Compiles (state, batch, seed, store) -> (state, metrics); the state is donated.
 
@@ -38,11 +42,11 @@ def make_train_step(
     however it is spread over devices.
 
     Args:
-      config: whole config.
-      mesh: batches are split over it.
-      tx: the optimiser.
-      abstract: shapes and placement of the state.
-      stacked: batches hold several steps, one after the other, and metrics are float32[steps].
+        config: whole config.
+        mesh: batches are split over it.
+        tx: the optimiser.
+        abstract: shapes and placement of the state.
+        stacked: batches hold several steps, one after the other, and metrics are float32[steps].
     """
     model = models.build(config.model)
     loss_fn = models.MODELS[config.model.name].loss_fn
@@ -100,7 +104,7 @@ class History:
         if self.writes:
             # Steps after the checkpoint that we resume from are about to be made again.
             self.rows = [row for row in self._read() if row['step'] <= first_step]
-            evaluate.write_jsonl(self.path, self.rows)
+            files.write_jsonl(self.path, self.rows)
 
     def _read(self) -> list[dict]:
         if not self.path.exists():
@@ -113,14 +117,12 @@ class History:
         """Notes the metrics of `step`, or of several steps up to it: float32[] or float32[n]."""
         self.pending.append((step, device_metrics))
 
-    def flush(self) -> None:
-        """Writes the mean of the noted steps.
+    def flush(self) -> dict[str, float]:
+        """Writes and returns the mean of the noted steps, of which there is one at least.
 
         Raises:
-          TrainingError: a metric was not finite; names it, the step and the batch's queries.
+            TrainingError: a metric was not finite; names it, the step and the batch's queries.
         """
-        if not self.pending:
-            return
         found = jax.device_get([m for _, m in self.pending])
         for (last, _), values in zip(self.pending, found):
             bad = {k: ~np.isfinite(np.atleast_1d(v)) for k, v in values.items()}
@@ -137,6 +139,7 @@ class History:
         step = self.pending[-1][0]
         self.pending = []
         self.write(step, mean)
+        return mean
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one row."""
@@ -155,8 +158,8 @@ def device_batches(
     """Puts the batches of the steps after `first_step` on the devices, one dispatch ahead.
 
     Yields:
-      (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
-      so many would go beyond `last_step` or a multiple of `stop_every`.
+        (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
+        so many would go beyond `last_step` or a multiple of `stop_every`.
     """
     size, most = config.train.batch_size, config.train.steps_per_call
     batches = pipeline.train_batches(
@@ -183,38 +186,36 @@ def load_splits(config: ConfigDict) -> list[datasets.Split]:
     """The training split and the one that checkpoints are chosen by.
 
     Raises:
-      DataError: bad annotations or features, or records without true windows or labels, whichever
-        the data set's targets are made from.
+        DataError: bad annotations or features, or records without true windows or labels, whichever
+            the data set's targets are made from.
     """
-    splits = [datasets.load_split(config.data, name) for name in ('train', config.evaluate.split)]
+    splits = [predict.load_split(config, name) for name in ('train', config.evaluate.split)]
     for split in splits:
-        evaluate.report_problems(split)
-        if not evaluate.has_labels(split, config.data):
-            mode = config.data.saliency
-            raise datasets.DataError(
-                f'split {split.name!r}: a record has no {saliency.MODES[mode].field}; training '
-                f'needs them (data.saliency {mode!r})'
-            )
+        evaluate.check_labels(
+            split, config.data, f'training needs them (data.saliency {config.data.saliency!r})')
     return splits
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str) -> dict:
     """Trains the config's model; a run that was cut off goes on from its latest checkpoint.
 
     Writes into the workdir: checkpoints/, metrics.jsonl and TensorBoard events while it runs;
     val_predictions.jsonl, results.json and pictures at its end. Several processes call it alike.
 
+    Returns:
+        The best checkpoint's metrics, as `official.evaluate` gives them.
+
     Raises:
-      DataError: bad annotations or features; raised before anything is compiled.
-      CheckpointError: the workdir holds a run of another model.
-      TrainingError: a loss is not finite.
-      ConfigError: a batch of no size, or one that the mesh cannot split.
+        DataError: bad annotations or features; raised before anything is compiled.
+        CheckpointError: the workdir holds a run of another model.
+        TrainingError: a loss is not finite.
+        ConfigError: a batch of no size, or one that the mesh cannot split.
     """
     # ---- Data: everything is read and checked before any device time is spent ----------------
     mesh = sharding.make_mesh(config.mesh)
     batch_size = config.train.batch_size
     sharding.check_batch_size(mesh, batch_size, 'train.batch_size')
-    evaluate.check_section(config.evaluate, mesh)
+    predict.check_section(config.evaluate, mesh)
     if config.train.steps_per_call < 1:
         raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
     train_split, val_split = load_splits(config)
@@ -223,30 +224,33 @@ def train(config: ConfigDict, workdir: str) -> None:
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
     # ---- State, checkpoints ------------------------------------------------------------------
-    tx = state_lib.make_optimizer(config.optimizer, total_steps)
-    abstract = state_lib.abstract_state(config, mesh, total_steps)
+    tx = make_optimizer(config.optimizer, total_steps)
+    abstract = abstract_state(config, mesh, total_steps)
     checkpoints = Checkpoints(workdir)
-    progress = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
+    best = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
     if checkpoints.step('latest') is None:
-        state = state_lib.fresh_state(config, tx, abstract)
+        state = fresh_state(config, tx, abstract)
     else:
         check_same_model(config, checkpoints.config('latest'))
-        state, progress = checkpoints.restore('latest', abstract)
-        logging.info('resuming from step %d', int(state.step))
+        state, best = checkpoints.restore('latest', abstract)
+        progress.say(f'resuming from step {int(state.step)}')
     first_step = int(state.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    logging.info(
-        '%s: %d parameters, %d training and %d %s queries, %d steps of %d on %s %s',
-        config.model.name, parameters, len(train_split.queries), len(val_split.queries),
-        val_split.name, total_steps, batch_size, dict(mesh.shape), jax.default_backend(),
+    progress.say(
+        f'{config.model.name}: {parameters} parameters, {len(train_split.queries)} training and '
+        f'{len(val_split.queries)} {val_split.name} queries, {total_steps} steps of {batch_size} '
+        f'on {dict(mesh.shape)} {jax.default_backend()}'
     )
 
     # ---- Steps -------------------------------------------------------------------------------
     from clu import periodic_actions  # imports TensorFlow
 
-    step_of = {stacked: make_train_step(config, mesh, tx, abstract, stacked=stacked)
-               for stacked in (False, True)}
-    predict_step = evaluate.make_predict_step(config, mesh)
+    step_of = {
+        stacked: runtime.announced(
+            make_train_step(config, mesh, tx, abstract, stacked=stacked), 'train')
+        for stacked in (False, True)
+    }
+    predict_step = runtime.announced(predict.make_predict_step(config, mesh), 'predict')
     seed = np.uint32(config.seed)
     store = resident.load(train_split, config.data, mesh) if config.data.resident else {}
     folder = pathlib.Path(workdir)
@@ -257,42 +261,48 @@ def train(config: ConfigDict, workdir: str) -> None:
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=history.writer, every_secs=20.0
     )
-    clock, step = StepClock(), first_step
-    for count, batch in device_batches(
-        train_split, config, mesh, first_step=first_step, last_step=total_steps,
-        stop_every=eval_steps,
-    ):
-        state, step_metrics = step_of[count > 1](state, batch, seed, store)
-        step += count
-        history.add(step, step_metrics)
-        report(step)
-        due = step % eval_steps == 0 or step == total_steps
-        if step % config.train.log_every < count or due:
-            history.flush()
-            clock.lap(step)
-        if due:
+    clock, step, note = StepClock(), first_step, None
+    with progress.Bar('step', total_steps, 'steps', done=first_step) as bar:
+        for count, batch in device_batches(
+            train_split, config, mesh, first_step=first_step, last_step=total_steps,
+            stop_every=eval_steps,
+        ):
+            state, step_metrics = step_of[count > 1](state, batch, seed, store)
+            step += count
+            history.add(step, step_metrics)
+            report(step)
+            due = step % eval_steps == 0 or step == total_steps
+            if step % config.train.log_every < count or due:
+                note = (f'epoch {step / steps_per_epoch:.1f}, '
+                        f'loss {history.flush()["train/loss"]:.3f}')
+                clock.lap(step)
+            bar.advance(count, note)
+            if not due:
+                continue
+
             # ---- Evaluation and checkpoints --------------------------------------------------
-            rows = evaluate.predict_split(
-                predict_step, state.eval_params, val_split, config, mesh
-            )
+            rows = predict.predict_split(predict_step, state.eval_params, val_split, config, mesh)
             truth = evaluate.ground_truth(val_split)
             found = official.evaluate(rows, truth, config.evaluate.protocol)
             value = evaluate.selection_value(found, config.evaluate)
             history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
-            logging.info('step %d: %s', step, found['brief'])
-            progress['steps_per_second'] = clock.rate or progress['steps_per_second']
-            if value > progress['best_value']:
-                progress.update(best_step=step, best_value=value, best_metrics=found)
-                checkpoints.save('best', state, config, progress)
+            best['steps_per_second'] = clock.rate or best['steps_per_second']
+            better = value > best['best_value']
+            progress.say(f'step {step}, {val_split.name}: '
+                         f'{evaluate.one_line(found, config.evaluate)}{", best yet" * better}')
+            if better:
+                best.update(best_step=step, best_value=value, best_metrics=found)
+                checkpoints.save('best', state, config, best)
                 if runtime.is_first():
-                    evaluate.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
-            checkpoints.save('latest', state, config, progress)
+                    files.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
+            checkpoints.save('latest', state, config, best)
             clock.restart()
 
     # ---- Results -----------------------------------------------------------------------------
     history.writer.close()
     if runtime.is_first():
-        write_results(config, folder, progress, parameters, history.rows, val_split)
+        write_results(config, folder, best, parameters, history.rows, val_split)
+    return best['best_metrics']
 
 
 class StepClock:
@@ -333,20 +343,32 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def write_results(config, folder, progress, parameters, rows, val_split) -> None:
-    """Writes results.json and the pictures of a finished run."""
+def write_results(
+    config: ConfigDict, folder: pathlib.Path, best: dict, parameters: int, rows: list[dict],
+    val_split: datasets.Split,
+) -> None:
+    """Writes results.json and the pictures of a finished run, and prints its metrics.
+
+    Args:
+        config: whole config.
+        folder: the workdir, which holds the predictions of the best step.
+        best: progress of the run: best_step, best_metrics, steps_per_second.
+        parameters: how many the model has.
+        rows: of metrics.jsonl.
+        val_split: the split that was evaluated.
+    """
     from dualground_jax import plots  # imports matplotlib
 
     result = dict(
         model=config.model.name,
         seed=config.seed,
-        best_step=progress['best_step'],
-        steps_per_second=round(progress['steps_per_second'], 3),
+        best_step=best['best_step'],
+        steps_per_second=round(best['steps_per_second'], 3),
         parameters=parameters,
         versions=versions(),
-        **progress['best_metrics'],
+        **best['best_metrics'],
     )
-    evaluate.write_json(folder / 'results.json', result)
+    files.write_json(folder / 'results.json', result)
     plots.plot_training(
         rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split
     )
@@ -369,5 +391,5 @@ def write_results(config, folder, progress, parameters, rows, val_split) -> None
             ),
             folder / f'grounding_{record.qid}.png',
         )
-    print(official.format_table(progress['best_metrics'], config.evaluate.protocol))
-    print(f'best step {progress["best_step"]}; wrote {folder / "results.json"}')
+    print(official.format_table(best['best_metrics'], config.evaluate.protocol))
+    print(f'best step {best["best_step"]}; wrote {folder / "results.json"}')

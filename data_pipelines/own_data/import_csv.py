@@ -17,8 +17,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from absl import flags
-
 from data_pipelines import annotations, features
 from data_pipelines.errors import DataError, UserError
 
@@ -27,16 +25,6 @@ SPLITS = ('train', 'val', 'test')
 DELIMITERS = (',', '\t', ';')
 # Seconds, or minutes:seconds, or hours:minutes:seconds.
 _TIME = re.compile(r'(?:(?:(\d+):(?=\d+:))?(\d+):)?(\d+(?:\.\d*)?|\.\d+)', re.ASCII)
-
-
-def define_flags() -> None:
-    """Defines the flags of the mode; the caller parses them. It also reads --output."""
-    flags.DEFINE_string('table', None, 'import-csv: table of video, start, end, sentence')
-    flags.DEFINE_string('durations', None, 'import-csv: table of video, duration; or a folder of '
-                        "video features, whose clips are counted")
-    flags.DEFINE_float('clip_length', None, 'import-csv: seconds of a clip in --durations=FOLDER')
-    flags.DEFINE_float('val_share', 0.1, 'import-csv: share of the videos for validation, if the '
-                       'table has no column split', lower_bound=0, upper_bound=0.9)
 
 
 class Mistakes:
@@ -76,7 +64,7 @@ class Query:
     windows: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)
 
 
-def run(values) -> None:
+def run(values, config=None) -> None:
     """Reads the table that the flags name and writes `<output>/<split>.jsonl`, all or none.
 
     Raises:

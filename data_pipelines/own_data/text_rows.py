@@ -7,6 +7,11 @@ import numpy as np
 from data_pipelines import annotations, release, tokens
 
 
+def run(values: Any, config: Any) -> None:
+    """Prints what the rows of the split's first queries are."""
+    print(text_similarity(config.data, config.evaluate.split))
+
+
 def text_similarity(data: Any, split: str, n: int = 3) -> str:
     """Describes the first n queries' rows, so that a user can see whether data.text_layout fits.
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines import annotations, features, release, saliency, skip_list, tokens
@@ -72,14 +71,6 @@ KINDS = {
     'unused file': ('note', 'feature files that no annotation uses'),
     'skipped': ('note', 'records on the skip list'),
 }
-
-
-def define_flags() -> None:
-    """Defines the flags of the mode; the caller parses them. It also reads --output."""
-    flags.DEFINE_string('skip_list', None, 'verify-data: file for the records that training must '
-                        'leave out, to be named by data.skip_list')
-    flags.DEFINE_boolean('recheck', False, 'verify-data: also read files that seem unchanged since '
-                         'they were verified')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +201,7 @@ def _shorten(counts: collections.Counter) -> str:
     return ', '.join(parts + [f'others: {others}'] * (others > 0))
 
 
-def run(config: ConfigDict, values) -> None:
+def run(values, config: ConfigDict) -> None:
     """Verifies the data of a config, prints the report and writes what the flags ask for.
 
     Args:

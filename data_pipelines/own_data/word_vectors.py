@@ -17,6 +17,18 @@ from data_pipelines import annotations, features, tokens
 from data_pipelines.errors import ConfigError, DataError
 
 
+def run(values: Any, config: Any) -> None:
+    """Writes rows as --vectors and the config say.
+
+    Raises:
+        ConfigError: no --vectors.
+        DataError: as `write_rows`.
+    """
+    if not values.vectors:
+        raise ConfigError('--mode=word-vectors needs --vectors=FILE')
+    print(write_rows(config.data, values.vectors))
+
+
 def write_rows(data: Any, path: str | os.PathLike) -> str:
     """Writes `qid{qid}.npy` float32[words, text_dim] for all queries, whole or not at all.
 

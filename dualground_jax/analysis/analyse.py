@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
-from dualground_jax import evaluate, sharding, train
+from dualground_jax import evaluate, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -40,7 +40,7 @@ class Settings:
     tokenizer: str
 
 
-def run(values) -> None:
+def run(values, config=None) -> None:
     """Analyses the run in --workdir, or all runs in the folders below it and then compares them.
 
     Writes `<run>/analysis/`, whole or not at all; see `report`.
@@ -140,8 +140,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
 
 def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Split:
     """A split in which punctuation has a role of its own, where it can be told."""
-    split = datasets.load_split(config.data, name)
-    evaluate.report_problems(split)
+    split = predict.load_split(config, name)
     roles = [
         tokens.mark_punctuation(
             role, tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
@@ -164,13 +163,13 @@ class Analyst:
 
         # One program for all: another one without the attention takes longer to compile than it
         # saves on most splits. What is not fetched stays on the device.
-        self.look = evaluate.make_predict_step(config, mesh, look)
+        self.look = predict.make_predict_step(config, mesh, look)
 
     def predict(self, split: datasets.Split, batch: dict) -> tuple[list[dict], Callable]:
         """Predictions of a batch, and a function that fetches what `look` returned of it."""
         found = self.look(self.params, jax.device_put(batch, self.sharding))
         windows, saliency = jax.device_get(found[:2])
-        rows = evaluate.batch_predictions(split, batch['index'], windows, saliency)
+        rows = predict.batch_predictions(split, batch['index'], windows, saliency)
         return rows, lambda: jax.device_get(found[2])
 
     def analyse(

@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from absl import flags
 
 from data_pipelines import files
 from data_pipelines.errors import UserError
@@ -23,21 +22,6 @@ WINDOW_METRICS = [
 COMPARE_RESAMPLES = 10000
 LEVEL = 95  # per cent, of the intervals
 SEED = 0
-
-
-def define_flags():
-    """Defines the flags of the mode; the caller parses them."""
-    flags.DEFINE_list('predictions', [], 'score: .jsonl[.gz] files; of several, mean and std')
-    flags.DEFINE_list('compare', [], 'score: two prediction files, differences second - first')
-    flags.DEFINE_string('annotations', None, 'score: .jsonl[.gz] file of the true answers')
-    flags.DEFINE_enum('dataset', 'qvhighlights', list(official.PROTOCOLS), 'score: protocol')
-    flags.DEFINE_string('nms', None, 'score: suppress overlaps first: KIND:THRESHOLD, kinds are '
-                        + ', '.join(nms.KINDS))
-    flags.DEFINE_integer('bootstrap', None, 'score: resamples for confidence intervals; default: '
-                         f'no intervals, with --compare {COMPARE_RESAMPLES}', lower_bound=0)
-    flags.DEFINE_boolean('breakdown', False, 'score: also by query and by window length')
-    flags.DEFINE_string('output', None, 'score, compile, verify-data: json file; convert: PyTorch '
-                        'file to write; import-csv: folder')
 
 
 @dataclass(frozen=True)
@@ -71,11 +55,12 @@ class Run:
                 if counts}
 
 
-def run(values, extra=()):
+def run(values, config=None, extra=()):
     """Scores the files that the flags name, prints tables and writes `--output`.
 
     Args:
         values: parsed flags.
+        config: None.
         extra: files that follow as plain arguments: `--compare A B`, `--predictions runs/*/P`.
 
     Raises:

@@ -48,8 +48,8 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def run(values) -> None:
-    """Converts as the flags checkpoint, model, workdir, output and config say.
+def run(values, config: ConfigDict | None) -> None:
+    """Converts as the flags checkpoint, model, workdir and output, and the config, say.
 
     Raises:
       ConfigError: a flag is missing.
@@ -60,7 +60,7 @@ def run(values) -> None:
         tensors = export_checkpoint(workdir, values.output, template=path)
         print(f'{values.output}: {len(tensors)} tensors')
     elif workdir and path and model:
-        data = import_checkpoint(path, model, workdir, values.config).data
+        data = import_checkpoint(path, model, workdir, config).data
         print(
             f'{workdir}: {model} from {path}, for {" + ".join(data.video_dirs)} {data.video_dims} '
             f'and {data.text_dir} {data.text_dim} in {data.root}; the optimizer starts fresh'

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines import files
@@ -22,13 +21,6 @@ LOOPS = dict(scan_layers=False, attention_chunk=0)
 _NEEDED = re.compile(
     r'RESOURCE_EXHAUSTED.*?(?:required for HLO \w+ \(|Used )([\d.]+)([KMGT]?)(?:\)| of)', re.S)
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-
-
-def define_flags() -> None:
-    """Defines the flags of the mode; the caller parses them. It also reads --output."""
-    flags.DEFINE_string('topology', None, 'compile: TPU slice, v5e:4x4, v4:4x4x4, ..., or cpu:8')
-    flags.DEFINE_boolean('largest_batch', False, 'compile: also search the largest power of two '
-                         'a chip that train.batch_size can be; takes a few compilations')
 
 
 def run(values, config: ConfigDict) -> dict:
@@ -89,12 +81,12 @@ def make_step(name: str, config: ConfigDict, mesh) -> tuple[Callable, tuple]:
     import jax
     import numpy as np
 
-    from dualground_jax import evaluate, state, train
+    from dualground_jax import predict, state, train
 
     abstract = state.abstract_state(config, mesh)
     if name == 'predict':
         batch = state.abstract_batch(config, config.evaluate.batch_size, mesh)
-        return evaluate.make_predict_step(config, mesh), (abstract.eval_params, batch)
+        return predict.make_predict_step(config, mesh), (abstract.eval_params, batch)
     batch = state.abstract_batch(config, config.train.batch_size, mesh)
     tx = state.make_optimizer(config.optimizer, total_steps=1)
     seed = jax.ShapeDtypeStruct((), np.uint32)

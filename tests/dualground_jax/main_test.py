@@ -1,5 +1,7 @@
 """The command line: every mistake is one line that names the culprit, before anything is run."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -219,6 +221,40 @@ def test_exit_code_and_stderr_of_the_real_process(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.parametrize('mode', main.MODES)
+def test_every_mode_has_its_run(mode):
+    module, needs = main.MODES[mode]
+    parameters = list(inspect.signature(importlib.import_module(module).run).parameters)
+    assert len(parameters) == 2 + ('files' in needs)
+    assert set(needs.split()) <= {'workdir', 'config', 'saved', 'world', 'processes', 'files'}
+
+
+def test_help_names_every_flag_and_mode(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.parse(['main', '--help'])
+    printed = capsys.readouterr().out
+    assert not done.value.code
+    for flag in main.flags.FLAGS.flags_by_module_dict()[cli.__name__]:
+        assert f'  --{flag.name}: ' in printed
+    for mode in main.MODES:
+        assert mode in printed
+    readers = {name for named in cli.FLAGS for name in named.split(', ')}
+    assert readers <= set(main.MODES)
+
+
+def test_the_package_is_cheap_to_import_and_offers_its_names():
+    done = subprocess.run(
+        [sys.executable, '-c', 'import dualground_jax, sys; print(*sys.modules)'],
+        cwd=REPO, capture_output=True, text=True, check=True)
+    assert not {'jax', 'tensorflow', 'numpy', 'absl'} & set(done.stdout.split())
+    import dualground_jax
+
+    for name in dualground_jax.__all__:
+        assert getattr(dualground_jax, name) is not None and name in dir(dualground_jax)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dualground_jax.nothing  # noqa: B018
+
+
 def test_every_config_key_is_read():
     """No key without a reader: each leaf's name occurs in the code, as an attribute or an item."""
     from configs import charades, qvh, tacos, tvsum, youtube_hl
@@ -251,8 +287,6 @@ def leaves(config, prefix=()):
     'name', ['qvh', 'charades', 'tacos', 'tvsum', 'youtube_hl', 'synthetic']
 )
 def test_runlocal_shrinks_every_config(name, monkeypatch):
-    import importlib
-
     module = importlib.import_module(f'configs.{name}')
     full, small = module.get_config(), module.get_config('runlocal')
     assert small.model.width <= 32 and small.train.epochs <= 2 and 0 < small.data.limit <= 64

@@ -120,6 +120,9 @@ def test_two_processes_equal_one(workdir, single, root):
     steps = [row['step'] for row in files.load_jsonl(workdir / 'metrics.jsonl')
              if 'train/loss' in row]
     assert steps == list(range(1, STEPS + 1))
+    first, second = (workdir.with_name(f'two_{i}.log').read_text() for i in range(2))
+    assert f'step {STEPS}, val: ' in first and 'wrote' in first
+    assert 'step' not in second and 'wrote' not in second
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two (forced host) devices')

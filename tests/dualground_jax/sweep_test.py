@@ -72,7 +72,7 @@ def report_of(workdir):
 
 
 def test_all_combinations_are_trained_in_order(config, training, tmp_path):
-    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.calls == [f'model.tokens={tokens},seed={seed}'
                               for tokens in ('full', 'eos', 'words') for seed in (1, 2, 3)]
     for name in training.calls:
@@ -95,14 +95,14 @@ def test_the_last_key_changes_fastest(config, tmp_path):
 
 def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_path):
     config = attention_scaling.get_config(f'runlocal,root={tmp_path}').lock()
-    sweep.run(config, tmp_path / 'own', [])
+    sweep.train_all(config, tmp_path / 'own', [])
     assert training.calls == [f'model.dummies={dummies},model.phrases={phrases},seed={seed}'
                               for dummies in (1, 4, 16) for phrases in (2, 4) for seed in (1, 2)]
     saved = checkpoints.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
     assert (saved.model.dummies, saved.model.phrases, saved.seed) == (16, 4, 2)
     assert saved.sweep == (), 'the run would be a sweep itself'
     training.calls.clear()
-    sweep.run(config, tmp_path / 'flag', ['seed=7'])
+    sweep.train_all(config, tmp_path / 'flag', ['seed=7'])
     assert training.calls == ['seed=7']
 
 
@@ -153,7 +153,7 @@ REFUSED = {
 def test_bad_sweeps_are_refused_before_training(case, config, training, tmp_path):
     sweeps, expected = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
-        sweep.run(config, tmp_path, sweeps)
+        sweep.train_all(config, tmp_path, sweeps)
     message = str(caught.value)
     assert '\n' not in message and all(part in message for part in expected), message
     assert not training.calls and not list(tmp_path.iterdir())
@@ -164,20 +164,20 @@ def test_models_are_traced_once_for_all_seeds_and_not_for_finished_runs(
 ):
     training.errors = {('eos', 2): train.TrainingError('no')}
     with pytest.raises(UserError):
-        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.traced == ['full', 'eos', 'words']
     with pytest.raises(UserError):
-        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.traced == ['full', 'eos', 'words', 'eos']
 
 
 def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatch, tmp_path):
     monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained'))
     with pytest.raises(ConfigError, match=r"^model.tokens=ful: model.tokens='ful': expected"):
-        sweep.run(config, tmp_path, ['model.tokens=full,ful'])
+        sweep.train_all(config, tmp_path, ['model.tokens=full,ful'])
     # An error of the library, not of ours.
     with pytest.raises(ConfigError, match='^model.width=30: .*30'):
-        sweep.run(config, tmp_path, ['model.width=30'])
+        sweep.train_all(config, tmp_path, ['model.width=30'])
 
 
 # Runs that exist ------------------------------------------------------------------------------
@@ -186,11 +186,11 @@ def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatc
 def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
     config, training, tmp_path, capsys
 ):
-    sweep.run(config, tmp_path, ['seed=1,2,3'])
+    sweep.train_all(config, tmp_path, ['seed=1,2,3'])
     (tmp_path / 'seed=2' / 'results.json').unlink()  # it was cut off after its checkpoint
     training.calls.clear()
     capsys.readouterr()
-    sweep.run(config, tmp_path, ['seed=1,2,3,4'])
+    sweep.train_all(config, tmp_path, ['seed=1,2,3,4'])
     assert training.calls == ['seed=2', 'seed=4']
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if 'not trained again' in line] == [
@@ -201,7 +201,7 @@ def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
 
 @pytest.mark.parametrize('finished', [True, False])
 def test_a_run_by_another_config_is_named_with_its_keys(config, training, tmp_path, finished):
-    sweep.run(config, tmp_path, ['seed=2'])
+    sweep.train_all(config, tmp_path, ['seed=2'])
     if not finished:
         (tmp_path / 'seed=2' / 'results.json').unlink()
     training.calls.clear()
@@ -211,7 +211,7 @@ def test_a_run_by_another_config_is_named_with_its_keys(config, training, tmp_pa
         other.data.annotations.val = 'other.jsonl'
         other.train.extra = 1
     with pytest.raises(UserError) as caught:
-        sweep.run(other, tmp_path, ['seed=1,2'])
+        sweep.train_all(other, tmp_path, ['seed=1,2'])
     message = str(caught.value)
     assert f'{tmp_path / "seed=2"}: ' in message
     for part in ('data.annotations.val: val.jsonl there, other.jsonl here',
@@ -227,7 +227,7 @@ def test_results_without_a_checkpoint_are_an_error(config, training, tmp_path):
     (tmp_path / 'seed=2').mkdir()
     (tmp_path / 'seed=2' / 'results.json').write_text('{}')
     with pytest.raises(UserError, match='seed=2/results.json: .*without its checkpoint'):
-        sweep.run(config, tmp_path, ['seed=1,2'])
+        sweep.train_all(config, tmp_path, ['seed=1,2'])
     assert not training.calls
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
     training.errors = {('eos', 1): train.TrainingError('step 2: loss not finite'),
                        ('words', 3): RuntimeError('out of\nmemory')}
     with pytest.raises(UserError) as caught:
-        sweep.run(config, tmp_path, [TOKENS, SEEDS])
+        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert str(caught.value) == (
         '2 of 9 runs failed: model.tokens=eos,seed=1 (step 2: loss not finite); '
         'model.tokens=words,seed=3 (out of memory)')
@@ -251,7 +251,7 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
 
     training.calls.clear()
     training.errors = {}
-    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.calls == ['model.tokens=eos,seed=1', 'model.tokens=words,seed=3']
     assert [row['seeds'] for row in report_of(tmp_path)['table']] == [3, 3, 3]
 
@@ -259,14 +259,14 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
 def test_if_all_fail_there_is_no_table(config, training, tmp_path, capsys):
     training.errors = {('full', 1): train.TrainingError('no')}
     with pytest.raises(UserError, match='1 of 1 runs failed'):
-        sweep.run(config, tmp_path, ['seed=1'])
+        sweep.train_all(config, tmp_path, ['seed=1'])
     assert not list(tmp_path.iterdir()) and 'wrote' not in capsys.readouterr().out
 
 
 def test_a_sweep_that_is_cut_off_leaves_the_table_of_what_it_has(config, training, tmp_path):
     training.errors = {('full', 3): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(config, tmp_path, [SEEDS])
+        sweep.train_all(config, tmp_path, [SEEDS])
     assert [run['values']['seed'] for run in report_of(tmp_path)['runs']] == [1, 2]
     assert '71.50 ± 2.12' in (tmp_path / 'sweep.md').read_text()
 
@@ -302,7 +302,7 @@ def test_groups_against_the_statistics_module(samples):
 
 
 def test_sweep_files(config, training, tmp_path, capsys):
-    sweep.run(config, tmp_path, [TOKENS, SEEDS])
+    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     report = report_of(tmp_path)
     assert report['keys'] == {'model.tokens': ['full', 'eos', 'words']}
     assert report['seeds'] == [1, 2, 3]
@@ -334,7 +334,7 @@ def test_one_seed_has_no_deviation_and_selection_metrics_come_first(config, trai
     with config.unlocked():
         config.evaluate.selection = ('MR-short-mAP', 'MR-full-R1@0.5')
         config.seed = 2
-    sweep.run(config, tmp_path, ['model.tokens=full,eos', 'train.epochs=4'])
+    sweep.train_all(config, tmp_path, ['model.tokens=full,eos', 'train.epochs=4'])
     assert report_of(tmp_path)['seeds'] == [2]
     text = (tmp_path / 'sweep.md').read_text()
     table = [line.strip('|').replace(' ', '').split('|') for line in text.splitlines()[2:]]
@@ -364,7 +364,7 @@ def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
     world.generate(config.world, config.data.root)
     workdir = tmp_path / 'sweep'
     # Values that all runs share a program for: it is compiled once for the whole test.
-    sweep.run(config, workdir, ['data.limit=8,16'])
+    sweep.train_all(config, workdir, ['data.limit=8,16'])
     folders = [workdir / f'data.limit={limit}' for limit in (8, 16)]
     results = [json.loads((folder / 'results.json').read_text()) for folder in folders]
     predictions = [files.load_jsonl(folder / 'val_predictions.jsonl') for folder in folders]
@@ -382,4 +382,4 @@ def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
 
     # Real checkpoints tell that the same sweep is done.
     monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained again'))
-    sweep.run(config, workdir, ['data.limit=8,16'])
+    sweep.train_all(config, workdir, ['data.limit=8,16'])

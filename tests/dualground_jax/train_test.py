@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -103,8 +106,15 @@ def test_train_and_predict_steps_are_traced_once(finished):
     assert finished[1] == dict(loss_fn=1, decode=1)
 
 
-def test_same_seed_same_parameters_bit_for_bit(finished, config, tmp_path):
-    train.train(config, str(tmp_path / 'again'))
+def test_same_seed_same_parameters_bit_for_bit(finished, config, tmp_path, capsys):
+    found = train.train(config, str(tmp_path / 'again'))
+    told, printed = capsys.readouterr().err, json.loads(
+        (finished[0] / 'results.json').read_text())
+    assert found['brief'] == printed['brief']
+    for step in ('train', 'predict'):
+        assert len(re.findall(rf'^compiling the {step} step: [\d.]+ s$', told, re.M)) == 1
+    assert re.findall(r'^step (\d+), val: MR-full-mAP [\d.]+, ', told, re.M) == ['4', '8', '12']
+    assert 'INFO' not in told and 'absl' not in told
     assert_same_state(restored(finished[0], config)[0], restored(tmp_path / 'again', config)[0])
 
 
@@ -208,6 +218,27 @@ def test_evaluate_writes_an_official_submission(finished, config, capsys):
     assert 'MR-full-mAP' in capsys.readouterr().out
 
 
+def test_a_split_without_labels_is_predicted_not_evaluated(finished, config, tmp_path, capsys):
+    workdir, root = tmp_path / 'run', tmp_path / 'world'
+    shutil.copytree(finished[0] / 'checkpoints', workdir / 'checkpoints')
+    shutil.copytree(config.data.root, root)
+    rows = files.load_jsonl(root / 'val.jsonl')
+    for row in rows:
+        row['relevant_windows'] = []
+        row.pop('saliency_scores'), row.pop('relevant_clip_ids')
+    files.write_jsonl(root / 'val.jsonl', rows)
+    blind = config.copy_and_resolve_references()
+    with blind.unlocked():
+        blind.data.root = str(root)
+    with pytest.raises(datasets.DataError, match="split 'val': .*--mode=predict"):
+        evaluate.evaluate(blind, str(workdir))
+    values = types.SimpleNamespace(workdir=str(workdir), query_features=None, video_features=[])
+    predict.run(values, blind)
+    found, expected = ((folder / 'val_predictions.jsonl').read_text()
+                       for folder in (workdir, finished[0]))
+    assert found == expected and not (workdir / 'val_metrics.json').exists()
+
+
 def test_predictor_agrees_with_batched_evaluation(finished, config):
     predictor = predict.Predictor.from_checkpoint(str(finished[0]))
     rows = files.load_jsonl(finished[0] / 'val_predictions.jsonl')
@@ -277,7 +308,7 @@ def test_mesh_and_batch_size_must_fit(config):
     section = config.evaluate.copy_and_resolve_references()
     section.buckets = 0
     with pytest.raises(ValueError, match='evaluate.buckets=0: expected 1 or more'):
-        evaluate.check_section(section, sharding.one_device())
+        predict.check_section(section, sharding.one_device())
     three = jax.local_devices()[:1] * 3
     with pytest.raises(ValueError, match='3 devices cannot be shared out among 2'):
         sharding.make_mesh(type(config.mesh)(dict(data=-1, fsdp=2, model=1)), three)

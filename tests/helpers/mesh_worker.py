@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 
 from configs import qvh  # noqa: E402
 from data_pipelines import pipeline  # noqa: E402
-from dualground_jax import evaluate, train  # noqa: E402
+from dualground_jax import predict, train  # noqa: E402
 from dualground_jax import state as state_lib  # noqa: E402
 
 BATCH, CLIPS, STEPS = 8, 16, 5
@@ -66,8 +66,8 @@ def run(config, batch, shape):
     for _ in range(STEPS):
         state, metrics = step(state, placed, np.uint32(7), {})
         losses.append(jax.device_get(metrics))
-    predict = evaluate.make_predict_step(config, mesh)
-    _, saliency = predict(sharding.gather(state.eval_params), placed)
+    predict_step = predict.make_predict_step(config, mesh)
+    _, saliency = predict_step(sharding.gather(state.eval_params), placed)
     parts = [np.prod(x.shape) / np.prod(x.sharding.shard_shape(x.shape))
              for x in jax.tree.leaves(state.params)]
     return jax.device_get(state), losses, jax.device_get(saliency), max(parts)

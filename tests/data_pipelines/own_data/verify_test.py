@@ -345,7 +345,7 @@ def damage_much(root):
 def test_a_skip_list_makes_broken_data_load(release, tmp_path, capsys):
     damage_much(tmp_path)
     skip = str(tmp_path / 'skip.jsonl')
-    message = refusal(verify.run, release, flags_of(tmp_path, skip_list=skip))
+    message = refusal(verify.run, flags_of(tmp_path, skip_list=skip), release)
     assert_parts(message, 'errors in the data: 5;', '4 records', f'--config.data.skip_list={skip}')
     printed = capsys.readouterr().out
     assert_parts(printed, 'ERROR', 'WARNING', 'NOTE', 'train.jsonl:1', 'qid2', 'v2.npz: nan', 'v9')
@@ -363,21 +363,21 @@ def test_a_skip_list_makes_broken_data_load(release, tmp_path, capsys):
     assert len(split.problems) == 3
     assert_parts(split.problems[2], 'train.jsonl:5', 'line 4', 'skip.jsonl')
     assert [record.qid for record in datasets.load_split(release.data, 'val').queries] == [8]
-    verify.run(release, flags_of(tmp_path))  # without errors
+    verify.run(flags_of(tmp_path), release)  # without errors
 
     change_rows(tmp_path / 'slow' / 'v3.npz', put(np.nan, 0, 0))  # one more: the list grows
-    refusal(verify.run, release, flags_of(tmp_path, skip_list=skip))
+    refusal(verify.run, flags_of(tmp_path, skip_list=skip), release)
     assert len(pathlib.Path(skip).read_text().splitlines()) == 5
 
 
 def test_no_skip_list_where_it_does_not_help(release, tmp_path):
     release.data.text_dim = 9
     skip = tmp_path / 'skip.jsonl'
-    message = refusal(verify.run, release, flags_of(tmp_path, skip_list=str(skip)))
+    message = refusal(verify.run, flags_of(tmp_path, skip_list=str(skip)), release)
     assert_parts(message, 'errors in the data: 12;', 'do not help against: empty split')
     assert not skip.exists()
     with pytest.raises(ValueError, match='nowhere/skip: no such folder'):
-        verify.run(release, flags_of(tmp_path, skip_list='nowhere/skip'))
+        verify.run(flags_of(tmp_path, skip_list='nowhere/skip'), release)
 
 
 @pytest.mark.parametrize('content, parts', [

@@ -15,7 +15,7 @@ from configs import synthetic as synthetic_config
 from data_pipelines import datasets, pipeline, world
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.tokens import EOS, WORD
-from dualground_jax import checkpoints, evaluate, models, sharding
+from dualground_jax import checkpoints, evaluate, models, predict, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import analyse
 from dualground_jax.metrics import official
@@ -58,9 +58,9 @@ def first_report(runs):
 
 def predictions_of(config, params, split):
     mesh = sharding.make_mesh(config.mesh)
-    step = evaluate.make_predict_step(config, mesh)
+    step = predict.make_predict_step(config, mesh)
     params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
-    return evaluate.predict_split(step, params, split, config, mesh)
+    return predict.predict_split(step, params, split, config, mesh)
 
 
 def test_report_has_what_it_promises(report, runs):

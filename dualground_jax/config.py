@@ -1,0 +1,66 @@
+"""Configs: of a file or a checkpoint, with values changed; an unknown key is named."""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import ConfigError
+
+
+def load_config(
+    source: str | os.PathLike, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """The locked config of a file or of a run.
+
+    Args:
+        source: 'configs/NAME.py' or 'configs/NAME.py:ARGUMENTS', or a workdir, which gives the
+            config of its best checkpoint.
+        overrides: values of dotted keys, as in {'train.epochs': 50}.
+
+    Raises:
+        ConfigError: no such file, unknown arguments, or a key that the config lacks; lists the
+            known ones.
+        CheckpointError: the workdir holds no checkpoint.
+    """
+    if pathlib.Path(source).is_dir():
+        from dualground_jax.checkpoints import Checkpoints  # imports JAX
+
+        config = Checkpoints(source).config('best')
+    else:
+        config = read_file(str(source))
+    for key in overrides or ():
+        check_key(config, key)
+    with config.unlocked():
+        config.update_from_flattened_dict(dict(overrides or {}))
+    return config.lock()
+
+
+def read_file(named: str) -> ConfigDict:
+    """The config of 'PATH' or 'PATH:ARGUMENTS'; without such a file, of one that we brought along.
+
+    Raises:
+        ConfigError: no such file, or unknown arguments.
+    """
+    path, _, arguments = named.partition(':')
+    installed = pathlib.Path(__file__).parents[1] / path
+    file = next((file for file in (pathlib.Path(path), installed) if file.is_file()), None)
+    if file is None:
+        raise ConfigError(f'--config={path}: no such file')
+    spec = importlib.util.spec_from_file_location('config', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arguments or None)
+
+
+def check_key(config: ConfigDict, path: str) -> None:
+    """Raises ConfigError, listing the known keys, if `path` ('a.b.c') is not in the config."""
+    node, known = config, 'config'
+    for key in path.split('.'):
+        if not isinstance(node, ConfigDict) or key not in node:
+            keys = ', '.join(sorted(node)) if isinstance(node, ConfigDict) else 'none'
+            raise ConfigError(f'{known} has no key {key!r}, known are: {keys}')
+        node, known = node[key], f'{known}.{key}'
