@@ -130,10 +130,10 @@ class Program:
     compile_seconds: float
 
 
-def make_program(config: ConfigDict, *, predict: bool = False) -> Program:
+def make_program(config: ConfigDict, *, predicts: bool = False) -> Program:
     """The train step of a config, or prediction with decoding and suppression."""
     step, batch = TrainStep(config), make_batch(config)
-    if predict:
+    if predicts:
         jitted = predict.make_predict_step(config, sharding.one_device())
         arguments = step.state.eval_params, batch
     else:

@@ -32,8 +32,8 @@ def loops(config, steps: int, folder: str) -> dict:
         config, resident.load(split, config.data, mesh) if config.data.resident else None)
 
     def batches():
-        return train.device_batches(
-            split, config, mesh, first_step=0, last_step=steps, stop_every=steps)
+        return runtime.one_ahead(train.device_batches(
+            split, config, mesh, first_step=0, last_step=steps, stop_every=steps))
 
     def loop():
         for _, batch in batches():

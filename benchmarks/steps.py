@@ -25,7 +25,7 @@ def main() -> None:
     sizes = {f'{name}, {size}': size for name in names for size in (1, args.batch)}
     predict = common.compare({
         key: common.make_program(common.make_config(
-            key.split(',')[0], **{'train.batch_size': size}), predict=True)
+            key.split(',')[0], **{'train.batch_size': size}), predicts=True)
         for key, size in sizes.items()}, args.repeats)
     for row in predict:
         row['ms_per_query'] = 1e3 * row['seconds'] / sizes[row['name']]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import UserError
 from dualground_jax import config, nms
-from dualground_jax.metrics import official
+from dualground_jax.metrics import official, score
 
 
 def PROTOCOL(name: str, default: str, text: str) -> None:  # noqa: N802
@@ -66,8 +66,8 @@ FLAGS = {
         (PROTOCOL, 'dataset', 'qvhighlights', 'protocol, of ' + ', '.join(official.PROTOCOLS)),
         (TEXT, 'nms', None, 'suppress overlaps first: KIND:THRESHOLD, kinds are '
          + ', '.join(nms.KINDS)),
-        (INTEGER, 'bootstrap', None, 'resamples for confidence intervals; default: none, but with '
-         '--compare 10000', dict(lower_bound=0)),
+        (INTEGER, 'bootstrap', None, 'resamples for confidence intervals; default: none, with '
+         f'--compare {score.COMPARE_RESAMPLES}', dict(lower_bound=0)),
         (SWITCH, 'breakdown', False, 'also by query and by window length'),
     ],
     'convert': [

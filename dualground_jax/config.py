@@ -26,16 +26,15 @@ def load_config(
             known ones.
         CheckpointError: the workdir holds no checkpoint.
     """
-    if pathlib.Path(source).is_dir():
+    if str(source).partition(':')[0].endswith('.py'):
+        config = read_file(str(source))
+    else:
         from dualground_jax.checkpoints import Checkpoints  # imports JAX
 
         config = Checkpoints(source).config('best')
-    else:
-        config = read_file(str(source))
     for key in overrides or ():
         check_key(config, key)
-    with config.unlocked():
-        config.update_from_flattened_dict(dict(overrides or {}))
+    config.update_from_flattened_dict(overrides or {})
     return config.lock()
 
 

@@ -3,7 +3,6 @@
 Of a split for a submission (`predict_best`), or of one query in one video (`Predictor`).
 """
 
-import collections
 import dataclasses
 import json
 import pathlib
@@ -132,25 +131,15 @@ def predict_split(
         split, config.data, batch_size=size, buckets=config.evaluate.buckets,
         rows=sharding.local_rows(placement, size),
     )
-    rows, order = [], []
-    waiting = collections.deque()  # the device works on one batch while the next one is put there
-
-    def fetch():
-        index, found = waiting.popleft()
-        windows, saliency = jax.device_get(found)
-        rows.extend(batch_predictions(split, index, windows, saliency))
-        order.extend(index[index >= 0])
-        bar.advance(np.sum(index >= 0))
-
+    found = ((index, predict_step(params, sharding.put_batch(batch, placement, size)))
+             for index, batch in batches)
+    rows = {}
     with progress.Bar(f'predicting {split.name}', len(split.queries), 'queries') as bar:
-        for index, batch in batches:
-            found = predict_step(params, sharding.put_batch(batch, placement, size))
-            waiting.append((index, found))
-            if len(waiting) > 1:
-                fetch()
-        while waiting:
-            fetch()
-    return [rows[i] for i in np.argsort(order, kind='stable')]
+        for index, arrays in runtime.one_ahead(found):
+            new = batch_predictions(split, index, *jax.device_get(arrays))
+            rows.update(zip(index[index >= 0].tolist(), new, strict=True))
+            bar.advance(len(new))
+    return [rows[i] for i in sorted(rows)]
 
 
 def load_split(config: ConfigDict, name: str | None = None) -> datasets.Split:

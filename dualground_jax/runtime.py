@@ -10,12 +10,15 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from absl import logging as absl_logging
 
 from data_pipelines import progress
 from data_pipelines.errors import ConfigError
+
+T = TypeVar('T')
 
 
 def prepare(values) -> None:
@@ -63,6 +66,16 @@ def announced(step: Callable, name: str) -> Callable:
             return step(state, batch, *rest)
 
     return call
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Makes each item while the one before it is used: devices work while the next batch comes."""
+    previous = next(items, None)
+    for item in items:
+        yield previous
+        previous = item
+    if previous is not None:
+        yield previous
 
 
 def join_processes(values) -> None:

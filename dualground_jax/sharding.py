@@ -26,12 +26,12 @@ def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
 
     Args:
         section: sizes of data (batches are split along it), fsdp (batches and parameters) and model
-          (heads and hidden units); one of them may be -1: all remaining devices.
+            (heads and hidden units); one of them may be -1: all remaining devices.
         devices: default: all.
 
     Raises:
         ConfigError: the sizes do not fit the number of devices, or leave out some of several
-          processes.
+            processes.
     """
     sizes = {axis: section[axis] for axis in ('data', 'fsdp', 'model')}
     devices = jax.devices() if devices is None else devices

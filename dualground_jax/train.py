@@ -155,7 +155,7 @@ def device_batches(
     split: datasets.Split, config: ConfigDict, mesh: Mesh, *, first_step: int, last_step: int,
     stop_every: int,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """Puts the batches of the steps after `first_step` on the devices, one dispatch ahead.
+    """Puts the batches of the steps after `first_step` on the devices.
 
     Yields:
         (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
@@ -167,19 +167,15 @@ def device_batches(
         last_step=last_step, rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
         resident=config.data.resident,
     )
-    ahead, step = None, first_step
+    step = first_step
     while step < last_step:
         stop = min(last_step, (step // stop_every + 1) * stop_every)
         count = most if step + most <= stop else 1
         parts = list(itertools.islice(batches, count))
         batch = jax.tree.map(lambda *x: np.stack(x), *parts) if count > 1 else parts[0]
         placement = sharding.batch_sharding(mesh, stacked=count > 1)
-        following = count, sharding.put_batch(batch, placement, size)
-        if ahead:
-            yield ahead
-        ahead, step = following, step + count
-    if ahead:
-        yield ahead
+        yield count, sharding.put_batch(batch, placement, size)
+        step += count
 
 
 def load_splits(config: ConfigDict) -> list[datasets.Split]:
@@ -263,10 +259,10 @@ def train(config: ConfigDict, workdir: str) -> dict:
     )
     clock, step, note = StepClock(), first_step, None
     with progress.Bar('step', total_steps, 'steps', done=first_step) as bar:
-        for count, batch in device_batches(
+        for count, batch in runtime.one_ahead(device_batches(
             train_split, config, mesh, first_step=first_step, last_step=total_steps,
             stop_every=eval_steps,
-        ):
+        )):
             state, step_metrics = step_of[count > 1](state, batch, seed, store)
             step += count
             history.add(step, step_metrics)

@@ -95,7 +95,7 @@ def test_short_work_says_nothing_and_errors_pass(capsys):
 
 
 @pytest.mark.parametrize('seconds, expected', [
-    (0.2, '5.0 steps/s, 20 s left'),
+    (0.25, '4.0 steps/s, 25 s left'),
     (2, '0.500 steps/s, 3 min left'),
     (90, '0.011 steps/s, 2 h left'),
 ])

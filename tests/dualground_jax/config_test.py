@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.errors import ConfigError
+from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import cli, main
 from dualground_jax.config import load_config, read_file
 from tests.helpers import command_line
@@ -47,7 +47,7 @@ def test_load_config_changes_values(file):
     assert config.a == 5 and not config.b.d and config.is_locked
     with pytest.raises(ConfigError, match="config has no key 'aa', known are: a, b"):
         load_config(file, {'aa': 1})
-    with pytest.raises(ConfigError, match='no checkpoint'):
+    with pytest.raises(UserError, match='no checkpoint'):
         load_config(file.parent)
 
 

@@ -18,6 +18,7 @@ from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
 from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
 from dualground_jax import state as state_lib
+from dualground_jax.config import load_config
 from dualground_jax.metrics import official
 from tests.helpers.paths import REPO
 
@@ -237,6 +238,11 @@ def test_a_split_without_labels_is_predicted_not_evaluated(finished, config, tmp
     found, expected = ((folder / 'val_predictions.jsonl').read_text()
                        for folder in (workdir, finished[0]))
     assert found == expected and not (workdir / 'val_metrics.json').exists()
+
+
+def test_the_config_of_a_run_is_loaded(finished, config):
+    assert load_config(finished[0]) == config
+    assert load_config(finished[0], {'train.epochs': 5}).train.epochs == 5
 
 
 def test_predictor_agrees_with_batched_evaluation(finished, config):
