@@ -1,6 +1,7 @@
 """Checkpoints of a run: the newest and the best state, each with its config."""
 
 import json
+import os
 import pathlib
 
 import orbax.checkpoint as ocp
@@ -20,7 +21,7 @@ class Checkpoints:
     Layout: `<workdir>/checkpoints/{latest,best}/<step>/`.
     """
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str | os.PathLike):
         self.root = pathlib.Path(workdir).absolute() / 'checkpoints'
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
@@ -49,7 +50,7 @@ class Checkpoints:
         with self._manager(kind) as manager:
             return manager.latest_step()
 
-    def _restore(self, kind: str, **items):
+    def _restore(self, kind: str, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
         step = self.step(kind)
         if step is None:
             raise CheckpointError(

@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, saliency
@@ -15,7 +16,7 @@ from dualground_jax.metrics import official
 MAIN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-Hit1')
 
 
-def run(values, config: ConfigDict) -> None:
+def run(values: FlagValues, config: ConfigDict) -> None:
     """Evaluates the run in --workdir."""
     evaluate(config, values.workdir)
 

@@ -5,12 +5,14 @@ Of a split for a submission (`predict_best`), or of one query in one video (`Pre
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import FlagValues
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,7 +27,7 @@ from dualground_jax.state import abstract_state
 MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 
 
-def run(values, config: ConfigDict) -> None:
+def run(values: FlagValues, config: ConfigDict) -> None:
     """Predicts as the flags say: of one video and query, or of a split.
 
     Args:
@@ -122,7 +124,7 @@ def check_section(section: ConfigDict, mesh: Mesh) -> None:
 
 
 def predict_split(
-    predict_step: Callable, params, split: datasets.Split, config: ConfigDict, mesh: Mesh
+    predict_step: Callable, params: dict, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
     """Predictions for every record of a split, in its order, the same in each process."""
     params = sharding.gather(params)
@@ -157,7 +159,9 @@ def load_split(config: ConfigDict, name: str | None = None) -> datasets.Split:
     return split
 
 
-def restore_best(workdir: str, config: ConfigDict, mesh: Mesh) -> tuple[dict, int, dict]:
+def restore_best(
+    workdir: str | os.PathLike, config: ConfigDict, mesh: Mesh
+) -> tuple[dict, int, dict]:
     """Parameters to evaluate, step and progress of a run's best checkpoint.
 
     Raises:
@@ -207,7 +211,7 @@ class Predictor:
     mesh: Mesh
 
     @classmethod
-    def from_checkpoint(cls, workdir: str) -> 'Predictor':
+    def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Predictor':
         """Loads the best checkpoint of a workdir with its config.
 
         Raises:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from absl import logging as absl_logging
+from absl.flags import FlagValues
 
 from data_pipelines import progress
 from data_pipelines.errors import ConfigError
@@ -21,7 +22,7 @@ from data_pipelines.errors import ConfigError
 T = TypeVar('T')
 
 
-def prepare(values) -> None:
+def prepare(values: FlagValues) -> None:
     """What comes before the first computation of a mode that trains or predicts.
 
     Args:
@@ -78,7 +79,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
         yield previous
 
 
-def join_processes(values) -> None:
+def join_processes(values: FlagValues) -> None:
     """Connects this process with the others that the flags speak of; without flags does nothing.
 
     Call it before anything else of JAX.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 import optax
+from absl.flags import FlagValues
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,7 +27,7 @@ class TrainingError(UserError):
     """Training cannot go on."""
 
 
-def run(values, config: ConfigDict) -> None:
+def run(values: FlagValues, config: ConfigDict) -> None:
     """Trains in --workdir."""
     train(config, values.workdir)
 
