@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from dualground_jax import resident, sharding, train
+from dualground_jax import resident, runtime, sharding, train
 
 VARIANTS = {
     'float32': {},
