@@ -16,6 +16,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['dualground_jax*', 'configs*', 'data_pipelines*']),
     entry_points={'console_scripts': ['dualground = dualground_jax.main:start']},
+    package_data={'data_pipelines': ['citations.bib']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',

@@ -79,7 +79,7 @@ def make_split(data: ConfigDict, folder: str | pathlib.Path, queries: int) -> da
     files.write_jsonl(path, rows)
     data.update(root=str(path.with_name('features')),
                 annotations=dict(train=str(path), val='', test=''))
-    simulate.simulate_data(data, seed=0)
+    simulate.simulate(data, seed=0)
     return datasets.load_split(data, 'train')
 
 

@@ -46,7 +46,7 @@ def make_config(name: str, folder: str, args):
 def run(name: str, config, workdir: str) -> dict:
     """Takes a set through all modes; its row of the table."""
     stages = dict(
-        simulate=lambda: simulate.simulate_data(config.data, config.seed),
+        simulate=lambda: simulate.simulate(config.data, config.seed),
         verify=lambda: verify.verify(config),
         build=lambda: tfds_builders.build(config.data),
         load=lambda: datasets.load_split(config.data, 'train'),

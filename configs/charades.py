@@ -1,10 +1,10 @@
 """Charades-STA (https://arxiv.org/abs/1705.02101): moment retrieval, one window a query."""
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: features=iv2|sf_clip|vgg and those of `common.ARGUMENTS`."""
-    args = common.parse_arg(arg, features='iv2', **common.ARGUMENTS)
-    config = common.base('charades_sta', args)
-    return common.small(config) if args['runlocal'] else config
+    return common.from_argument('charades_sta', arg, features='iv2')

@@ -7,6 +7,8 @@ import collections
 import math
 import pathlib
 
+from ml_collections import ConfigDict
+
 from configs import common
 from data_pipelines import annotations, features, tokens
 from data_pipelines.errors import ConfigError, DataError
@@ -14,11 +16,11 @@ from data_pipelines.errors import ConfigError, DataError
 SAMPLE = 9  # feature files of a folder of which the commonest width is taken
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: those below and of `common.ARGUMENTS`.
 
     Raises:
-      ConfigError: root, layout or clip_length is missing, or files that sizes are read off.
+        ConfigError: root, layout or clip_length is missing, or files that sizes are read off.
     """
     args = common.parse_arg(
         arg,
@@ -58,7 +60,7 @@ def get_config(arg=None):
     return common.small(config) if args['runlocal'] else config
 
 
-def width(folder, key):
+def width(folder: pathlib.Path, key: str) -> int:
     """The commonest width of some feature files in a folder."""
     files = sorted(p for p in folder.glob('*') if p.suffix in features.SUFFIXES)
     widths, problem = collections.Counter(), ''
@@ -75,29 +77,29 @@ def width(folder, key):
     return widths.most_common(1)[0][0]
 
 
-def measure(config):
-    """Sets what follows from the annotations; bad records are left to those who read the data."""
+def measure(config: ConfigDict) -> None:
+    """Sets what follows from the annotations; bad queries are left to those who read the data."""
     data = config.data
     data.max_windows = 10**6  # for now, none is too many
     paths = annotations.annotation_files(data)
-    records = {}
+    queries = {}
     for split, path in paths.items():
         if path.is_file():
-            records[split] = annotations.read_annotations(path, data, problems=[])
+            queries[split] = annotations.read_annotations(path, data, skipped=[])
         elif split == 'test':
             data.annotations.test = ''
         else:
             raise ConfigError(
                 f'{path}: no such file (arguments root, annotations); --mode=import-csv makes it'
             )
-    found = [record for part in records.values() for record in part]
+    found = [query for part in queries.values() for query in part]
     if not found:
         raise ConfigError(f'{paths["train"]}: no record is as expected, see docs/own_data.md')
-    longest = max(record.duration for record in found)
-    data.max_windows = max(1, *(len(record.windows) for record in found))
+    longest = max(query.duration for query in found)
+    data.max_windows = max(1, *(len(query.windows) for query in found))
     data.max_spans = min(data.max_windows, data.max_spans)
     # Encoders differ in whether they round the number of clips up.
     data.max_clips = math.ceil(longest / data.clip_length) + 2
-    if all(record.clip_scores is not None for record in records['train']):
+    if all(query.clip_scores is not None for query in queries['train']):
         data.saliency = 'annotators'
     config.evaluate.clip_to = (0.0, longest)

@@ -1,10 +1,10 @@
 """QVHighlights (https://arxiv.org/abs/2107.09609): moment retrieval and highlight detection."""
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: features=iv2|sf_clip and those of `common.ARGUMENTS`."""
-    args = common.parse_arg(arg, features='iv2', **common.ARGUMENTS)
-    config = common.base('qvhighlights', args)
-    return common.small(config) if args['runlocal'] else config
+    return common.from_argument('qvhighlights', arg, features='iv2')

@@ -1,9 +1,10 @@
 """The hyperparameters of the public training scripts, one recipe for each model, data set and
 release of features; `docs/hyperparameters.md` is printed from here.
 
-A recipe names what its script passes or leaves to the defaults of its option parser, where that
-differs from the model file's defaults. Widths of features and lengths of clips belong to the data
-set (data_pipelines/datasets.py). To write the document anew:
+A recipe has what its script passes or leaves to the defaults of its option parser. A key that it
+lacks is as in configs/defaults.py and the model's file: the script says the same. Widths of
+features and lengths of clips belong to the data set (data_pipelines/datasets.py). To write the
+document anew:
 
     python -m configs.recipes > docs/hyperparameters.md
 """
@@ -11,15 +12,63 @@ set (data_pipelines/datasets.py). To write the document anew:
 import dataclasses
 from collections.abc import Mapping
 
+from flax import traverse_util
+
+from configs import defaults
+from dualground_jax import models
+
 FLASH_VTG = 'Zhuo-Cao/FlashVTG: FlashVTG/scripts/'
 CG_DETR = 'wjun0830/CGDETR: cg_detr/scripts/'
 TR_DETR = 'mingyao1120/TR-DETR: tr_detr/scripts/'
 
-# Data sets of highlights alone. The public codes of the DETRs make no matcher for them and skip
-# every loss of their criterion but that of the saliency; FlashVTG has a config of its own (HD.py).
-_NO_QUERIES = dict(span=0.0, giou=0.0, query_label=0.0)
-_SALIENCY_ALONE = dict(_NO_QUERIES, align=0.0, distill=0.0, orthogonal=0.0)
-_HD = dict(model_strides=(1,), loss_classification='saliency', loss_nce_over_batch=False)
+# What the scripts of a model or data set have in common.
+_CG_DETR = {'seed': 2018, 'evaluate.nms': 2.0, 'train.batch_size': 32, 'train.epochs': 200}
+_TR_DETR = {'seed': 2017, 'evaluate.nms': 2.0, 'train.batch_size': 32, 'train.epochs': 200}
+_CHARADES = {
+    'train.epochs': 50, 'train.eval_every': 1, 'loss.weights.sal': 0.01, 'loss.weights.label': 0.1,
+}
+_CHARADES_IV2 = _CHARADES | {
+    'model.kernel': 7, 'model.conv_layers': 2, 'model.mlp_layers': 3,
+}
+_CHARADES_VGG = _CHARADES | {'model.kernel': 3, 'model.conv_layers': 2}
+_DUALGROUND_CHARADES = {
+    'optimizer.learning_rate': 2.5e-4, 'train.batch_size': 128, 'model.phrases': 3,
+}
+_CG_DETR_MOMENTS = _CG_DETR | {
+    'optimizer.learning_rate': 2e-4, 'model.used_prompts': 2, 'loss.weights.saliency': 4.0,
+}
+_TACOS = {
+    'optimizer.learning_rate': 2e-4, 'train.batch_size': 32, 'train.eval_every': 3,
+    'model.t2v_layers': 8, 'model.conv_layers': 2, 'model.dropout': 0.0, 'loss.weights.sal': 0.05,
+}
+
+# Data sets of highlights alone: FlashVTG has a config of its own (HD.py).
+_HD = {
+    'model.strides': (1,), 'model.t2v_layers': 2, 'model.mlp_layers': 3, 'train.batch_size': 4,
+    'loss.classification': 'saliency', 'loss.nce_over_batch': False, 'loss.weights.reg': 0.0,
+}
+_TVSUM = _HD | {
+    'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.05, 'train.epochs': 600,
+    'train.eval_every': 1, 'model.kernel': 3, 'model.conv_layers': 3,
+}
+_YOUTUBE = _HD | {
+    'optimizer.learning_rate': 2e-4, 'train.epochs': 5, 'model.conv_layers': 2,
+    'loss.absence_weight': 0.0, 'loss.weights.cls': 0.6, 'loss.weights.sal': 0.5,
+    'loss.weights.saliency': 0.7, 'loss.weights.label': 5.0,
+}
+# The public codes of the DETRs make no matcher for them and skip every loss of their criterion but
+# that of the saliency.
+_NO_QUERIES = {
+    'loss.weights.span': 0.0, 'loss.weights.giou': 0.0, 'loss.weights.query_label': 0.0,
+}
+_CG_DETR_HD = _CG_DETR | _NO_QUERIES | {
+    'loss.weights.align': 0.0, 'loss.weights.distill': 0.0, 'loss.weights.orthogonal': 0.0,
+    'train.batch_size': 4, 'train.epochs': 1000,
+}
+_TR_DETR_HD = _TR_DETR | _NO_QUERIES | {
+    'seed': 2018, 'optimizer.learning_rate': 1e-3, 'train.batch_size': 4, 'train.epochs': 2000,
+    'loss.weights.vtc': 0.5, 'loss.weights.ctc': 2.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +77,7 @@ class Recipe:
 
     Attributes:
         source: repository and path of the script.
-        values: dotted config key -> value.
+        values: dotted config key -> value; only those that differ from the defaults.
         remark: what a reader of the script should know.
     """
 
@@ -37,166 +86,119 @@ class Recipe:
     remark: str = ''
 
 
-def _recipe(source, *, remark='', weights=(), **values):
-    """Spells keys out: lr=..., weights=dict(sal=...), model_kernel=..., data_max_tokens=..."""
-    short = dict(
-        lr='optimizer.learning_rate',
-        weight_decay='optimizer.weight_decay',
-        batch='train.batch_size',
-        epochs='train.epochs',
-        eval_every='train.eval_every',
-        nms='evaluate.nms',
-        seed='seed',
-        max_tokens='data.max_tokens',
-    )
-    spelt = {short.get(k, k.replace('_', '.', 1)): v for k, v in values.items()}
-    spelt |= {f'loss.weights.{name}': value for name, value in dict(weights).items()}
-    return Recipe(source, spelt, remark)
-
-
-def _flash_vtg(script, **values):
-    common = dict(seed=2024, nms=0.7, model_t2v_layers=6, model_dummy_layers=2, model_dummies=40)
-    return _recipe(FLASH_VTG + script, **(common | values))
-
-
-def _cg_detr(script, **values):
-    common = dict(
-        seed=2018, nms=2.0, batch=32, epochs=200, eval_every=5, model_dummies=45,
-        model_prompts=10,
-    )
-    return _recipe(CG_DETR + script, **(common | values))
-
-
-def _dualground(source, **values):
-    return _recipe(source, **(dict(seed=2024, nms=0.7, eval_every=1) | values))
-
-
 RECIPES = {
-    ('dualground', 'qvhighlights', 'iv2'): _dualground(
-        'paper, section 4.1; what it leaves open: qv_internvideo2/train.sh of FlashVTG',
-        lr=1e-4, batch=64, epochs=150, eval_every=5, model_phrases=4, max_tokens=40,
-        remark='the scripts that it stands on have lr 5e-4',
+    ('dualground', 'qvhighlights', 'iv2'): Recipe(
+        'paper, section 4.1; what it leaves open: qv_internvideo2/train.sh of FlashVTG', {},
+        'the scripts that it stands on have lr 5e-4',
     ),
-    ('dualground', 'qvhighlights', 'sf_clip'): _dualground(
-        'as with InternVideo2', lr=1e-4, batch=64, epochs=150, eval_every=5, model_phrases=4,
-        max_tokens=40,
-    ),
-    ('dualground', 'charades_sta', 'iv2'): _dualground(
+    ('dualground', 'qvhighlights', 'sf_clip'): Recipe('as with InternVideo2', {}),
+    ('dualground', 'charades_sta', 'iv2'): Recipe(
         'paper, section 4.1; what it leaves open: charades_sta_internvideo2/train.sh of FlashVTG',
-        lr=2.5e-4, batch=128, epochs=50, model_phrases=3, model_kernel=7, model_conv_layers=2,
-        model_mlp_layers=3, max_tokens=23, weights=dict(sal=0.01, label=0.1),
+        _CHARADES_IV2 | _DUALGROUND_CHARADES,
     ),
-    ('dualground', 'charades_sta', 'sf_clip'): _dualground(
+    ('dualground', 'charades_sta', 'sf_clip'): Recipe(
         'paper, section 4.1; what it leaves open: charades_sta/train.sh of FlashVTG',
-        lr=2.5e-4, batch=128, epochs=50, model_phrases=3, max_tokens=32,
-        weights=dict(sal=0.01, label=0.1),
+        _CHARADES | _DUALGROUND_CHARADES,
     ),
-    ('dualground', 'charades_sta', 'vgg'): _dualground(
+    ('dualground', 'charades_sta', 'vgg'): Recipe(
         'as with SlowFast and CLIP; what it leaves open: charades_sta/train_vgg.sh of FlashVTG',
-        lr=2.5e-4, batch=128, epochs=50, model_phrases=3, model_kernel=3, model_conv_layers=2,
-        max_tokens=32, weights=dict(sal=0.01, label=0.1),
+        _CHARADES_VGG | _DUALGROUND_CHARADES,
     ),
-    ('dualground', 'tacos', 'sf_clip'): _dualground(
-        'tacos/train.sh of FlashVTG stands in: the paper has no TACoS',
-        lr=2e-4, batch=32, epochs=150, eval_every=3, model_phrases=4, model_t2v_layers=8,
-        model_conv_layers=2, model_dropout=0.0, weights=dict(sal=0.05),
+    ('dualground', 'tacos', 'sf_clip'): Recipe(
+        'tacos/train.sh of FlashVTG stands in: the paper has no TACoS', _TACOS,
     ),
-    ('dualground', 'tvsum', 'sf_clip'): _dualground(
+    ('dualground', 'tvsum', 'sf_clip'): Recipe(
         'paper, section 4.1; what it leaves open: tvsum/train.sh of FlashVTG',
-        lr=1e-3, weight_decay=0.05, batch=4, epochs=600, model_phrases=3, model_t2v_layers=2,
-        model_kernel=3, model_conv_layers=3, model_mlp_layers=3, weights=dict(reg=0.0), **_HD,
+        _TVSUM | {'model.phrases': 3},
     ),
-    ('dualground', 'youtube_highlights', 'sf_clip'): _dualground(
+    ('dualground', 'youtube_highlights', 'sf_clip'): Recipe(
         'youtube_uni/train.sh of FlashVTG stands in: the paper has no YouTube Highlights',
-        lr=2e-4, batch=4, epochs=5, model_phrases=3, model_t2v_layers=2, model_conv_layers=2,
-        model_mlp_layers=3, loss_absence_weight=0.0,
-        weights=dict(reg=0.0, cls=0.6, sal=0.5, saliency=0.7, label=5.0), **_HD,
-        remark='5 epochs are those of two of the six domains',
+        _YOUTUBE | {'model.phrases': 3, 'train.eval_every': 1},
+        '5 epochs are those of two of the six domains',
     ),
-    ('flash_vtg', 'qvhighlights', 'sf_clip'): _flash_vtg(
-        'train_qv_slowclip.sh', lr=5e-4, batch=64, epochs=150, eval_every=1, max_tokens=40,
+    ('flash_vtg', 'qvhighlights', 'sf_clip'): Recipe(
+        FLASH_VTG + 'train_qv_slowclip.sh',
+        {'optimizer.learning_rate': 5e-4, 'train.eval_every': 1},
     ),
-    ('flash_vtg', 'qvhighlights', 'iv2'): _flash_vtg(
-        'qv_internvideo2/train.sh', lr=5e-4, batch=64, epochs=150, eval_every=5, max_tokens=40,
-        model_strides=(1, 2, 4, 8, 16), weights=dict(label=0.0),
+    ('flash_vtg', 'qvhighlights', 'iv2'): Recipe(
+        FLASH_VTG + 'qv_internvideo2/train.sh',
+        {
+            'optimizer.learning_rate': 5e-4, 'model.strides': (1, 2, 4, 8, 16),
+            'loss.weights.label': 0.0,
+        },
     ),
-    ('flash_vtg', 'charades_sta', 'sf_clip'): _flash_vtg(
-        'charades_sta/train.sh', lr=2.5e-4, batch=128, epochs=50, eval_every=1, max_tokens=32,
-        weights=dict(sal=0.01, label=0.1),
+    ('flash_vtg', 'charades_sta', 'sf_clip'): Recipe(
+        FLASH_VTG + 'charades_sta/train.sh',
+        _CHARADES | {'optimizer.learning_rate': 2.5e-4, 'train.batch_size': 128},
     ),
-    ('flash_vtg', 'charades_sta', 'iv2'): _flash_vtg(
-        'charades_sta_internvideo2/train.sh', lr=1.5e-4, batch=32, epochs=50, eval_every=1,
-        max_tokens=23, model_kernel=7, model_conv_layers=2, model_mlp_layers=3,
-        weights=dict(sal=0.01, label=0.1),
+    ('flash_vtg', 'charades_sta', 'iv2'): Recipe(
+        FLASH_VTG + 'charades_sta_internvideo2/train.sh',
+        _CHARADES_IV2 | {'optimizer.learning_rate': 1.5e-4, 'train.batch_size': 32},
     ),
-    ('flash_vtg', 'charades_sta', 'vgg'): _flash_vtg(
-        'charades_sta/train_vgg.sh', lr=1e-4, batch=16, epochs=50, eval_every=1,
-        model_kernel=3, model_conv_layers=2, weights=dict(sal=0.01, label=0.1),
-        remark='the script says 1 epoch; 50 is that of the other two',
+    ('flash_vtg', 'charades_sta', 'vgg'): Recipe(
+        FLASH_VTG + 'charades_sta/train_vgg.sh', _CHARADES_VGG | {'train.batch_size': 16},
+        'the script says 1 epoch; 50 is that of the other two',
     ),
-    ('flash_vtg', 'tacos', 'sf_clip'): _flash_vtg(
-        'tacos/train.sh', lr=2e-4, batch=32, epochs=150, eval_every=3, model_t2v_layers=8,
-        model_dummy_layers=3, model_dummies=35, model_conv_layers=2, model_dropout=0.0,
-        weights=dict(sal=0.05),
+    ('flash_vtg', 'tacos', 'sf_clip'): Recipe(
+        FLASH_VTG + 'tacos/train.sh', _TACOS | {'model.dummy_layers': 3, 'model.dummies': 35},
     ),
-    ('flash_vtg', 'tvsum', 'sf_clip'): _flash_vtg(
-        'tvsum/train.sh', lr=1e-3, weight_decay=0.05, batch=4, epochs=600, eval_every=1,
-        model_t2v_layers=2, model_dummies=3, model_kernel=3, model_conv_layers=3,
-        model_mlp_layers=3, weights=dict(reg=0.0), **_HD,
-        remark='kernel 5 and 2 convolutions are set and not passed: the defaults, 3 and 3, act',
+    ('flash_vtg', 'tvsum', 'sf_clip'): Recipe(
+        FLASH_VTG + 'tvsum/train.sh', _TVSUM | {'model.dummies': 3},
+        'kernel 5 and 2 convolutions are set and not passed: the defaults, 3 and 3, act',
     ),
-    ('flash_vtg', 'youtube_highlights', 'sf_clip'): _flash_vtg(
-        'youtube_uni/train.sh', lr=2e-4, batch=4, epochs=5, eval_every=2, model_t2v_layers=2,
-        model_dummies=1, model_conv_layers=2, model_mlp_layers=3, loss_absence_weight=0.0,
-        weights=dict(reg=0.0, cls=0.6, sal=0.5, saliency=0.7, label=5.0), **_HD,
-        remark='5 epochs, for two of the six domains',
+    ('flash_vtg', 'youtube_highlights', 'sf_clip'): Recipe(
+        FLASH_VTG + 'youtube_uni/train.sh',
+        _YOUTUBE | {'model.dummies': 1, 'train.eval_every': 2},
+        '5 epochs, for two of the six domains',
     ),
-    ('cg_detr', 'qvhighlights', 'sf_clip'): _cg_detr(
-        'train.sh', lr=1e-4, max_tokens=32, model_used_prompts=1,
+    ('cg_detr', 'qvhighlights', 'sf_clip'): Recipe(
+        CG_DETR + 'train.sh', _CG_DETR | {'data.max_tokens': 32},
     ),
-    ('cg_detr', 'charades_sta', 'sf_clip'): _cg_detr(
-        'charades_sta/train.sh', lr=2e-4, model_used_prompts=2, weights=dict(saliency=4.0),
-        remark='the contrastive weight of 0.002 acts on no loss: its flag is not set',
+    ('cg_detr', 'charades_sta', 'sf_clip'): Recipe(
+        CG_DETR + 'charades_sta/train.sh', _CG_DETR_MOMENTS,
+        'the contrastive weight of 0.002 acts on no loss: its flag is not set',
     ),
-    ('cg_detr', 'charades_sta', 'vgg'): _cg_detr(
-        'charades_sta/train_vgg.sh', lr=2e-4, batch=16, model_used_prompts=2, model_dropout=0.2,
-        weights=dict(saliency=4.0),
+    ('cg_detr', 'charades_sta', 'vgg'): Recipe(
+        CG_DETR + 'charades_sta/train_vgg.sh',
+        _CG_DETR_MOMENTS | {'train.batch_size': 16, 'model.dropout': 0.2},
     ),
-    ('cg_detr', 'tacos', 'sf_clip'): _cg_detr(
-        'tacos/train.sh', lr=2e-4, model_dummies=50, model_used_prompts=2,
-        evaluate_selection=('MR-full-R1@0.5', 'MR-full-R1@0.7'), weights=dict(saliency=4.0),
+    ('cg_detr', 'tacos', 'sf_clip'): Recipe(
+        CG_DETR + 'tacos/train.sh',
+        _CG_DETR_MOMENTS | {
+            'model.dummies': 50, 'evaluate.selection': ('MR-full-R1@0.5', 'MR-full-R1@0.7'),
+        },
     ),
-    ('cg_detr', 'tvsum', 'i3d'): _cg_detr(
-        'tvsum/train_tvsum.sh', lr=1e-3, batch=4, epochs=1000, model_dummies=3,
-        model_used_prompts=1, weights=_SALIENCY_ALONE, remark='tries 1 and 2 prompts',
+    ('cg_detr', 'tvsum', 'i3d'): Recipe(
+        CG_DETR + 'tvsum/train_tvsum.sh',
+        _CG_DETR_HD | {'optimizer.learning_rate': 1e-3, 'model.dummies': 3},
+        'tries 1 and 2 prompts',
     ),
-    ('cg_detr', 'youtube_highlights', 'sf_clip'): _cg_detr(
-        'youtube_uni/train.sh', lr=2e-4, batch=4, epochs=1000, model_dummies=1,
-        model_used_prompts=1, loss_absence_weight=0.0,
-        weights=dict(_SALIENCY_ALONE, saliency=4.0),
-        remark='tries 1 and 2 prompts',
+    ('cg_detr', 'youtube_highlights', 'sf_clip'): Recipe(
+        CG_DETR + 'youtube_uni/train.sh',
+        _CG_DETR_HD | {
+            'optimizer.learning_rate': 2e-4, 'model.dummies': 1, 'loss.absence_weight': 0.0,
+            'loss.weights.saliency': 4.0,
+        },
+        'tries 1 and 2 prompts',
     ),
-    ('tr_detr', 'qvhighlights', 'sf_clip'): _recipe(
-        TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
-        max_tokens=32,
+    ('tr_detr', 'qvhighlights', 'sf_clip'): Recipe(
+        TR_DETR + 'train.sh', _TR_DETR | {'data.max_tokens': 32},
     ),
-    ('tr_detr', 'charades_sta', 'sf_clip'): _recipe(
-        TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
-        remark='that of QVHighlights stands in: there is none for Charades-STA',
+    ('tr_detr', 'charades_sta', 'sf_clip'): Recipe(
+        TR_DETR + 'train.sh', _TR_DETR,
+        'that of QVHighlights stands in: there is none for Charades-STA',
     ),
-    ('tr_detr', 'tacos', 'sf_clip'): _recipe(
-        TR_DETR + 'train.sh', seed=2017, nms=2.0, lr=1e-4, batch=32, epochs=200, eval_every=5,
-        max_tokens=32, remark='that of QVHighlights stands in: there is none for TACoS',
+    ('tr_detr', 'tacos', 'sf_clip'): Recipe(
+        TR_DETR + 'train.sh', _TR_DETR | {'data.max_tokens': 32},
+        'that of QVHighlights stands in: there is none for TACoS',
     ),
-    ('tr_detr', 'youtube_highlights', 'sf_clip'): _recipe(
-        TR_DETR + 'tvsum/train_tvsum.sh', seed=2018, nms=2.0, lr=1e-3, batch=4, epochs=2000,
-        eval_every=5, weights=dict(_NO_QUERIES, vtc=0.5, ctc=2.0),
-        remark='that of TVSum stands in: there is none for YouTube Highlights',
+    ('tr_detr', 'youtube_highlights', 'sf_clip'): Recipe(
+        TR_DETR + 'tvsum/train_tvsum.sh', _TR_DETR_HD,
+        'that of TVSum stands in: there is none for YouTube Highlights',
     ),
-    ('tr_detr', 'tvsum', 'i3d'): _recipe(
-        TR_DETR + 'tvsum/train_tvsum.sh', seed=2018, nms=2.0, lr=1e-3, batch=4, epochs=2000,
-        eval_every=5, weights=dict(_NO_QUERIES, vtc=0.5, ctc=2.0),
-        remark='its seed is a shell variable that is not set: the default',
+    ('tr_detr', 'tvsum', 'i3d'): Recipe(
+        TR_DETR + 'tvsum/train_tvsum.sh', _TR_DETR_HD,
+        'its seed is a shell variable that is not set: the default',
     ),
 }
 
@@ -209,36 +211,37 @@ def recipe(model: str, dataset: str, release: str) -> Recipe | None:
 
 def document() -> str:
     """The text of docs/hyperparameters.md."""
-    from dualground_jax import models
+    return '\n\n'.join([_HEAD, *map(_section, models.MODELS)]) + '\n'
 
-    parts = [_HEAD]
-    for model, module in models.MODELS.items():
-        own = {key[1:]: value for key, value in RECIPES.items() if key[0] == model}
-        columns = [f'{dataset} {release}' for dataset, release in own]
-        keys = sorted({key for entry in own.values() for key in entry.values})
-        defaults = {f'model.{k}': v for k, v in models.defaults(model).items()}
-        defaults |= {f'loss.weights.{k}': v for k, v in module.LOSS['weights'].items()}
-        cell = lambda entry, key: str(entry.values.get(key, ''))  # noqa: E731
-        rows = [['key', 'default', *columns]]
-        rows += [['---'] * len(rows[0])]
-        for key in [*keys, *sorted(defaults.keys() - set(keys))]:
-            default = str(defaults.get(key, ''))
-            rows.append([f'`{key}`', default, *(cell(entry, key) for entry in own.values())])
-        parts.append(f'## {model}\n\n' + '\n'.join(f'| {" | ".join(row)} |' for row in rows))
-        for column, entry in zip(columns, own.values(), strict=True):
-            remark = f' ({entry.remark})' if entry.remark else ''
-            parts.append(f'- {column}: {entry.source}{remark}')
-    return '\n\n'.join(parts).replace(')\n\n- ', ')\n- ').replace('.sh\n\n- ', '.sh\n- ') + '\n'
+
+def _section(model: str) -> str:
+    """The table of a model, a column for each recipe, and the sources below it."""
+    own = {key[1:]: found for key, found in RECIPES.items() if key[0] == model}
+    without = [traverse_util.flatten_dict(defaults.sections(model, *key), sep='.') for key in own]
+    columns = [f'{dataset} {release}' for dataset, release in own]
+    anywhere = {key for found in RECIPES.values() for key in found.values}
+    keys = [key for key in sorted(without[0]) if key in anywhere
+            or key.startswith(('model.', 'loss.weights.')) and key != 'model.name']
+    rows = [['key', 'default', *columns], ['---'] * (2 + len(columns))]
+    for key in keys:
+        given = [str(values[key]) for values in without]
+        cells = [str(found.values.get(key, values[key]))
+                 for found, values in zip(own.values(), without, strict=True)]
+        rows.append([f'`{key}`', given[0] if len(set(given)) == 1 else 'of the release', *cells])
+    sources = [f'- {column}: {found.source}' + f' ({found.remark})' * bool(found.remark)
+               for column, found in zip(columns, own.values(), strict=True)]
+    table = [f'| {" | ".join(row)} |' for row in rows]
+    return '\n'.join([f'## {model}\n', *table, '', *sources])
 
 
 _HEAD = """# Hyperparameters
 
-Printed from `configs/recipes.py` and the model files by `python -m configs.recipes`. An empty cell
-means the default: what the option parser of the public code says (`config.py` of FlashVTG, CG-DETR
-and TR-DETR), or the scripts of QVHighlights where they overrule it; DualGround's are explained in
-its model file. The script of each column stands below its table. All: AdamW on every parameter,
-weight decay 1e-4 unless listed, gradient clip 0.1, constant learning rate (the drops of the public
-schedulers come after the last epoch, or never).
+Printed from `configs` and the model files by `python -m configs.recipes`. Each cell is the value of
+the full config. Defaults are what the option parser of the public code says (`config.py` of
+FlashVTG, CG-DETR and TR-DETR), or the scripts of QVHighlights where they overrule it; DualGround's
+are explained in its model file. The script of each column stands below its table. All: AdamW on
+every parameter, gradient clip 0.1, constant learning rate (the drops of the public schedulers come
+after the last epoch, or never).
 
 `evaluate.nms` above 1 means none. Where a model has no script for a release of features, that of
 another release of the same data set serves.

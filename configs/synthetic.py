@@ -1,10 +1,14 @@
 """The planted world: the default job, generated on first use, trained on a laptop in minutes."""
 
+import dataclasses
+
+from ml_collections import ConfigDict
+
 from configs import common
 from data_pipelines import world
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: those of `common.ARGUMENTS`."""
     args = common.parse_arg(arg, features='planted', **common.ARGUMENTS)
     config = common.base('synthetic', args)
@@ -12,7 +16,7 @@ def get_config(arg=None):
     if args['runlocal']:
         planted = world.World(train_queries=32, val_queries=16, test_queries=16)
         config.data.root = args['root'] or 'data/synthetic_small'
-    config.world = common.world_fields(planted)
+    config.world = dataclasses.asdict(planted)
     config.data.update(
         dict(
             video_dims=(planted.video_dim,),

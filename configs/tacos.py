@@ -1,10 +1,10 @@
 """TACoS (https://aclanthology.org/Q13-1003): moment retrieval in long cooking videos."""
 
+from ml_collections import ConfigDict
+
 from configs import common
 
 
-def get_config(arg=None):
+def get_config(arg: str | None = None) -> ConfigDict:
     """Arguments: features=sf_clip and those of `common.ARGUMENTS`."""
-    args = common.parse_arg(arg, features='sf_clip', **common.ARGUMENTS)
-    config = common.base('tacos', args)
-    return common.small(config) if args['runlocal'] else config
+    return common.from_argument('tacos', arg, features='sf_clip')

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import features, saliency, skip_list
-from data_pipelines.errors import DataError
+from data_pipelines import saliency, skip_list
+from data_pipelines.errors import DataError, one_line
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video
 T = TypeVar('T')
@@ -49,24 +49,26 @@ class Query:
     domain: str = ''
 
 
-def read_annotations(path: str | os.PathLike, data: Any,
-                     problems: list[str] | None = None) -> list[Query]:
-    """Reads and checks an annotation file.
+def labelled_clips(queries: Iterable[Query]) -> dict[str, int]:
+    """Of the videos whose clips have labels, how many have one."""
+    return {query.vid: len(query.label) for query in queries if query.label is not None}
 
-    Args:
-        path: JSON lines; blank lines are passed over.
-        data: the config node, of which limit, domain, max_windows and duration_unit are read, and
-            saliency where records have a `label`.
-        problems: None: the first bad record raises. A list: bad records are left out, and their
-            messages appended to it.
 
-    Returns:
-        The records in the file's order. Those of a hidden test set have no windows.
+# Files
 
-    Raises:
-        DataError: the file can't be read; a record is bad or repeats a qid; none is of the domain.
-    """
-    return parse_annotations(annotation_lines(path), path, data, problems)
+
+def annotation_files(data: Any) -> dict[str, pathlib.Path]:
+    """The annotation file of each split that has one."""
+    return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
+
+
+def annotation_file(data: Any, split: str) -> pathlib.Path:
+    """The annotation file of a split; DataError if it has none."""
+    known = annotation_files(data)
+    if split not in known:
+        raise DataError(
+            f'no annotation file for split {split!r}, data.annotations has {", ".join(known)}')
+    return known[split]
 
 
 def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
@@ -78,52 +80,98 @@ def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
     try:
         lines = pathlib.Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
+def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[int, str]]:
+    """Reads a split's annotation file.
+
+    Returns:
+        (its lines; numbers of those that data.skip_list has -> why).
+
+    Raises:
+        DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
+    """
+    lines = annotation_lines(annotation_file(data, split))
+    return lines, skip_list.read(data.skip_list, split, data.annotations, lines)
+
+
+# Queries
+
+
+def read_annotations(path: str | os.PathLike, data: Any,
+                     skipped: list[str] | None = None) -> list[Query]:
+    """Reads and checks an annotation file.
+
+    Args:
+        path: JSON lines; blank lines are passed over.
+        data: the config node, of which limit, domain, max_windows and duration_unit are read, and
+            saliency where records have a `label`.
+        skipped: None: the first bad one raises. A list: bad ones are skipped, and their messages
+            appended to it.
+
+    Returns:
+        The queries in the file's order. Those of a hidden test set have no windows.
+
+    Raises:
+        DataError: the file can't be read; a record is bad or repeats a qid; none is of the domain.
+    """
+    return parse_annotations(annotation_lines(path), path, data, skipped)
+
+
+def read_split(data: Any, split: str) -> list[Query]:
+    """Reads the queries of a split as the config says, without those on data.skip_list.
+
+    Raises:
+        DataError: as `split_lines` and, unless data.on_error is 'skip', `read_annotations`.
+    """
+    lines, skip = split_lines(data, split)
+    return parse_annotations(lines, annotation_file(data, split), data, skipped_list(data), skip)
+
+
 def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: Any,
-                      problems: list[str] | None = None,
-                      skipped: Collection[int] = ()) -> list[Query]:
+                      skipped: list[str] | None = None,
+                      skip: Collection[int] = ()) -> list[Query]:
     """`read_annotations` of numbered lines; `path` is what messages call their file.
 
-    The lines whose numbers are `skipped` are not looked at, but count for data.limit.
+    The lines whose numbers are in `skip` are not looked at, but count for data.limit.
     """
     first_lines: dict[int | str, int] = {}
 
-    def read_record(number: int, line: bytes) -> Query:
-        record = _parse_record(line, number, f'{path}:{number}', data)
-        first = first_lines.setdefault(record.qid, number)
+    def read_query(number: int, line: bytes) -> Query:
+        query = _parse_query(line, number, f'{path}:{number}', data)
+        first = first_lines.setdefault(query.qid, number)
         if first != number:
-            raise DataError(f'{path}:{number}: qid {record.qid!r} is that of line {first}, '
+            raise DataError(f'{path}:{number}: qid {query.qid!r} is that of line {first}, '
                             'expected another')
-        return record
+        return query
 
-    records, others, read = [], set(), 0
+    queries, others, read = [], set(), 0
     for entry in numbered:
         if data.limit and read == data.limit:
             break
-        if entry[0] in skipped:
+        if entry[0] in skip:
             read += 1
             continue
-        record = attempt(problems, read_record, *entry)
-        if record is not None and data.domain and record.domain != data.domain:
-            others.add(record.domain)
+        query = attempt(skipped, read_query, *entry)
+        if query is not None and data.domain and query.domain != data.domain:
+            others.add(query.domain)
             continue
         read += 1
-        if record is not None:
-            records.append(record)
-    if others and not records:
+        if query is not None:
+            queries.append(query)
+    if others and not queries:
         raise DataError(f'{path}: no record of domain {data.domain!r} (data.domain), known are: '
                         f'{", ".join(sorted(others - {""})) or "none"}')
-    return records
+    return queries
 
 
-def _parse_record(line: bytes, number: int, where: str, data: Any) -> Query:
+def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
     try:
         fields = json.loads(line)
     except ValueError as error:
-        raise DataError(f'{where}: not JSON: {features.one_line(error)}') from error
+        raise DataError(f'{where}: not JSON: {one_line(error)}') from error
     _expect(isinstance(fields, dict), where, 'the line', fields, 'an object {...}')
     for name in ('qid', 'query', 'duration', 'vid'):
         if name not in fields:
@@ -206,48 +254,20 @@ def _expect(condition: Any, where: str, field: str, found: Any, expected: str) -
         raise DataError(f'{where}: {field} is {reprlib.repr(found)}, expected {expected}')
 
 
-def labelled_clips(records: Iterable[Query]) -> dict[str, int]:
-    """Of the videos whose clips have labels, how many have one."""
-    return {record.vid: len(record.label) for record in records if record.label is not None}
+# Queries that cannot be used
 
 
-def annotation_files(data: Any) -> dict[str, pathlib.Path]:
-    """The annotation file of each split that has one."""
-    return {name: pathlib.Path(data.root, path) for name, path in data.annotations.items() if path}
-
-
-def split_lines(data: Any, split: str) -> tuple[list[tuple[int, bytes]], dict[int, str]]:
-    """Reads a split's annotation file.
-
-    Returns:
-        (its lines; numbers of those that data.skip_list leaves out -> why).
-
-    Raises:
-        DataError: the config names no such split, or as `annotation_lines` and `skip_list.read`.
-    """
-    lines = annotation_lines(annotation_file(data, split))
-    skipped = skip_list.read(data.skip_list, split, data.annotations, lines)
-    return lines, skipped
-
-
-def annotation_file(data: Any, split: str) -> pathlib.Path:
-    known = annotation_files(data)
-    if split not in known:
-        raise DataError(
-            f'no annotation file for split {split!r}, data.annotations has {", ".join(known)}')
-    return known[split]
-
-
-def problem_list(data: Any) -> list[str] | None:
+def skipped_list(data: Any) -> list[str] | None:
+    """Where messages of bad queries are collected; None where the first one is to raise."""
     return [] if data.on_error == 'skip' else None
 
 
-def attempt(problems: list[str] | None, function: Callable[..., T], *args: Any) -> T | None:
+def attempt(skipped: list[str] | None, function: Callable[..., T], *args: Any) -> T | None:
     """Calls the function; if it raises DataError and there is a list, adds to it, returns None."""
     try:
         return function(*args)
     except DataError as error:
-        if problems is None:
+        if skipped is None:
             raise
-        problems.append(str(error))
+        skipped.append(str(error))
         return None

@@ -1,32 +1,9 @@
-"""Reads the data sets' public releases, as users have them, into raw examples.
+"""The data sets, their public releases, and `load_split`, which reads a split of one.
 
 A release is one annotation file per split (JSON lines), one feature file per video and stream, and
 one per query. All errors of these files are raised here, before any device time, as a `DataError`
-of one line. What a user must say of a release is in the config node `data`; functions that take
-`data` read these attributes of it:
-
-    root            folder that the other paths are relative to
-    annotations     split -> annotation file; '' where there is none
-    domain          only the records of this domain (TVSum, YouTube Highlights); '': all
-    duration_unit   seconds that a 1 in the annotations' field `duration` stands for
-    video_dirs, video_dims   folder and width of each video stream
-    video_parts     ends of the names of the files whose columns make up a stream; ('',): one file
-    text_dir, text_dim       folder and width of the query features
-    text_key        name of the query's array in an .npz file
-    text_layout     key of tokens.TEXT_LAYOUTS
-    normalize_text  whether text rows are scaled to length one (video rows always are)
-    saliency        how a clip's label is made: key of saliency.MODES
-    segments        whether video ids end in _START_END: queries of one source are no negatives
-    max_tokens      rows of a query, start-of-text and [EOS] included; further words are cut
-    max_clips, max_windows   a video or query with more is an error
-    dtype           of features in memory and batches, 'float32' or 'float16'
-    on_error        'raise' or 'skip'
-    skip_list       file of records to leave out, see `skip_list`; '' for none
-    limit           only the first so many records of a split; 0: all
-    cache_gb        features of a split that stay in memory, in 10^9 bytes; the others are read
-                    whenever a batch needs them. Negative: all stay
-    records         folder of built data to read instead of the files, see `built`; '' for none
-    dataset, features   its name and that of its feature release there
+of one line. What a user can say of a release is the config's section `data` (`defaults`), which
+functions take as `data`.
 """
 
 import collections
@@ -38,6 +15,7 @@ import numpy as np
 
 from data_pipelines import annotations, lazy, release, saliency
 from data_pipelines.errors import DataError
+from data_pipelines.features import TEXT_KEY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +129,16 @@ _IV2 = dict(video_dims=(768,), text_dim=4096, text_layout='llama')
 # Highlight data sets: CLIP rows as they are, titles and domain names of a few words.
 _HIGHLIGHTS = dict(text_dim=512, text_layout='clip', normalize_text=False, max_tokens=77)
 
-# (data set, release of features) -> fields of `data`, and `clip_to` of `evaluate`. Limits of clips
-# leave room for what releases add to the longest video's duration.
+# (data set, release of features) -> fields of `data`:
+#
+#     video_dirs, video_dims   folder and width of each video stream
+#     text_dir, text_dim       folder and width of the query features
+#     text_layout   what the rows of a query are: key of tokens.TEXT_LAYOUTS
+#     max_clips     a video with more is an error; leaves room for what releases add to the longest
+#                   video's duration
+#     max_tokens    rows of a query, start-of-text and [EOS] included; further words are cut
+#
+# and those of `defaults` and of the data set's row that are otherwise in this release.
 FEATURES = {
     ('qvhighlights', 'sf_clip'): dict(**_SF_CLIP, max_clips=75, max_tokens=40),
     ('qvhighlights', 'iv2'): dict(
@@ -187,6 +173,41 @@ FEATURES = {
 }
 
 
+def defaults(dataset: str, features: str) -> dict:
+    """The section `data` of the config for a data set and a release of its features.
+
+    Those of the release are described at `FEATURES`.
+    """
+    row = DATASETS[dataset]
+    release = {name: value for name, value in FEATURES[dataset, features].items()
+               if name != 'clip_to'}
+    return dict(
+        dataset=dataset,
+        features=features,  # the release
+        root=f'data/{dataset}',  # folder that the other paths are relative to
+        annotations=dict(row.annotations),  # split -> annotation file; '' where there is none
+        domain='',  # only the queries of this domain (TVSum, YouTube Highlights); '': all
+        limit=0,  # only the first so many queries of a split; 0: all
+        skip_list='',  # file of queries to leave out, as mode verify-data writes it
+        on_error='raise',  # or 'skip': leave out what cannot be used
+        clip_length=row.clip_length,  # seconds
+        duration_unit=row.duration_unit,  # seconds that a 1 in the field `duration` stands for
+        segments=row.segments,  # video ids end in _START_END: one source's queries, no negatives
+        saliency=row.saliency,  # how a clip's label is made: key of saliency.MODES
+        max_windows=row.max_windows,  # a query with more is an error
+        max_spans=min(row.max_windows, 5),  # as many as the references' moment queries see
+        video_parts=('',),  # ends of the names of the files whose columns make up a stream
+        text_key=TEXT_KEY,  # name of the query's array in an .npz file
+        normalize_text=True,  # scale text rows to length one (video rows always are)
+        dtype='float32',  # of features in memory and batches; 'float16' halves both
+        records='',  # folder of built data (mode build) to read instead of the files, see `built`
+        # Features of a split that stay in memory, in 10^9 bytes; the others are read whenever a
+        # batch needs them. Negative: all stay.
+        cache_gb=-1.0,
+        resident=False,  # training features on the device, as bfloat16
+    ) | release
+
+
 @dataclasses.dataclass
 class Split:
     """A split; query i has `videos[video_index[i]]`, `text[i]` and so on.
@@ -203,7 +224,7 @@ class Split:
         text: N of data.dtype[L_i, text_dim], token by token.
         roles: N of int32[L_i], see `tokens`.
         saliency: N of float32[T_i], the clips' labels.
-        problems: what was skipped, on purpose or on_error, one message each.
+        skipped: what was left out, on purpose or on_error, one message each.
     """
 
     name: str
@@ -214,7 +235,7 @@ class Split:
     text: Sequence[np.ndarray]
     roles: list[np.ndarray]
     saliency: list[np.ndarray]
-    problems: list[str]
+    skipped: list[str]
 
 
 def load_split(data: Any, split: str) -> Split:
@@ -226,9 +247,9 @@ def load_split(data: Any, split: str) -> Split:
     Raises:
         DataError: the config or a folder is wrong, the split has no annotation file, nothing usable
             is left, or a record or one of its files is bad. With data.on_error = 'skip', bad
-            records are left out instead and reported in `problems`.
+            records are skipped instead and reported in `skipped`.
     """
-    problems = annotations.problem_list(data)
+    skipped = annotations.skipped_list(data)
     if data.records:
         from data_pipelines import built  # takes TensorFlow, for seconds
 
@@ -243,39 +264,39 @@ def load_split(data: Any, split: str) -> Split:
     def read_clips(vid: str) -> np.ndarray:
         return memory.get(('video', vid), lambda: store.video(vid))
 
-    records, roles = [], []
-    for record in store.queries(problems):
-        if (query := annotations.attempt(problems, store.query, record.qid)) is not None:
-            memory.keep(('text', record.qid), query[0])
-            records.append(record)
-            roles.append(query[1])
+    queries, roles = [], []
+    for query in store.queries(skipped):
+        if (tokens := annotations.attempt(skipped, store.query, query.qid)) is not None:
+            memory.keep(('text', query.qid), tokens[0])
+            queries.append(query)
+            roles.append(tokens[1])
     lengths = {}
-    for vid, uses in collections.Counter(record.vid for record in records).items():
-        n_clips = annotations.attempt(problems, store.n_clips, vid, read_clips)
+    for vid, uses in collections.Counter(query.vid for query in queries).items():
+        n_clips = annotations.attempt(skipped, store.n_clips, vid, read_clips)
         if n_clips is None:
-            problems[-1] += f' (skipped records: {uses})'
+            skipped[-1] += f' (skipped records: {uses})'
         else:
             lengths[vid] = n_clips
-    kept = [i for i, record in enumerate(records) if record.vid in lengths]
+    kept = [i for i, query in enumerate(queries) if query.vid in lengths]
     if not kept:
-        reason = f'; the first of {len(problems)} problems: {problems[0]}' if problems else ''
+        reason = f'; the first of {len(skipped)} problems: {skipped[0]}' if skipped else ''
         raise DataError(f'{store.name}: no usable record{reason}')
-    records, roles = [records[i] for i in kept], [roles[i] for i in kept]
+    queries, roles = [queries[i] for i in kept], [roles[i] for i in kept]
     places = {vid: place for place, vid in enumerate(lengths)}
-    sources = [r.vid.rsplit('_', 2)[0] if data.segments else r.vid for r in records]
+    sources = [query.vid.rsplit('_', 2)[0] if data.segments else query.vid for query in queries]
     # In memory they are lists, which can also be changed.
     collect = list if memory.unlimited else lambda rows: rows
     return Split(
         name=split,
-        queries=records,
+        queries=queries,
         videos=collect(lazy.Rows(read_clips, lengths)),
-        video_index=np.array([places[record.vid] for record in records], np.int32),
+        video_index=np.array([places[query.vid] for query in queries], np.int32),
         source_index=np.unique(sources, return_inverse=True)[1].astype(np.int32),
-        text=collect(lazy.Rows(read_text, [record.qid for record in records])),
+        text=collect(lazy.Rows(read_text, [query.qid for query in queries])),
         roles=roles,
-        saliency=[saliency.clip_labels(record, lengths[record.vid], data.saliency)
-                  for record in records],
-        problems=[*store.left_out, *(problems or [])],
+        saliency=[saliency.clip_labels(query, lengths[query.vid], data.saliency)
+                  for query in queries],
+        skipped=[*store.skipped, *(skipped or [])],
     )
 
 

@@ -11,3 +11,8 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file of a data set, or what the config says of it, is not as expected."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error, or else its kind, without line breaks."""
+    return ' '.join(str(error).split()) or type(error).__name__

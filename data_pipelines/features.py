@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import torch_file
-from data_pipelines.errors import ConfigError, DataError
+from data_pipelines.errors import ConfigError, DataError, one_line
 
 SUFFIXES = ('.npz', '.npy', '.pt')
 VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # in .npz files; TEXT_KEY: of most releases
@@ -90,11 +90,6 @@ def find_file(folder: str | os.PathLike, stems: Iterable[str]) -> pathlib.Path:
             if path.is_file():
                 return path
     raise DataError(f'{folder}: found no file {" or ".join(stems)} + {" or ".join(SUFFIXES)}')
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks."""
-    return ' '.join(str(error).split())
 
 
 def dtype_of(data: Any) -> type:

@@ -1,18 +1,70 @@
-"""Files of JSON, and folders: they appear whole or not at all."""
+"""JSON files, and files and folders that appear whole or not at all."""
 
+import contextlib
 import gzip
 import json
 import os
 import pathlib
 import reprlib
+import shutil
 import tempfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from data_pipelines.errors import DataError, UserError
 
+# Whole or not at all
 
-def fill_once(folder, record_name, record, write):
-    """Makes `folder` with `write(path)`, so that it and its record are there when whole, or never.
+
+@contextlib.contextmanager
+def whole_files(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
+    """Yields paths to write to; the files take the places of `paths` when the block is through."""
+    paths = [pathlib.Path(path) for path in paths]
+    temporaries = [path.with_name(f'.{path.name}.tmp') for path in paths]
+    try:
+        yield temporaries
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yields an empty folder to fill, which becomes `folder` when the block is through.
+
+    Args:
+        folder: to make.
+        replace: whether a folder that is there gives way.
+
+    Raises:
+        OSError: there is a folder that is not empty.
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
+        unfinished = pathlib.Path(scratch, folder.name)
+        unfinished.mkdir()
+        yield unfinished
+        if replace and folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+
+
+def fill_once(folder: str | os.PathLike, record_name: str, record: dict,
+              write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Makes a folder by `write(path)`, with a JSON file that says what is in it.
+
+    Args:
+        folder: to make; one that holds the same record is left as it is.
+        record_name: name of the JSON file.
+        record: its content: all that decides what `write` writes.
+        write: fills a folder.
+
+    Returns:
+        The folder's path.
 
     Raises:
         UserError: `folder` exists with other contents.
@@ -20,23 +72,19 @@ def fill_once(folder, record_name, record, write):
     folder = pathlib.Path(folder)
     if _holds(folder, record_name, record):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
-        unfinished = pathlib.Path(scratch, folder.name)
-        unfinished.mkdir()
-        write(unfinished)
-        text = json.dumps(record, indent=1) + '\n'
-        (unfinished / record_name).write_text(text, encoding='utf-8')
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            # Another process may have made it meanwhile: renaming never replaces a filled folder.
-            if not _holds(folder, record_name, record):
-                raise
+    try:
+        with whole_folder(folder) as unfinished:
+            write(unfinished)
+            text = json.dumps(record, indent=1) + '\n'
+            (unfinished / record_name).write_text(text, encoding='utf-8')
+    except OSError:
+        # Another process may have made it meanwhile.
+        if not _holds(folder, record_name, record):
+            raise
     return folder
 
 
-def _holds(folder, record_name, record):
+def _holds(folder: pathlib.Path, record_name: str, record: dict) -> bool:
     """Says whether `folder` holds what `record` says; UserError if it holds anything else."""
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return False
@@ -53,7 +101,31 @@ def _holds(folder, record_name, record):
     return True
 
 
-def load_jsonl(path):
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file."""
+    with whole_files(path) as (temporary,):
+        temporary.write_text(text)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes one JSON value, indented."""
+    write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Writes one JSON value a line."""
+    write_text(path, to_jsonl(rows))
+
+
+def to_jsonl(rows: Iterable[Any]) -> str:
+    """The text of JSON lines."""
+    return ''.join(json.dumps(row) + '\n' for row in rows)
+
+
+# Reading
+
+
+def load_jsonl(path: str | os.PathLike) -> list[dict]:
     """Reads a list of dicts from a `.jsonl` or `.jsonl.gz` file, skipping blank lines.
 
     Raises:
@@ -77,7 +149,7 @@ def load_jsonl(path):
     return rows
 
 
-def _parse_line(line, path, number):
+def _parse_line(line: bytes, path: Any, number: int) -> dict:
     try:
         row = json.loads(line.strip())
     except ValueError as error:
@@ -90,27 +162,6 @@ def _parse_line(line, path, number):
     return row
 
 
-def write_jsonl(path, rows):
-    """Writes one JSON object a line; the file appears whole or not at all."""
-    write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
-
-
-def write_json(path, value):
-    """Writes one JSON value, indented; the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-def write_text(path, text):
-    """Writes a text; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def short(value):
+def short(value: Any) -> str:
     """Returns the value as one short line."""
     return ' '.join(reprlib.repr(value).split())

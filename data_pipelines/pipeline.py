@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import datasets, features, saliency
-from data_pipelines.errors import UserError
+from data_pipelines import annotations, datasets, features, saliency
+from data_pipelines.errors import DataError, UserError
 
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.
 BATCH = {
-    'index': ('B', np.int32),  # record of the split; -1 in the rows that fill up a last batch
+    'index': ('B', np.int32),  # query of the split; -1 in the rows that fill up a last batch
     'video': ('BTV', None),  # normalised streams, then the two temporal endpoints
     'video_mask': ('BT', np.bool_),
     'source_id': ('B', np.int32),  # equal for queries of the same source video
@@ -47,10 +47,10 @@ def batch_spec(
     """Shape and dtype of every entry of a batch.
 
     Args:
-      data: the `data` section of the config.
-      batch_size: rows.
-      clips: T; default: data.max_clips.
-      resident: without features, which are on the device already.
+        data: the `data` section of the config.
+        batch_size: rows.
+        clips: T; default: data.max_clips.
+        resident: without features, which are on the device already.
     """
     sizes = {
         'B': batch_size,
@@ -69,7 +69,7 @@ def batch_spec(
     }
 
 
-def temporal_endpoints(n_clips: int) -> np.ndarray:
+def _temporal_endpoints(n_clips: int) -> np.ndarray:
     """Relative start and end of each clip, float32[n_clips, 2]."""
     start = np.arange(n_clips, dtype=np.float32) / n_clips
     return np.stack([start, start + np.float32(1 / n_clips)], 1)
@@ -79,37 +79,64 @@ def collate(
     split: datasets.Split, data: Any, indices: np.ndarray,
     draws: list[np.random.Generator] | None, **shape,
 ) -> dict[str, np.ndarray]:
-    """Pads records to one batch.
+    """Pads queries and their videos to one batch.
 
     Args:
-      split: the records and features.
-      data: the `data` section of the config.
-      indices: int[B], records; -1 leaves a row empty.
-      draws: a generator per row for the random targets (saliency pairs, and which windows become
-        spans if there are more than data.max_spans); None: no pairs, the first windows.
-      **shape: of `batch_spec`.
+        split: the queries and features.
+        data: the `data` section of the config.
+        indices: int[B], of the queries; -1 leaves a row empty.
+        draws: a generator per row for the random targets (saliency pairs, and which windows become
+            spans if there are more than data.max_spans); None: no pairs, the first windows.
+        **shape: of `batch_spec`.
 
     Returns:
-      Arrays as in `batch_spec`.
+        Arrays as in `batch_spec`.
     """
-    batch = {
-        # Features are the most of a batch: each of their bytes is written once.
-        name: (_aligned if name in FEATURES else np.zeros)(*spec)
-        for name, spec in batch_spec(data, len(indices), **shape).items()
-    }
+    batch = _empty_batch(data, len(indices), **shape)
     batch['index'][:] = indices
-    batch['clip_length'][:] = data.clip_length
     for row, index in enumerate(indices):
-        for name in FEATURES:
-            if name in batch:
-                _fill_features(name, batch[name][row], split, index)
-        if index >= 0:
-            rng = None if draws is None else draws[row]
-            _fill_row({k: v[row] for k, v in batch.items() if v.ndim > 1}, split, data, index, rng)
-            record = split.queries[index]
-            batch['source_id'][row] = split.source_index[index]
-            batch['duration'][row] = record.duration
-            batch['pairs_mask'][row] = rng is not None and split.saliency[index].any()
+        sample = {name: values[row, ...] for name, values in batch.items()}
+        if index < 0:
+            for name in batch.keys() & set(FEATURES):
+                sample[name][:] = 0
+            continue
+        if 'video' in sample:  # not in resident batches
+            _write_features(sample, split.videos[split.video_index[index]], split.text[index])
+        query = split.queries[index]
+        _write_inputs(sample, len(split.saliency[index]), split.roles[index], query.duration)
+        sample['source_id'][...] = split.source_index[index]
+        _write_targets(sample, data, query, split.saliency[index],
+                       None if draws is None else draws[row])
+    return batch
+
+
+def pad(
+    data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, duration: float
+) -> dict[str, np.ndarray]:
+    """Pads one video and query without annotations to a batch of one row.
+
+    Args:
+        data: the `data` section of the config.
+        video: data.dtype[T, sum of video_dims], as of `release.join_streams`.
+        text: data.dtype[L, text_dim], as of `release.label_query`.
+        roles: int32[L], of the rows of text.
+        duration: seconds.
+
+    Returns:
+        Arrays as in `batch_spec`.
+    """
+    batch = _empty_batch(data, 1)
+    sample = {name: values[0, ...] for name, values in batch.items()}
+    _write_features(sample, video, text)
+    _write_inputs(sample, len(video), roles, duration)
+    return batch
+
+
+def _empty_batch(data: Any, batch_size: int, **shape) -> dict[str, np.ndarray]:
+    """Zeros, but features, which are the most of a batch: each of their bytes is written once."""
+    batch = {name: (_aligned if name in FEATURES else np.zeros)(*spec)
+             for name, spec in batch_spec(data, batch_size, **shape).items()}
+    batch['clip_length'][:] = data.clip_length
     return batch
 
 
@@ -121,39 +148,44 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _fill_features(name, row, split, index) -> None:
-    length = 0
-    if index >= 0:
-        own = split.text[index] if name == 'text' else split.videos[split.video_index[index]]
-        length = len(own)
-        row[:length, : own.shape[1]] = own
-        if name == 'video':
-            row[:length, -2:] = temporal_endpoints(length)
-    row[length:] = 0
+def _write_features(sample: dict[str, np.ndarray], video: np.ndarray, text: np.ndarray) -> None:
+    for name, rows in (('video', video), ('text', text)):
+        sample[name][:len(rows), :rows.shape[1]] = rows
+        sample[name][len(rows):] = 0
+    sample['video'][:len(video), -2:] = _temporal_endpoints(len(video))
 
 
-def _fill_row(row, split, data, index, rng) -> None:
-    record, roles = split.queries[index], split.roles[index]
-    n_clips = len(split.saliency[index])
-    row['video_mask'][:n_clips] = True
-    row['text_role'][: len(roles)] = roles
-    row['saliency'][:n_clips] = split.saliency[index]
-    row['relevant'][:n_clips] = saliency.relevant_clips(record, n_clips, data.saliency)
+def _write_inputs(
+    sample: dict[str, np.ndarray], n_clips: int, roles: np.ndarray, duration: float
+) -> None:
+    """Writes what the model reads beside the features."""
+    sample['video_mask'][:n_clips] = True
+    sample['text_role'][:len(roles)] = roles
+    sample['duration'][...] = duration
 
-    windows = record.windows
-    row['windows'][: len(windows)] = windows
-    row['windows_mask'][: len(windows)] = True
+
+def _write_targets(
+    sample: dict[str, np.ndarray], data: Any, query: annotations.Query, labels: np.ndarray,
+    rng: np.random.Generator | None,
+) -> None:
+    """Writes what losses and metrics read; `rng` draws the random targets, see `collate`."""
+    n_clips, windows = len(labels), query.windows
+    sample['saliency'][:n_clips] = labels
+    sample['relevant'][:n_clips] = saliency.relevant_clips(query, n_clips, data.saliency)
+    sample['windows'][:len(windows)] = windows
+    sample['windows_mask'][:len(windows)] = True
     if len(windows) > data.max_spans:
         order = np.arange(len(windows)) if rng is None else rng.permutation(len(windows))
-        windows = windows[order[: data.max_spans]]
+        windows = windows[order[:data.max_spans]]
     relative = windows / (n_clips * data.clip_length)
-    row['spans'][: len(windows), 0] = relative.mean(1)
-    row['spans'][: len(windows), 1] = relative[:, 1] - relative[:, 0]
-    row['spans_mask'][: len(windows)] = True
+    sample['spans'][:len(windows), 0] = relative.mean(1)
+    sample['spans'][:len(windows), 1] = relative[:, 1] - relative[:, 0]
+    sample['spans_mask'][:len(windows)] = True
     if rng is not None:
-        row['pos_clips'][:], row['neg_clips'][:] = saliency.sample_pairs(
-            record, n_clips, data.saliency, rng
+        sample['pos_clips'][:], sample['neg_clips'][:] = saliency.sample_pairs(
+            query, n_clips, data.saliency, rng
         )
+        sample['pairs_mask'][...] = labels.any()
 
 
 @functools.lru_cache(maxsize=2)
@@ -162,7 +194,7 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Records of a training step; every epoch is shuffled anew and its incomplete batch dropped."""
+    """Queries of a training step; every epoch is shuffled anew and its incomplete batch dropped."""
     epoch, position = divmod(step, size // batch_size)
     order = _epoch_order(size, seed, epoch)
     return order[position * batch_size : (position + 1) * batch_size]
@@ -175,21 +207,21 @@ def train_batches(
     """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
 
     Args:
-      split: the records.
-      data: the `data` section of the config.
-      batch_size: of all processes together.
-      seed: of the order and the random targets.
-      first_step: from 0 on.
-      last_step: exclusive.
-      rows: those that this process makes.
-      resident: see `batch_spec`.
+        split: the queries.
+        data: the `data` section of the config.
+        batch_size: of all processes together.
+        seed: of the order and the random targets.
+        first_step: from 0 on.
+        last_step: exclusive.
+        rows: those that this process makes.
+        resident: see `batch_spec`.
 
     Raises:
-      DataError: the split has fewer records than a batch.
+        DataError: the split has fewer queries than a batch.
     """
     size = len(split.queries)
     if size < batch_size:
-        raise datasets.DataError(
+        raise DataError(
             f'split {split.name!r} has {size} records, expected at least one batch of '
             f'{batch_size} (train.batch_size)'
         )
@@ -209,7 +241,7 @@ def train_batches(
 def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[int]:
     """At most `count` numbers of clips that videos are padded to, multiples of 8 or `max_clips`.
 
-    They halve, third, ... the records by length: fewer padded clips for each program compiled.
+    They halve, third, ... the queries by length: fewer padded clips for each program compiled.
     """
     lengths = np.sort([len(labels) for labels in split.saliency])
     ends = [lengths[-(-len(lengths) * k // count) - 1] for k in range(1, count)]
@@ -220,17 +252,18 @@ def eval_batches(
     split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
     rows: slice = slice(None),
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """All records, those of a length bucket in order; a last batch is filled up with empty rows.
+    """All queries, those of a length bucket in order; a last batch is filled up with empty rows.
 
     Args:
-      split: the records.
-      data: the `data` section of the config.
-      batch_size: of all processes together.
-      buckets: see `length_buckets`.
-      rows: those that this process makes.
+        split: the queries.
+        data: the `data` section of the config.
+        batch_size: of all processes together.
+        buckets: see `length_buckets`.
+        rows: those that this process makes.
 
     Yields:
-      (records int[batch_size], of all processes; -1 where empty, this process's rows of the batch).
+        (queries int[batch_size], of all processes; -1 where empty, this process's rows of the
+        batch).
     """
     lengths = np.array([len(labels) for labels in split.saliency])
     shorter = 0

@@ -12,6 +12,72 @@ from data_pipelines.errors import DataError
 LABEL_TOLERANCE = 2, 0.1  # clips, or share of them, that features and labels may differ by
 
 
+class ReleaseSplit:
+    """A split as its release has it: an annotation file, and a file a query and video stream.
+
+    Attributes:
+        name: of its annotation file.
+        skipped: what data.skip_list leaves out, a message each.
+    """
+
+    def __init__(self, data: Any, split: str):
+        """Checks the config and that the folders exist; raises DataError."""
+        check_config(data, (*data.video_dirs, data.text_dir))
+        self.name, self._data = annotations.annotation_file(data, split), data
+        self._lines, self._skip = annotations.split_lines(data, split)
+        self.skipped = skip_list.messages(self.name, data.skip_list, self._skip)
+        self._labelled: dict[str, int] = {}
+
+    def queries(self, skipped: list[str] | None) -> list[annotations.Query]:
+        """As `read_annotations`, without those of data.skip_list."""
+        queries = annotations.parse_annotations(
+            self._lines, self.name, self._data, skipped, self._skip)
+        self._labelled = annotations.labelled_clips(queries)
+        return queries
+
+    def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """As `read_query`."""
+        return read_query(self._data, qid)
+
+    def video(self, vid: str) -> np.ndarray:
+        """As `read_video`, cut to the clips that the queries have labels for."""
+        return read_video(self._data, vid, self._labelled.get(vid))
+
+    def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
+        """How many clips a video has; `read` is `video`, or remembers what that returned."""
+        return len(read(vid))
+
+
+# Config
+
+
+def check_config(data: Any, folders: Iterable[str]) -> None:
+    """Checks what can't be blamed on a file, and that the folders exist."""
+    check_options(data)
+    for folder in folders:
+        if not (path := pathlib.Path(data.root, folder)).is_dir():
+            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+
+
+def check_options(data: Any) -> None:
+    """Raises DataError if a value of the config is none of those that it can have."""
+    options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
+               'text_layout': tokens.TEXT_LAYOUTS}
+    for name, known in options.items():
+        if (value := getattr(data, name)) not in known:
+            raise DataError(f'data.{name} is {value!r}, expected one of {", ".join(known)}')
+    if not 0 < len(data.video_dirs) == len(data.video_dims):
+        raise DataError(f'data.video_dirs has {len(data.video_dirs)} entries, data.video_dims '
+                        f'{len(data.video_dims)}, expected the same number, at least one')
+    if not data.video_parts:
+        raise DataError("data.video_parts is empty, expected the ends of files' names, or ('',)")
+    if data.max_tokens < 1:
+        raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')
+
+
+# Videos
+
+
 def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
     """Reads a video's streams and joins them clip by clip.
 
@@ -29,7 +95,7 @@ def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
         DataError: a file is missing or bad, its width is not that of data.video_dims, there are
             more than data.max_clips clips, or not about as many as labels.
     """
-    files = video_files(data, vid)
+    files = _video_files(data, vid)
     streams = [join_parts([features.read_features(path, features.VIDEO_KEY) for path in paths])
                for paths in files]
     names = [paths[0] for paths in files]
@@ -40,7 +106,7 @@ def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
     return video[:labelled]
 
 
-def video_files(data: Any, vid: str) -> list[list[pathlib.Path]]:
+def _video_files(data: Any, vid: str) -> list[list[pathlib.Path]]:
     """The files of a video: for each stream of data.video_dirs its parts.
 
     Raises:
@@ -77,6 +143,9 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
     return joined.astype(features.dtype_of(data), copy=False)
 
 
+# Queries
+
+
 def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
     """Reads a query's tokens: what `tokens.label_tokens` returns.
 
@@ -101,6 +170,7 @@ def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.
 
 
 def read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:
+    """Reads the rows of a query as they are in its file: (path, float32[R, d])."""
     path = find_query(data, qid)
     return path, features.read_features(path, data.text_key)
 
@@ -108,6 +178,9 @@ def read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray
 def find_query(data: Any, qid: int | str) -> pathlib.Path:
     """The feature file of a query; DataError if there is none."""
     return features.find_file(pathlib.Path(data.root, data.text_dir), (f'qid{qid}', f'{qid}'))
+
+
+# Checks
 
 
 def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
@@ -128,58 +201,3 @@ def check_clips(name: Any, n_clips: int, max_clips: int) -> None:
     """Raises DataError if a video has more clips than data.max_clips."""
     if n_clips > max_clips:
         raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips)')
-
-
-class ReleaseSplit:
-    """A split as its release has it: an annotation file, and a file a query and video stream."""
-
-    def __init__(self, data: Any, split: str):
-        """Checks the config and that the folders exist; raises DataError."""
-        check_config(data, (*data.video_dirs, data.text_dir))
-        self.name, self._data = annotations.annotation_file(data, split), data
-        self._lines, self.skipped = annotations.split_lines(data, split)
-        self.left_out = skip_list.messages(self.name, data.skip_list, self.skipped)
-        self._labelled: dict[str, int] = {}
-
-    def queries(self, problems: list[str] | None) -> list[annotations.Query]:
-        """As `read_annotations`, without those of data.skip_list, which `left_out` names."""
-        records = annotations.parse_annotations(
-            self._lines, self.name, self._data, problems, self.skipped)
-        self._labelled = annotations.labelled_clips(records)
-        return records
-
-    def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """As `read_query`."""
-        return read_query(self._data, qid)
-
-    def video(self, vid: str) -> np.ndarray:
-        """As `read_video`, cut to the clips that the records have labels for."""
-        return read_video(self._data, vid, self._labelled.get(vid))
-
-    def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
-        """How many clips a video has; `read` is `video`, or remembers what that returned."""
-        return len(read(vid))
-
-
-def check_config(data: Any, folders: Iterable[str]) -> None:
-    """Checks what can't be blamed on a file, and that the folders exist."""
-    check_options(data)
-    for folder in folders:
-        if not (path := pathlib.Path(data.root, folder)).is_dir():
-            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
-
-
-def check_options(data: Any) -> None:
-    """Raises DataError if a value of the config is none of those that it can have."""
-    options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
-               'text_layout': tokens.TEXT_LAYOUTS}
-    for name, known in options.items():
-        if (value := getattr(data, name)) not in known:
-            raise DataError(f'data.{name} is {value!r}, expected one of {", ".join(known)}')
-    if not 0 < len(data.video_dirs) == len(data.video_dims):
-        raise DataError(f'data.video_dirs has {len(data.video_dirs)} entries, data.video_dims '
-                        f'{len(data.video_dims)}, expected the same number, at least one')
-    if not data.video_parts:
-        raise DataError("data.video_parts is empty, expected the ends of files' names, or ('',)")
-    if data.max_tokens < 1:
-        raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')

@@ -3,16 +3,17 @@
 import collections
 import functools
 import hashlib
-import json
 import math
 import pathlib
 import string
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from data_pipelines import annotations, files, world
+from data_pipelines import annotations, files, release, world
+from data_pipelines.annotations import Query
 from data_pipelines.errors import UserError
-from data_pipelines.features import TEXT_KEY
 from data_pipelines.tokens import TEXT_LAYOUTS
 
 STOP_WORDS = frozenset("""
@@ -23,9 +24,17 @@ STOP_WORDS = frozenset("""
 STANDIN_EOS_RANK = 32
 
 
-def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, seed, limit=0,
-             domain='', text_folder='text', text_key=TEXT_KEY, video_parts=('',), duration_unit=1.0,
-             video_noise=0.5, eos_noise=0.3):
+def run(values: Any, config: ConfigDict) -> None:
+    """Mode `simulate`: writes features that the config then reads; takes no flags.
+
+    Raises:
+        UserError: as `simulate`.
+    """
+    print(f'stand-in features in {simulate(config.data, config.seed)}')
+
+
+def simulate(data: Any, seed: int, *, video_noise: float = 0.5, eos_noise: float = 0.3
+             ) -> pathlib.Path:
     """Writes features for the real queries of annotation files, by the rules of the planted world.
 
     A concept is a lower-cased word without punctuation that is no stop word. Clips in a query's
@@ -35,32 +44,29 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
     query without either (a hidden test set) plants nothing but that stretch.
 
     Args:
-        annotations: {split: path of a jsonl file}. They stay where they are: `standin.json` in the
-            folder names each with its SHA-256.
-        folder: gets `{stream}/{vid}{part}.npz`, `{text_folder}/qid{qid}.npz` and `standin.json`.
-        video_dims: {stream: width}.
-        layout: key of TEXT_LAYOUTS.
-        clip_length: seconds.
-        limit: use the first `limit` records of each file; 0: all.
-        domain: use only the records of this domain; '': all.
-        text_key: name of a query's array.
-        video_parts: ends of the names of the files that a stream's columns are spread over.
-        duration_unit: seconds that a 1 in the field `duration` stands for.
+        data: the section of the config. Its root gets a file for each video, stream and part, one
+            for each query, and `standin.json`. The annotation files stay where they are:
+            `standin.json` names each with its SHA-256.
+        seed: of all draws.
+        video_noise: length of what is added to the unit vectors of clips.
+        eos_noise: length of what is added to those of [EOS].
 
     Returns:
         The folder's path. A folder that holds this very stand-in already is left as it is.
 
     Raises:
-        UserError: an unknown layout, a record we cannot use, or `folder` holds something else.
+        UserError: a config value or record that we cannot use, no annotation file, or the folder
+            holds something else.
     """
-    if layout not in TEXT_LAYOUTS:
-        raise UserError(f'layout is {layout!r}, expected one of {sorted(TEXT_LAYOUTS)}')
-    settings = {'video_dims': dict(video_dims), 'text_dim': text_dim, 'layout': layout,
-                'clip_length': clip_length, 'seed': seed, 'limit': limit, 'domain': domain,
-                'text_folder': text_folder, 'text_key': text_key,
-                'video_parts': list(video_parts), 'duration_unit': duration_unit,
-                'video_noise': video_noise, 'eos_noise': eos_noise}
-    paths = {split: pathlib.Path(path).resolve() for split, path in annotations.items()}
+    release.check_options(data)
+    settings = dict(
+        video_dims=dict(zip(data.video_dirs, data.video_dims, strict=True)), text_dim=data.text_dim,
+        layout=data.text_layout, clip_length=data.clip_length, seed=seed, limit=data.limit,
+        domain=data.domain, text_folder=data.text_dir, text_key=data.text_key,
+        video_parts=list(data.video_parts), duration_unit=data.duration_unit,
+        video_noise=video_noise, eos_noise=eos_noise,
+    )
+    paths = {split: path.resolve() for split, path in annotations.annotation_files(data).items()}
     for split, path in paths.items():
         if not path.is_file():
             raise UserError(f'{path}: no annotation file of split {split!r} (data.annotations; '
@@ -68,70 +74,69 @@ def simulate(annotations, folder, *, video_dims, text_dim, layout, clip_length, 
     sources = {split: {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
                for split, path in paths.items()}
     record = {'version': world.VERSION, **settings, 'annotations': sources}
-    distinct = list(dict.fromkeys(paths.values()))  # two splits may be one file
-    return files.fill_once(folder, 'standin.json', record,
-                      functools.partial(_write_standin, settings, distinct))
+    splits = [split for split, path in paths.items()  # two may be one file
+              if split == next(other for other in paths if paths[other] == path)]
+    return files.fill_once(data.root, 'standin.json', record,
+                           functools.partial(_write_standin, data, settings, splits))
 
 
-def run(values, config):
-    """Writes stand-in features for the config's annotations."""
-    print(f'stand-in features in {simulate_data(config.data, config.seed)}')
+def _read_queries(data: Any, split: str) -> list[Query]:
+    """Reads a split's queries; raises UserError if there is none or one is no file name."""
+    path = annotations.annotation_file(data, split)
+    queries = annotations.read_split(data, split)
+    if not queries:
+        raise UserError(f'{path}: no record')
+    for query in queries:
+        for field, name in (('qid', query.qid), ('vid', query.vid)):
+            if pathlib.PurePath(str(name)).name != str(name):
+                raise UserError(f'{path}:{query.line}: {field} is {name!r}, expected a name '
+                                'without folders')
+    return queries
 
 
-def simulate_data(data, seed):
-    """Runs `simulate` for a config's `data` section: features that it then reads."""
-    return simulate(
-        annotations.annotation_files(data), data.root,
-        video_dims=dict(zip(data.video_dirs, data.video_dims, strict=True)),
-        text_dim=data.text_dim, text_folder=data.text_dir, text_key=data.text_key,
-        layout=data.text_layout, clip_length=data.clip_length, seed=seed, limit=data.limit,
-        domain=data.domain, video_parts=data.video_parts, duration_unit=data.duration_unit)
-
-
-def _write_standin(settings, paths, folder):
+def _write_standin(data: Any, settings: dict, splits: list[str], folder: pathlib.Path) -> None:
     videos = collections.defaultdict(list)
     vocabulary_of = {}
-    for path in paths:
-        records = _read_records(path, settings)
-        vocabulary = sorted({word for record in records for word in _content(record['query'])})
-        for record in records:
-            vocabulary_of.setdefault(record['vid'], vocabulary)
-            videos[record['vid']].append(record)
+    for split in splits:
+        queries = _read_queries(data, split)
+        vocabulary = sorted({word for query in queries for word in _content(query.query)})
+        for query in queries:
+            vocabulary_of.setdefault(query.vid, vocabulary)
+            videos[query.vid].append(query)
     # Vectors that fall out of the cache are made again: memory does not grow with the vocabulary.
     vector = functools.lru_cache(maxsize=4096)(
         functools.partial(_hashed_vector, settings['seed']))
-    queries, clips_written = 0, 0
-    for vid, records in videos.items():
+    n_clips = 0
+    for vid, queries in videos.items():
         rng = _hashed_rng(settings['seed'], 'video', vid)
-        clip_length = settings['clip_length']
-        seconds = max(record['duration'] for record in records) * settings['duration_unit']
-        clips = len(records[0].get('label') or ()) or math.ceil(seconds / clip_length)
+        clip_length, label = settings['clip_length'], queries[0].label
+        seconds = max(query.duration for query in queries)
+        clips = math.ceil(seconds / clip_length) if label is None else len(label)
         edges = clip_length * np.arange(clips + 1)
-        shown, strengths = _show_queries(rng, records, vocabulary_of[vid], edges)
+        shown, strengths = _show_queries(rng, queries, vocabulary_of[vid], edges)
         for stream, width in settings['video_dims'].items():
             vectors = np.stack([sum((vector(stream, word, width) for word in words),
                                     start=np.zeros(width, np.float32)) for words in shown])
-            features = world.clip_features(rng, strengths, vectors, settings['video_noise'])
+            rows = world.clip_features(rng, strengths, vectors, settings['video_noise'])
             parts = settings['video_parts']
-            for part, columns in zip(parts, np.array_split(features, len(parts), axis=1)):
+            for part, columns in zip(parts, np.array_split(rows, len(parts), axis=1)):
                 world.save(folder / stream, vid + part, features=columns)
-        for record in records:
-            rows = _standin_text(vector, record, settings)
-            world.save(folder / settings['text_folder'], f'qid{record["qid"]}',
-                  **{settings['text_key']: rows})
-        queries += len(records)
-        clips_written += clips
-    print(f'wrote features of {len(videos)} videos ({clips_written} clips) and {queries} queries')
+        for query in queries:
+            world.save(folder / settings['text_folder'], f'qid{query.qid}',
+                       **{settings['text_key']: _standin_text(vector, query, settings)})
+        n_clips += clips
+    n_queries = sum(map(len, videos.values()))
+    print(f'wrote features of {len(videos)} videos ({n_clips} clips) and {n_queries} queries')
 
 
-def _show_queries(rng, records, vocabulary, edges):
+def _show_queries(rng, queries, vocabulary, edges):
     """Returns what clips between `edges` (seconds) show: K lists of words and float[T, K]."""
     clips = len(edges) - 1
-    planted = [_planted_strength(record, edges) for record in records]
+    planted = [_planted_strength(query, edges) for query in queries]
     free = np.flatnonzero(np.sum(planted, axis=0) == 0)
     shown, strengths = [], []
-    for record, strength in zip(records, planted, strict=True):
-        words = _content(record['query'])
+    for query, strength in zip(queries, planted, strict=True):
+        words = _content(query.query)
         rng.shuffle(words)
         decoy = np.zeros(clips)
         if free.size:
@@ -150,32 +155,32 @@ def _show_queries(rng, records, vocabulary, edges):
     return shown, np.stack(strengths, axis=1)
 
 
-def _planted_strength(record, edges):
+def _planted_strength(query, edges):
     """Returns how strongly clips show a query: float[T] in 0..1; ungraded clips count as 4."""
-    if record.get('label'):
-        grades = np.mean(record['label'], axis=1)[:len(edges) - 1]
+    if query.label is not None:
+        grades = query.label.mean(axis=1, dtype=np.float64)[:len(edges) - 1]
         scaled = (grades - grades.min()) / (np.ptp(grades) or 1)
         return np.pad(scaled, (0, len(edges) - 1 - len(scaled)))
     share = np.zeros(len(edges) - 1)
-    for start, end in record.get('relevant_windows') or ():
+    for start, end in query.windows:
         overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
         share += np.maximum(overlap, 0) / np.diff(edges)
     grades = np.full(math.ceil(edges[-1] / world.SALIENCY_SECONDS) + 1, 4.0)
-    if record.get('relevant_clip_ids') and record.get('saliency_scores'):
-        grades[record['relevant_clip_ids']] = np.mean(record['saliency_scores'], axis=1)
+    if query.clip_scores is not None:
+        grades[query.clip_ids] = query.clip_scores.mean(axis=1, dtype=np.float64)
     middles = (edges[1:] + edges[:-1]) / 2
     return np.minimum(share, 1) * (4 + grades[(middles // world.SALIENCY_SECONDS).astype(int)]) / 8
 
 
-def _standin_text(vector, record, settings):
+def _standin_text(vector, query, settings):
     """Returns text rows [R, text_dim] as the layout prescribes; [EOS] is a low-rank summary."""
     width, layout = settings['text_dim'], TEXT_LAYOUTS[settings['layout']]
-    rng = _hashed_rng(settings['seed'], 'text', record['qid'])
+    rng = _hashed_rng(settings['seed'], 'text', query.qid)
     prompt = [vector('prompt', str(i), width) for i in range(layout.start)]
-    words = [vector('text', _plain(word), width) for word in record['query'].split()]
+    words = [vector('text', _plain(word), width) for word in query.query.split()]
     if not layout.has_eos:
         return np.stack([*prompt, *words])
-    code = sum(vector('summary', word, STANDIN_EOS_RANK) for word in _content(record['query']))
+    code = sum(vector('summary', word, STANDIN_EOS_RANK) for word in _content(query.query))
     basis = np.stack([vector('basis', str(i), width) for i in range(STANDIN_EOS_RANK)])
     eos = world.unit(np.einsum('k,kd->d', code, basis))
     eos = eos + settings['eos_noise'] * world.normal_rows(rng, 1, width)[0]
@@ -186,9 +191,9 @@ def _plain(word):
     return word.lower().strip(string.punctuation)
 
 
-def _content(query):
-    """Returns a query's different words without stop words; all of them if there are no others."""
-    words = list(dict.fromkeys(_plain(word) for word in query.split()))
+def _content(sentence):
+    """Returns a sentence's different words without stop words; all if there are no others."""
+    words = list(dict.fromkeys(_plain(word) for word in sentence.split()))
     return [word for word in words if word and word not in STOP_WORDS] or words
 
 
@@ -199,39 +204,3 @@ def _hashed_rng(*key):
 
 def _hashed_vector(seed, space, word, width):
     return world.unit(_hashed_rng(seed, space, word).standard_normal(width, dtype=np.float32))
-
-
-def _read_records(path, settings):
-    """Returns the records of an annotation file; UserError names file and line of a bad one."""
-    records, domain = [], settings['domain']
-    with open(path, encoding='utf-8') as lines:
-        for number, line in enumerate(lines, start=1):
-            if settings['limit'] and len(records) == settings['limit']:
-                break
-            try:
-                record = json.loads(line)
-                problem = _problem(record)
-            except json.JSONDecodeError as error:
-                problem = f'no JSON ({error}), expected a record'
-            if problem:
-                raise UserError(f'{path}:{number}: {problem}')
-            if not domain or record.get('domain') == domain:
-                records.append(record)
-    if not records:
-        raise UserError(f'{path}: no record' + f' of domain {domain!r}' * bool(domain))
-    return records
-
-
-def _problem(record):
-    """Says in a line why features cannot be made for a record; '' if they can."""
-    missing = [name for name in ('qid', 'query', 'vid', 'duration') if name not in record]
-    if missing:
-        return f'no field {missing[0]}, expected qid, query, vid and duration'
-    for name in ('qid', 'vid'):  # both become file names
-        if pathlib.PurePath(str(record[name])).name != str(record[name]):
-            return f'{name} is {record[name]!r}, expected a name without folders'
-    if not record['query'].split():
-        return f'query is {record["query"]!r}, expected words'
-    if not 0 < record['duration'] < math.inf:
-        return f'duration is {record["duration"]}, expected a positive number of seconds'
-    return ''

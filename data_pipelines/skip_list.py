@@ -8,11 +8,11 @@ apart. A list that no longer fits its annotation file is an error.
 import json
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.files import load_jsonl, write_jsonl
+from data_pipelines.files import load_jsonl
 
 # Of an annotation file: line number from 1, content.
 NumberedLines = Sequence[tuple[int, bytes]]
@@ -27,24 +27,14 @@ def qid_of(line: bytes) -> int | str | None:
     return qid if type(qid) in (int, str) else None
 
 
-def write(path: str | os.PathLike, entries: Iterable[dict]) -> None:
-    """Writes a skip list, whole or not at all.
-
-    Args:
-        path: of the file.
-        entries: dicts of split, line, qid (None where the record has none) and reason.
-    """
-    write_jsonl(path, entries)
-
-
-def messages(name: Any, path: Any, skipped: Mapping[int, str]) -> list[str]:
-    """What `Split.problems` says of the lines of an annotation file that a skip list left out."""
-    return [f'{name}:{line}: {reason} ({path})' for line, reason in skipped.items()]
+def messages(name: Any, path: Any, skip: Mapping[int, str]) -> list[str]:
+    """What `Split.skipped` says of the lines of an annotation file that a skip list has."""
+    return [f'{name}:{line}: {reason} ({path})' for line, reason in skip.items()]
 
 
 def read(path: str | os.PathLike, split: str, splits: Collection[str], lines: NumberedLines,
          *, whole: bool = True) -> dict[int, str]:
-    """Reads which records of a split are left out.
+    """Reads which records of a split are to be skipped.
 
     Args:
         path: the skip list; '' is an empty one.

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from data_pipelines import annotations, built, datasets, release
 from data_pipelines.errors import ConfigError, DataError
@@ -32,58 +33,39 @@ SHARD_BYTES = 256e6  # of features in one file, at most
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a data set's info says of it."""
+    """What a data set's info says of it; `citation` is a key of citations.bib."""
 
     description: str
     homepage: str = ''
     licence: str = ''
     citation: str = ''
 
+    @property
+    def bibtex(self) -> str:
+        """The entry of citations.bib."""
+        entries = pathlib.Path(__file__).with_name('citations.bib').read_text().strip()
+        found = [entry for entry in entries.split('\n\n') if f'{{{self.citation},' in entry]
+        return found[0] if found else ''
+
 
 CARDS = {
     'qvhighlights': Card(
         'QVHighlights: 2-second clips of YouTube videos, with moments and graded highlights of '
         'free-form queries.',
-        'https://github.com/jayleicn/moment_detr',
-        'Annotations CC BY-NC-SA 4.0',
-        '@inproceedings{lei2021qvhighlights,\n'
-        '  title={Detecting Moments and Highlights in Videos via Natural Language Queries},\n'
-        '  author={Lei, Jie and Berg, Tamara L. and Bansal, Mohit},\n'
-        '  booktitle={Advances in Neural Information Processing Systems},\n  year={2021}\n}'),
+        'https://github.com/jayleicn/moment_detr', 'Annotations CC BY-NC-SA 4.0',
+        'lei2021qvhighlights'),
     'charades_sta': Card(
         'Charades-STA: moments of sentences in videos of daily activities at home.',
-        'https://github.com/jiyanggao/TALL',
-        'Non-commercial research (Charades)',
-        '@inproceedings{gao2017tall,\n'
-        '  title={{TALL}: Temporal Activity Localization via Language Query},\n'
-        '  author={Gao, Jiyang and Sun, Chen and Yang, Zhenheng and Nevatia, Ram},\n'
-        '  booktitle={International Conference on Computer Vision},\n  year={2017}\n}'),
+        'https://github.com/jiyanggao/TALL', 'Non-commercial research (Charades)', 'gao2017tall'),
     'tacos': Card(
         'TACoS: moments of sentences in long videos of cooking.',
-        'https://www.coli.uni-saarland.de/projects/smile/tacos',
-        'Research',
-        '@article{regneri2013tacos,\n'
-        '  title={Grounding Action Descriptions in Videos},\n'
-        '  author={Regneri, Michaela and Rohrbach, Marcus and Wetzel, Dominikus and Thater, Stefan '
-        'and Schiele, Bernt and Pinkal, Manfred},\n'
-        '  journal={Transactions of the Association for Computational Linguistics},\n'
-        '  year={2013}\n}'),
+        'https://www.coli.uni-saarland.de/projects/smile/tacos', 'Research', 'regneri2013tacos'),
     'tvsum': Card(
         'TVSum: 50 videos of 10 topics, each 2-second clip graded by 20 annotators.',
-        'https://github.com/yalesong/tvsum',
-        'CC BY',
-        '@inproceedings{song2015tvsum,\n'
-        '  title={{TVSum}: Summarizing Web Videos Using Titles},\n'
-        '  author={Song, Yale and Vallmitjana, Jordi and Stent, Amanda and Jaimes, Alejandro},\n'
-        '  booktitle={Conference on Computer Vision and Pattern Recognition},\n  year={2015}\n}'),
+        'https://github.com/yalesong/tvsum', 'CC BY', 'song2015tvsum'),
     'youtube_highlights': Card(
         'YouTube Highlights: highlights of videos of six domains.',
-        'https://github.com/aliensunmin/DomainSpecificHighlight',
-        'Research',
-        '@inproceedings{sun2014youtube,\n'
-        '  title={Ranking Domain-Specific Highlights by Analyzing Edited Videos},\n'
-        '  author={Sun, Min and Farhadi, Ali and Seitz, Steve},\n'
-        '  booktitle={European Conference on Computer Vision},\n  year={2014}\n}'),
+        'https://github.com/aliensunmin/DomainSpecificHighlight', 'Research', 'sun2014youtube'),
 }
 
 
@@ -94,8 +76,8 @@ class Config(tfds.core.BuilderConfig):
     Attributes:
         features: key of datasets.FEATURES, with the data set's name.
         dtype: of the features.
-        data: the config node that says how to read the files; None: that of the data set's config
-            file, with tfds' `manual_dir` for root.
+        data: the config node that says how to read the files; None: the defaults of the
+            release, with tfds' `manual_dir` for root.
     """
 
     features: str
@@ -110,7 +92,8 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
     number of their video. A query's `annotation` is its line of the annotation file, byte for byte,
     from which `datasets` makes its record; fields parsed from it lie beside it. In queries `video`
     is empty, in videos all else. `metadata.json` holds the settings, and of each split its
-    annotation file with size and checksum, the records that were left out, and `statistics`.
+    annotation file with size and checksum, messages of the queries that were skipped (`left_out`),
+    the lines on data.skip_list (`skipped`), and `statistics`.
     """
 
     VERSION = tfds.core.Version(built.VERSION)
@@ -129,22 +112,19 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
         data, card = self._data(), CARDS.get(self.name, Card(self.name))
         return tfds.core.DatasetInfo(
             builder=self, description=card.description, homepage=card.homepage or None,
-            license=card.licence or None, citation=card.citation or None,
-            features=features_of(data), disable_shuffling=True,
+            license=card.licence or None, citation=card.bibtex or None,
+            features=_features_of(data), disable_shuffling=True,
             metadata=tfds.core.MetadataDict())
 
     def _data(self, manual_dir: Any = '') -> types.SimpleNamespace:
         """How to read the files, as a plain object that can be sent to other processes."""
         config = self.builder_config
         if config.data is None:
-            from configs import common  # takes the models, and so JAX
-
-            found = common.base(self.name, dict(
-                common.ARGUMENTS, features=config.features, root=str(manual_dir))).data
-            found.dtype = config.dtype
+            found = datasets.defaults(self.name, config.features) | dict(
+                root=str(manual_dir), dtype=config.dtype)
         else:
-            found = config.data
-        return types.SimpleNamespace(**found.to_dict() | dict(records='', cache_gb=0))
+            found = config.data.to_dict()
+        return types.SimpleNamespace(**found | dict(records='', cache_gb=0))
 
     def _example_writer(self) -> tfds.core.writer.ExampleWriter:
         return Writer(tfds.core.FileFormat.ARRAY_RECORD)
@@ -171,41 +151,41 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _files_of_splits(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
         """What makes the records of each file of each split, videos first."""
         data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
-        sources, left_out, stored_as = {}, {}, {}
+        sources, skipped, stored_as = {}, {}, {}
         files = annotations.annotation_files(data)
         for split in files:
             same = [s for s in sources if data.annotations[s] == data.annotations[split]]
             stored_as[split] = same[0] if same else split
             if not same:
-                sources[split], left_out[split] = usable_records(data, split)
-        everything = [record for records in sources.values() for record in records]
-        vids = list(dict.fromkeys(record.vid for record in everything))
+                sources[split], skipped[split] = _usable_queries(data, split)
+        everything = [query for queries in sources.values() for query in queries]
+        vids = list(dict.fromkeys(query.vid for query in everything))
         places = {vid: place for place, vid in enumerate(vids)}
         labelled = annotations.labelled_clips(everything)
         video_bytes = data.max_clips * sum(data.video_dims) * np.dtype(data.dtype).itemsize
         text_bytes = data.max_tokens * data.text_dim * np.dtype(data.dtype).itemsize
-        video_chunks = chunks(vids, video_bytes)
+        video_chunks = _chunks(vids, video_bytes)
         template = self._get_filename_template(built.VIDEOS)
         video_files = [str(template.sharded_filepath(shard_index=i, num_shards=len(video_chunks)))
                        for i in range(len(video_chunks))]
         found = {built.VIDEOS: [
-            functools.partial(video_examples, data, first, part, [labelled.get(v) for v in part])
+            functools.partial(_video_examples, data, first, part, [labelled.get(v) for v in part])
             for first, part in video_chunks]}
-        for split, records in sources.items():
+        for split, queries in sources.items():
             lines = dict(annotations.annotation_lines(files[split]))
             found[split] = [
                 functools.partial(
-                    query_examples, data, first,
-                    [(record, lines[record.line], places[record.vid]) for record in part],
+                    _query_examples, data, first,
+                    [(query, lines[query.line], places[query.vid]) for query in part],
                     video_files, [len(vids) for _, vids in video_chunks])
-                for first, part in chunks(records, text_bytes)]
+                for first, part in _chunks(queries, text_bytes)]
         self.info.metadata.update(
             settings=built.settings_of(data),
             splits={split: dict(
                 stored_as=stored, annotations=pathlib.Path(files[split]).name,
                 bytes=files[split].stat().st_size,
                 sha256=hashlib.sha256(files[split].read_bytes()).hexdigest(),
-                queries=len(sources[stored]), left_out=left_out[stored],
+                queries=len(sources[stored]), left_out=skipped[stored],
                 skipped=list(annotations.split_lines(data, stored)[1]),
             ) for split, stored in stored_as.items()},
             videos=len(vids),
@@ -226,7 +206,7 @@ class Writer(tfds.core.writer.ExampleWriter):
         writer.close()
 
 
-def features_of(data: Any) -> tfds.features.FeaturesDict:
+def _features_of(data: Any) -> tfds.features.FeaturesDict:
     """What a record holds; arrays as their bytes, so that nothing is rounded or unpacked."""
     def array(shape, dtype):
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding='bytes')
@@ -252,17 +232,17 @@ def features_of(data: Any) -> tfds.features.FeaturesDict:
     ))
 
 
-def empty_example(data: Any) -> dict[str, Any]:
+def _empty_example(data: Any) -> dict[str, Any]:
     """An example without content."""
     def empty(feature):
         if isinstance(feature, tfds.features.Text):
             return ''
         return np.zeros([0 if n is None else n for n in feature.shape], feature.np_dtype)
 
-    return {name: empty(feature) for name, feature in features_of(data).items()}
+    return {name: empty(feature) for name, feature in _features_of(data).items()}
 
 
-def video_examples(
+def _video_examples(
     data: Any, first: int, vids: Sequence[str], labelled: Sequence[int | None]
 ) -> Iterator[tuple[int, dict]]:
     """Reads the videos of a file; `first` is the place of the first one, `labelled` of each how
@@ -270,11 +250,11 @@ def video_examples(
     """
     for place, (vid, labels) in enumerate(zip(vids, labelled, strict=True), start=first):
         video = release.read_video(data, vid, labels)
-        yield place, empty_example(data) | dict(
+        yield place, _empty_example(data) | dict(
             vid=vid, video=video, video_place=place, n_clips=len(video))
 
 
-def query_examples(
+def _query_examples(
     data: Any, first: int, queries: Sequence[tuple[annotations.Query, bytes, int]],
     video_files: Sequence[str], video_counts: Sequence[int],
 ) -> Iterator[tuple[int, dict]]:
@@ -283,33 +263,33 @@ def query_examples(
     Args:
         data: the config node.
         first: place of the first one in its split.
-        queries: records, their lines and the places of their videos.
+        queries: themselves, their lines and the places of their videos.
         video_files: the written files of the videos, which say how many clips they have.
         video_counts: of videos in them.
     """
     videos = built.Shards(built.VIDEOS, video_files, video_counts)
-    for place, (record, line, video_place) in enumerate(queries, start=first):
-        text, roles = release.read_query(data, record.qid)
+    for place, (query, line, video_place) in enumerate(queries, start=first):
+        text, roles = release.read_query(data, query.qid)
         n_clips = built.number(videos[video_place], 'n_clips')
         scores, label = (np.zeros(0, np.float32) if values is None else values.ravel()
-                         for values in (record.clip_scores, record.label))
-        yield place, empty_example(data) | dict(
-            vid=record.vid, video_place=video_place, n_clips=n_clips, annotation=line,
-            line=record.line, qid=str(record.qid), query=record.query, duration=record.duration,
-            windows=record.windows, clip_ids=record.clip_ids, clip_scores=scores,
-            label=label, domain=record.domain, text=text, roles=roles)
+                         for values in (query.clip_scores, query.label))
+        yield place, _empty_example(data) | dict(
+            vid=query.vid, video_place=video_place, n_clips=n_clips, annotation=line,
+            line=query.line, qid=str(query.qid), query=query.query, duration=query.duration,
+            windows=query.windows, clip_ids=query.clip_ids, clip_scores=scores,
+            label=label, domain=query.domain, text=text, roles=roles)
 
 
-def usable_records(data: Any, split: str) -> tuple[list[annotations.Query], list[str]]:
-    """The records to build, and what is left out with data.on_error = 'skip'.
+def _usable_queries(data: Any, split: str) -> tuple[list[annotations.Query], list[str]]:
+    """The queries to build, and what is skipped with data.on_error = 'skip'.
 
     That takes reading all files beforehand; otherwise a bad one ends the build when it is reached.
     """
     if data.on_error == 'skip':
         found = datasets.load_split(data, split)
-        return found.queries, found.problems
+        return found.queries, found.skipped
     files = release.ReleaseSplit(data, split)
-    return files.queries(None), files.left_out
+    return files.queries(None), files.skipped
 
 
 def statistics(queries: built.Shards) -> dict[str, Any]:
@@ -324,7 +304,7 @@ def statistics(queries: built.Shards) -> dict[str, Any]:
             for name, found in counts.items()}
 
 
-def chunks(items: Sequence[Any], item_bytes: int) -> list[tuple[int, Sequence[Any]]]:
+def _chunks(items: Sequence[Any], item_bytes: int) -> list[tuple[int, Sequence[Any]]]:
     """Cuts items into the contents of files: (number of the first, items) of each."""
     size = max(int(SHARD_BYTES / item_bytes), 1)
     count = math.ceil(len(items) / size)
@@ -358,13 +338,8 @@ def register() -> None:
 register()
 
 
-def run(values: Any, config: Any) -> None:
-    """Builds the config's data set, with Apache Beam as --beam says."""
-    print(report(build(config.data, values.beam)))
-
-
 def build(data: Any, beam: str = '') -> pathlib.Path:
-    """Builds the data that a config names, in the folder data.records: mode `build`.
+    """Builds the data that a config names, in the folder data.records.
 
     Args:
         data: the config node.
@@ -408,6 +383,15 @@ def beam_options(options: str):
     return PipelineOptions(flags=[f'--{option}' for option in options.split(',')])
 
 
+def run(values: Any, config: ConfigDict) -> None:
+    """Mode `build`: builds the data that the config names and prints what they hold; flag --beam.
+
+    Raises:
+        UserError: as `build`.
+    """
+    print(report(build(config.data, values.beam)))
+
+
 def report(folder: pathlib.Path) -> str:
     """What was built, as text."""
     metadata = built.read_metadata(folder)
@@ -418,6 +402,6 @@ def report(folder: pathlib.Path) -> str:
             f'  {split}: {found["queries"]} queries, {found["windows"]["total"]} windows, '
             f'{found["tokens"]["least"]} to {found["tokens"]["most"]} tokens, '
             f'{found["clips"]["least"]} to {found["clips"]["most"]} clips; '
-            f'{len(found["left_out"])} problems')
-        lines += [f'    {problem}' for problem in found['left_out']]
+            f'{len(found["left_out"])} skipped')
+        lines += [f'    {message}' for message in found['left_out']]
     return '\n'.join(lines)

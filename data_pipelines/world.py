@@ -1,4 +1,4 @@
-"""The embedded data set: a planted-moment world with known answers, and stand-ins for real data.
+"""The embedded data set: a planted-moment world with known answers.
 
 `generate` writes the world. Its videos are stretches of clips that show sets of concepts; a query
 names concepts, and its windows are the stretches that show all of them. Word features tell the
@@ -6,14 +6,17 @@ concepts apart, [EOS] only gives a low-rank summary of their sum. So whether a m
 or lives on [EOS] decides what it can find, and by how much is known: the question of the DualGround
 paper (https://arxiv.org/abs/2510.20244) in a world that fits on a laptop.
 
-`simulate` writes features of the same kind for the real queries, windows and saliency of
-annotation files.
+`simulate` makes features of the same kind for real annotation files.
 """
+
 import dataclasses
 import functools
 import itertools
 import json
 import math
+import os
+import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +134,7 @@ class Scene:
     extras: tuple[int, ...]
 
 
-def concept_maps(world):
+def concept_maps(world: World) -> Maps:
     """Returns the Maps of a world; with another eos_rank, only `summary` is another one."""
     rng = np.random.default_rng([world.seed, 0])
     video = unit(rng.standard_normal((len(CONCEPTS), world.video_dim)))
@@ -142,7 +145,7 @@ def concept_maps(world):
     return Maps(*(array.astype(np.float32) for array in (video, text, start, summary)))
 
 
-def generate(world, folder):
+def generate(world: Any, folder: str | os.PathLike) -> pathlib.Path:
     """Writes the world's annotations and features into `folder`, whole or not at all.
 
     Args:
@@ -161,7 +164,7 @@ def generate(world, folder):
     return files.fill_once(folder, 'world.json', record, functools.partial(_write_world, world))
 
 
-def _write_world(world, folder):
+def _write_world(world: World, folder: pathlib.Path) -> None:
     maps = concept_maps(world)
     seen = set()
     qids = itertools.count()
@@ -363,16 +366,18 @@ def _annotate(rng, world, sentence, scenes, visible):
 # Features
 
 
-def unit(vectors):
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Scales float[..., D] to length one; zeros stay."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
-def normal_rows(rng, rows, width):
+def normal_rows(rng: np.random.Generator, rows: int, width: int) -> np.ndarray:
     """Returns normal noise float32[rows, width], rows having a length of about 1."""
     return rng.standard_normal((rows, width), dtype=np.float32) / np.float32(math.sqrt(width))
 
 
-def clip_features(rng, strengths, vectors, noise):
+def clip_features(rng: np.random.Generator, strengths: np.ndarray, vectors: np.ndarray,
+                  noise: float) -> np.ndarray:
     """Returns [T, D]: the sums of vectors[K, D] by strengths[T, K], normalised, and noise."""
     # No matmul: on such small arrays the threads of BLAS cost more than they save, and they are
     # free to round in another order from run to run.
@@ -392,14 +397,10 @@ def _text_features(rng, world, maps, sentence):
     return np.concatenate([maps.start[None], words, eos[None]])
 
 
-# Stand-in features of real annotation files
-
-
 # Files
 
 
-def save(folder, name, **arrays):
+def save(folder: pathlib.Path, name: str, **arrays: np.ndarray) -> None:
+    """Writes `{name}.npz` with the arrays as float16."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f'{name}.npz', **{k: array.astype(np.float16) for k, array in arrays.items()})
-
-

@@ -151,10 +151,10 @@ def load_split(config: ConfigDict, name: str | None = None) -> datasets.Split:
         DataError: bad annotations or features.
     """
     split = datasets.load_split(config.data, name or config.evaluate.split)
-    if split.problems:
-        print(f'split {split.name!r}: skipped {len(split.problems)} problems, '
+    if split.skipped:
+        print(f'split {split.name!r}: skipped {len(split.skipped)} problems, '
               f'{len(split.queries)} records are left')
-        for problem in split.problems:
+        for problem in split.skipped:
             print(f'  {problem}')
     return split
 
@@ -255,28 +255,8 @@ class Predictor:
         text, roles = release.label_query(
             data, features.check_rows(query_features, 'query_features'), 'query_features'
         )
-        record = annotations.Query(
-            qid=0,
-            query='',
-            vid='',
-            duration=duration or len(video) * data.clip_length,
-            windows=np.zeros((0, 2)),
-            clip_ids=np.zeros(0, np.int64),
-            clip_scores=None,
-            line=0,
-        )
-        split = datasets.Split(
-            name='request',
-            queries=[record],
-            videos=[video],
-            video_index=np.zeros(1, np.int32),
-            source_index=np.zeros(1, np.int32),
-            text=[text],
-            roles=[roles],
-            saliency=[np.zeros(len(video), np.float32)],
-            problems=[],
-        )
-        batch = pipeline.collate(split, data, np.zeros(1, int), None)
+        duration = duration or len(video) * data.clip_length
+        batch = pipeline.pad(data, video, text, roles, duration)
         placement = sharding.batch_sharding(self.mesh)
         windows, saliency = jax.device_get(
             self.predict_step(self.params, jax.device_put(batch, placement))

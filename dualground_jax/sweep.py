@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines import files
-from data_pipelines.errors import ConfigError, UserError
+from data_pipelines.errors import ConfigError, UserError, one_line
 from dualground_jax.config import check_key as check_known
 from dualground_jax.evaluate import MAIN_METRICS
 
@@ -241,11 +241,6 @@ def leaves(config, prefix=''):
         inner = isinstance(value, (ConfigDict, dict))
         found |= leaves(value, f'{prefix}{key}.') if inner else {prefix + key: value}
     return found
-
-
-def one_line(error):
-    """The text of an error, or else its kind, without line breaks."""
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 # What came out --------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """Configs: recipes of the public scripts, and that every key exists."""
 
+import operator
 
 import pytest
+from flax import traverse_util
 
-from configs import charades, common, qvh, recipes, synthetic, tacos, tvsum, youtube_hl
+from configs import charades, common, defaults, qvh, recipes, synthetic, tacos, tvsum, youtube_hl
 from data_pipelines import datasets
 from data_pipelines.errors import ConfigError
 from tests.helpers.paths import REPO
@@ -23,6 +25,28 @@ def test_a_recipe_names_keys_that_its_model_has(key):
         for part in name.split('.'):
             assert part in node, name
             node = node[part]
+
+
+def test_the_document_shows_the_values_of_the_configs():
+    """Every cell, against the config that its column names."""
+    for section in DOCUMENT.read_text().split('\n## ')[1:]:
+        model, *lines = section.splitlines()
+        header, _, *rows = [[cell.strip() for cell in line.strip('|').split('|')]
+                            for line in lines if line.startswith('|')]
+        shown = dict(zip(header[2:], list(zip(*rows))[2:], strict=True))
+        assert len(shown) == sum(key[0] == model for key in recipes.RECIPES)
+        for column, cells in shown.items():
+            dataset, features = column.split()
+            config = common.base(
+                dataset, dict(common.ARGUMENTS, model=model, features=features))
+            for (key, *_), cell in zip(rows, cells, strict=True):
+                assert str(operator.attrgetter(key.strip('`'))(config)) == cell, (column, key)
+
+
+def test_no_recipe_repeats_a_default():
+    for key, recipe in recipes.RECIPES.items():
+        values = traverse_util.flatten_dict(defaults.sections(*key), sep='.')
+        assert not {name for name, value in recipe.values.items() if values[name] == value}, key
 
 
 def test_values_reach_the_config():

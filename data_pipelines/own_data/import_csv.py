@@ -9,16 +9,15 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import math
-import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from data_pipelines import annotations, features
-from data_pipelines.errors import DataError, UserError
+from data_pipelines import annotations, features, files
+from data_pipelines.errors import DataError, UserError, one_line
 
 REQUIRED, OPTIONAL = ('video', 'start', 'end', 'sentence'), ('qid', 'duration', 'split')
 SPLITS = ('train', 'val', 'test')
@@ -64,7 +63,7 @@ class Query:
     windows: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)
 
 
-def run(values, config=None) -> None:
+def run(values: Any, config: None) -> None:
     """Reads the table that the flags name and writes `<output>/<split>.jsonl`, all or none.
 
     Raises:
@@ -73,30 +72,30 @@ def run(values, config=None) -> None:
     if not values.table or not values.output:
         raise UserError('--mode=import-csv needs --table=FILE and --output=FOLDER')
     mistakes = Mistakes()
-    queries, durations, unread = read_table(values.table, mistakes)
+    queries, durations, unread = _read_table(values.table, mistakes)
     if values.durations:
-        durations |= other_durations(values.durations, values.clip_length, queries, mistakes)
+        durations |= _other_durations(values.durations, values.clip_length, queries, mistakes)
     elif not durations:
         raise DataError(f'{values.table}: no column duration, expected one or --durations=FILE or '
                         '--durations=FOLDER with --clip_length')
-    check_durations(queries, durations, mistakes)
+    _check_durations(queries, durations, mistakes)
     mistakes.check(values.table)
     if any(query.split for query in queries):
         splits = {query.video: query.split for query in queries}
     else:
-        splits = split_videos([query.video for query in queries], values.val_share)
+        splits = _split_videos([query.video for query in queries], values.val_share)
     n_merged = 0
     rows = collections.defaultdict(list)
     for query in queries:
         given = {(start, end) for start, end, _ in query.windows}
-        windows = merge(given)
+        windows = _merge(given)
         n_merged += len(given) - len(windows)
         row = dict(qid=query.qid, query=query.sentence, duration=durations[query.video],
                    vid=query.video)
         if windows:
             row['relevant_windows'] = windows
         rows[query.split or splits[query.video]].append(row)
-    write(values.output, rows)
+    _write(values.output, rows)
     for split, found in rows.items():
         print(f'{split}: {len(found)} queries of {len({row["vid"] for row in found})} videos, '
               f'{sum(len(row.get("relevant_windows", ())) for row in found)} windows, '
@@ -110,7 +109,7 @@ def run(values, config=None) -> None:
 # Tables
 
 
-def read_cells(path: str, required: Sequence[str], optional: Sequence[str], mistakes: Mistakes
+def _read_cells(path: str, required: Sequence[str], optional: Sequence[str], mistakes: Mistakes
                ) -> tuple[Iterator[tuple[str, dict[str, str]]], list[str]]:
     """Reads a table with a header; cells are stripped, columns in any order.
 
@@ -131,7 +130,7 @@ def read_cells(path: str, required: Sequence[str], optional: Sequence[str], mist
         content = pathlib.Path(path).read_bytes()
         text = content.decode('utf-8-sig')
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b'\n') + 1
         raise DataError(f'{path}:{line}: byte {content[error.start]:#04x} is not UTF-8, expected '
@@ -191,7 +190,7 @@ def _time(where: str, column: str, text: str, mistakes: Mistakes) -> float | Non
         return None
 
 
-def read_table(path: str, mistakes: Mistakes) -> tuple[list[Query], dict[str, float], list[str]]:
+def _read_table(path: str, mistakes: Mistakes) -> tuple[list[Query], dict[str, float], list[str]]:
     """Reads the table of moments.
 
     Returns:
@@ -201,7 +200,7 @@ def read_table(path: str, mistakes: Mistakes) -> tuple[list[Query], dict[str, fl
     Raises:
         DataError: the table can't be read.
     """
-    rows, unread = read_cells(path, REQUIRED, OPTIONAL, mistakes)
+    rows, unread = _read_cells(path, REQUIRED, OPTIONAL, mistakes)
     queries: dict[tuple, Query] = {}
     owners: dict[tuple, Query] = {}
     durations: dict[str, float] = {}
@@ -269,7 +268,7 @@ def _qid(text: str, video: str, sentence: str) -> int | str:
 # Durations
 
 
-def other_durations(path: str, clip_length: float | None, queries: Sequence[Query],
+def _other_durations(path: str, clip_length: float | None, queries: Sequence[Query],
                     mistakes: Mistakes) -> dict[str, float]:
     """Returns video -> seconds, of a table or a folder of video features.
 
@@ -281,7 +280,7 @@ def other_durations(path: str, clip_length: float | None, queries: Sequence[Quer
     """
     if not pathlib.Path(path).is_dir():
         durations: dict[str, float] = {}
-        for where, row in read_cells(path, ('video', 'duration'), (), mistakes)[0]:
+        for where, row in _read_cells(path, ('video', 'duration'), (), mistakes)[0]:
             _read_duration(where, row, durations, mistakes)
         return durations
     if not clip_length or clip_length < 0:
@@ -303,7 +302,7 @@ def other_durations(path: str, clip_length: float | None, queries: Sequence[Quer
     return durations
 
 
-def check_durations(queries: Sequence[Query], durations: dict[str, float],
+def _check_durations(queries: Sequence[Query], durations: dict[str, float],
                     mistakes: Mistakes) -> None:
     """Notes videos without duration and windows beyond it."""
     for query in queries:
@@ -322,7 +321,7 @@ def check_durations(queries: Sequence[Query], durations: dict[str, float],
 # Annotation files
 
 
-def split_videos(videos: Sequence[str], val_share: float) -> dict[str, str]:
+def _split_videos(videos: Sequence[str], val_share: float) -> dict[str, str]:
     """Assigns videos to train and val: those with the lowest hashes of their names go to val.
 
     Val gets a share of them, rounded, but at least one of two or more unless the share is 0. A
@@ -333,7 +332,7 @@ def split_videos(videos: Sequence[str], val_share: float) -> dict[str, str]:
     return {video: 'val' if i < n_val else 'train' for i, video in enumerate(order)}
 
 
-def merge(windows: Iterable[tuple[float, float]]) -> list[list[float]]:
+def _merge(windows: Iterable[tuple[float, float]]) -> list[list[float]]:
     """Merges windows that overlap to one; those that only touch stay two. Sorted by start."""
     merged: list[list[float]] = []
     for start, end in sorted(windows):
@@ -344,7 +343,7 @@ def merge(windows: Iterable[tuple[float, float]]) -> list[list[float]]:
     return merged
 
 
-def write(folder: str, rows: dict[str, list[dict]]) -> None:
+def _write(folder: str, rows: dict[str, list[dict]]) -> None:
     """Writes an annotation file for each split; earlier ones are replaced, all or none.
 
     Raises:
@@ -355,15 +354,11 @@ def write(folder: str, rows: dict[str, list[dict]]) -> None:
         if split not in rows and (stale := folder / f'{split}.jsonl').exists():
             raise DataError(f'{stale}: is there already, but the table has no rows of this split: '
                             'remove it or choose another --output')
-    temporary = {split: folder / f'.{split}.jsonl.tmp' for split in rows}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for split, path in temporary.items():
-            path.write_text(''.join(json.dumps(row) + '\n' for row in rows[split]))
-        for split, path in temporary.items():
-            os.replace(path, folder / f'{split}.jsonl')
+        paths = [folder / f'{split}.jsonl' for split in rows]
+        with files.whole_files(*paths) as temporaries:
+            for temporary, own in zip(temporaries, rows.values(), strict=True):
+                temporary.write_text(files.to_jsonl(own))
     except OSError as error:
-        raise DataError(f"{folder}: can't be written: {features.one_line(error)}") from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        raise DataError(f"{folder}: can't be written: {one_line(error)}") from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from data_pipelines import features, tokens
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, one_line
 from data_pipelines.files import write_text
 
 CACHE = 'verified.json'
@@ -135,7 +135,7 @@ class Inspector:
                 return known, None, False
             content = pathlib.Path(path).read_bytes()
         except OSError as error:
-            finding = Finding(error=f"can't be read: {features.one_line(error)}")
+            finding = Finding(error=f"can't be read: {one_line(error)}")
             return Entry(key, -1, -1, 0, finding), 0, False
         checksum = zlib.crc32(content)
         same = known and (known.crc32, known.size) == (checksum, len(content))
@@ -163,4 +163,4 @@ class Inspector:
         try:
             write_text(self._cache, json.dumps(content))
         except OSError as error:
-            self.note = f"{self._cache} can't be written: {features.one_line(error)}"
+            self.note = f"{self._cache} can't be written: {one_line(error)}"

@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines import annotations, release, tokens
 
 
-def run(values: Any, config: Any) -> None:
-    """Prints what the rows of the split's first queries are."""
+def run(values: Any, config: ConfigDict) -> None:
+    """Mode `inspect-text`: prints `text_similarity` for the config's split; takes no flags."""
     print(text_similarity(config.data, config.evaluate.split))
 
 
@@ -26,19 +27,15 @@ def text_similarity(data: Any, split: str, n: int = 3) -> str:
         DataError: as `load_split`, but for the videos.
     """
     release.check_config(data, (data.text_dir,))
-    lines, skipped = annotations.split_lines(data, split)
-    path = annotations.annotation_file(data, split)
-    problems = annotations.problem_list(data)
-    records = annotations.parse_annotations(lines, path, data, problems, skipped)[:n]
     blocks, first = [], None
-    for record in records:
-        path, rows = release.read_query_rows(data, record.qid)
+    for query in annotations.read_split(data, split)[:n]:
+        path, rows = release.read_query_rows(data, query.qid)
         roles = tokens.token_roles(rows, tokens.TEXT_LAYOUTS[data.text_layout])
         unit = tokens.unit_rows(rows[roles != tokens.PADDING])
         first = unit if first is None else first
         same = np.einsum('rd,rd->r', unit[:len(first)], first[:len(unit)])
         lines = [
-            f'qid {record.qid}: {record.query}',
+            f'qid {query.qid}: {query.query}',
             f'{path}: {len(rows)} rows, {len(rows) - len(unit)} of them padding, '
             f'layout {data.text_layout!r}',
             'row  role     query 1 |' + ''.join(f'{i:>6}' for i in range(len(unit))),

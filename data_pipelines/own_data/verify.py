@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import annotations, features, release, saliency, skip_list, tokens
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.files import write_json
+from data_pipelines.files import write_json, write_jsonl
 from data_pipelines.own_data import inspection
 
 EXAMPLES = 3  # of each kind that are printed
@@ -96,18 +96,18 @@ class Part:
         name: of the split.
         path: of its annotation file.
         qids: line number -> qid, None where it has none; of bad and skipped records, too.
-        records: the good ones.
+        queries: the good ones.
     """
 
     name: str
     path: pathlib.Path
     qids: dict[int, int | str | None]
-    records: list[annotations.Query]
+    queries: list[annotations.Query]
 
     @property
     def n_videos(self) -> int:
-        """Number of videos of the records."""
-        return len({record.vid for record in self.records})
+        """Number of videos of the queries."""
+        return len({query.vid for query in self.queries})
 
 
 Uses = list[tuple[Part, annotations.Query]]  # of a video or query
@@ -137,6 +137,10 @@ class Report:
         """Notes a problem; what two splits say of one file is one problem."""
         self._problems.setdefault((kind, str(message)), []).extend(records)
 
+    def add_query(self, kind: str, part: Part, query: annotations.Query, message: str) -> None:
+        """Notes a problem of a query, by its line."""
+        self.add(kind, f'{part.path}:{query.line}: {message}', [(part.name, query.line)])
+
     def problems(self, level: str | None = None) -> list[Problem]:
         """All problems, or those of a level."""
         return [Problem(kind, message, tuple(records))
@@ -157,7 +161,7 @@ class Report:
     def as_json(self) -> dict:
         """Everything, for `--output`."""
         return dict(
-            splits={part.name: dict(file=str(part.path), records=len(part.records),
+            splits={part.name: dict(file=str(part.path), records=len(part.queries),
                                     videos=part.n_videos) for part in self.parts},
             files=dict(read=self.inspector.read, bytes=self.inspector.bytes,
                        unchanged=self.inspector.unchanged, seconds=round(self.seconds, 2)),
@@ -169,7 +173,7 @@ class Report:
         )
 
     def __str__(self) -> str:
-        lines = [f'{part.name}: {len(part.records)} records of {part.n_videos} videos, {part.path}'
+        lines = [f'{part.name}: {len(part.queries)} records of {part.n_videos} videos, {part.path}'
                  for part in self.parts]
         lines.append(f'{self.inspector.read} feature files read ({self.inspector.bytes / 2**20:.0f}'
                      f' MiB), {self.inspector.unchanged} unchanged since they were verified, '
@@ -201,12 +205,12 @@ def _shorten(counts: collections.Counter) -> str:
     return ', '.join(parts + [f'others: {others}'] * (others > 0))
 
 
-def run(values, config: ConfigDict) -> None:
-    """Verifies the data of a config, prints the report and writes what the flags ask for.
+def run(values: Any, config: ConfigDict) -> None:
+    """Mode `verify-data`: prints the report and writes what the flags ask for.
 
     Args:
-        config: whole config.
         values: parsed flags.
+        config: whole config.
 
     Raises:
         UserError: the config or a flag can't be used, or the data have errors, also if all of them
@@ -234,7 +238,7 @@ def _skip(report: Report, path: str | None) -> str:
     entries = report.skip_entries()
     if not path:
         return f'--skip_list=FILE lists {len(entries)} records for training to leave out'
-    skip_list.write(path, entries)
+    write_jsonl(path, entries)
     return (f'wrote {path}: {len(entries)} records that training leaves out with '
             f'--config.data.skip_list={path}')
 
@@ -260,9 +264,9 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
 
     videos, queries = collections.defaultdict(list), collections.defaultdict(list)
     for part in report.parts:
-        for record in part.records:
-            videos[record.vid].append((part, record))
-            queries[record.qid].append((part, record))
+        for query in part.queries:
+            videos[query.vid].append((part, query))
+            queries[query.qid].append((part, query))
     streams, texts = _find_files(report, videos, queries)
     wanted = [(path, features.VIDEO_KEY) for parts in streams.values()
               for path in itertools.chain(*parts) if path]
@@ -279,7 +283,7 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
 
 
 def _places(uses: Uses) -> list[tuple[str, int]]:
-    return [(part.name, record.line) for part, record in uses]
+    return [(part.name, query.line) for part, query in uses]
 
 
 # Annotations
@@ -296,49 +300,50 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
     except DataError as error:
         report.add('annotation file', error)
         return
-    lines, skipped = annotations.split_lines(data, name)
-    refused: list[str] = []
-    records = annotations.parse_annotations(lines, path, data, refused, skipped)
-    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, records)
+    lines, skip = annotations.split_lines(data, name)
+    skipped: list[str] = []
+    queries = annotations.parse_annotations(lines, path, data, skipped, skip)
+    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, queries)
     report.parts.append(part)
-    for message in refused:
+    for message in skipped:
         number = int(message.removeprefix(f'{path}:').partition(':')[0])
         report.add('record', message, [(name, number)])
-    for number, reason in skipped.items():
+    for number, reason in skip.items():
         report.add('skipped', f'{path}:{number}: {reason}', [(name, number)])
     sentences: dict[tuple[str, str], int] = {}
-    for record in records:
-        where, place = f'{path}:{record.line}', [(name, record.line)]
-        first = sentences.setdefault((record.vid, record.query), record.line)
-        if first != record.line:
-            report.add('repeated query', f'{where}: that of line {first} again', place)
-        if not len(record.windows) and record.label is None:
-            report.add('no windows', f'{where}: qid {record.qid!r} has no relevant_windows', place)
-        if needed and not saliency.is_annotated(record, data.saliency):
-            report.add('unlabelled', f'{where}: qid {record.qid!r} has no '
-                       f'{saliency.MODES[data.saliency].field} (data.saliency '
-                       f'{data.saliency!r})', place)
-        _check_windows(report, record, where, place)
+    for query in queries:
+        first = sentences.setdefault((query.vid, query.query), query.line)
+        if first != query.line:
+            report.add_query('repeated query', part, query, f'that of line {first} again')
+        if not len(query.windows) and query.label is None:
+            report.add_query('no windows', part, query,
+                             f'qid {query.qid!r} has no relevant_windows')
+        if needed and not saliency.is_annotated(query, data.saliency):
+            field = saliency.MODES[data.saliency].field
+            report.add_query('unlabelled', part, query, f'qid {query.qid!r} has no {field} '
+                             f'(data.saliency {data.saliency!r})')
+        _check_windows(report, part, query)
     report.numbers[f'{name}: windows of a query'] = collections.Counter(
-        len(record.windows) for record in records)
+        len(query.windows) for query in queries)
 
 
-def _check_windows(report: Report, record: annotations.Query, where: str, place: list) -> None:
+def _check_windows(report: Report, part: Part, query: annotations.Query) -> None:
     """Notes windows that are valid but worth a look."""
     data = report.data
-    windows = record.windows[record.windows[:, 0].argsort()]
+    windows = query.windows[query.windows[:, 0].argsort()]
     for window in windows:
         length = window[1] - window[0]
         if length < data.clip_length - annotations.END_TOLERANCE:
-            report.add('short window', f'{where}: {window.tolist()}, clips of {data.clip_length} s',
-                       place)
-        if length >= record.duration - annotations.END_TOLERANCE:
-            report.add('whole video', f'{where}: {window.tolist()} of {record.duration} s', place)
+            report.add_query('short window', part, query,
+                             f'{window.tolist()}, clips of {data.clip_length} s')
+        if length >= query.duration - annotations.END_TOLERANCE:
+            report.add_query('whole video', part, query,
+                             f'{window.tolist()} of {query.duration} s')
     if (windows[1:, 0] < windows[:-1, 1]).any():
-        report.add('overlap', f'{where}: {windows.tolist()}', place)
+        report.add_query('overlap', part, query, f'{windows.tolist()}')
     if len(windows) > data.max_spans:
-        report.add('many windows', f'{where}: {len(windows)}, data.max_spans {data.max_spans}',
-                   place)
+        report.add_query('many windows', part, query,
+                         f'{len(windows)}, data.max_spans {data.max_spans}')
 
 
 def _compare_splits(report: Report) -> None:
@@ -346,19 +351,19 @@ def _compare_splits(report: Report) -> None:
     for first, second in itertools.combinations(report.parts, 2):
         if first.path == second.path:
             continue
-        of_qid = {record.qid: record for record in first.records}
-        for record in second.records:
-            if other := of_qid.get(record.qid):
-                query = 'the same' if other.query == record.query else 'another'
-                report.add('shared qid', f'{second.path}:{record.line}: qid {record.qid!r} is also '
-                           f'in {first.path}:{other.line}, with {query} sentence',
-                           [(first.name, other.line), (second.name, record.line)])
+        of_qid = {query.qid: query for query in first.queries}
+        for query in second.queries:
+            if other := of_qid.get(query.qid):
+                sentence = 'the same' if other.query == query.query else 'another'
+                report.add('shared qid', f'{second.path}:{query.line}: qid {query.qid!r} is also '
+                           f'in {first.path}:{other.line}, with {sentence} sentence',
+                           [(first.name, other.line), (second.name, query.line)])
         if 'train' not in (first.name, second.name):
             continue
         lines = [collections.defaultdict(list), collections.defaultdict(list)]
         for own, part in zip(lines, (first, second), strict=True):
-            for record in part.records:
-                own[record.vid].append((part.name, record.line))
+            for query in part.queries:
+                own[query.vid].append((part.name, query.line))
         for vid in [vid for vid in lines[0] if vid in lines[1]]:
             report.add('shared video', f'{vid}: {len(lines[0][vid])} records in {first.path}, '
                        f'{len(lines[1][vid])} in {second.path}', lines[0][vid] + lines[1][vid])
@@ -368,7 +373,7 @@ def _check_usable(report: Report) -> None:
     """Adds an error for each split in which no record is left."""
     bad = {place for problem in report.problems('error') for place in problem.records}
     for part in report.parts:
-        if all((part.name, record.line) in bad for record in part.records):
+        if all((part.name, query.line) in bad for query in part.queries):
             report.add('empty split', f'{part.path}: none of {len(part.qids)} records can be used')
 
 
@@ -401,7 +406,7 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
                  for qid, uses in queries.items()}
     texts = {qid: path for qid, path in texts.items() if path}
     # Without the other records nobody knows whose the files are.
-    if not data.limit and all(len(part.records) == len(part.qids) for part in report.parts):
+    if not data.limit and all(len(part.queries) == len(part.qids) for part in report.parts):
         used = {*texts.values()}.union(*itertools.chain(*streams.values()))
         for folder in dict.fromkeys(folders):
             for path in sorted(folder.iterdir()) if folder not in missing else ():
@@ -438,7 +443,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
                 _check(report, 'video width', uses, release.check_width, paths[0],
                        sum(part.width for part in parts), dim, 'data.video_dims')
                 lengths.append(min(part.rows for part in parts))
-        durations = sorted({record.duration for _, record in uses})
+        durations = sorted({query.duration for _, query in uses})
         if len(durations) > 1:
             report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', _places(uses))
         if len(lengths) < len(data.video_dims):
@@ -449,7 +454,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         if max(lengths) - n_clips > CLIP_TOLERANCE:
             report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips',
                        _places(uses))
-        labelled = [len(record.label) for _, record in uses if record.label is not None]
+        labelled = [len(query.label) for _, query in uses if query.label is not None]
         if labelled:  # clips have no length there, as many as labels are kept
             _check(report, 'video labels', uses, release.check_labels, streams[vid][0][0], vid,
                    n_clips, labelled[-1])
@@ -461,9 +466,8 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         if abs(n_clips - expected) > CLIP_TOLERANCE:
             report.add('clip count', f'{vid}: {n_clips} clips, expected about {expected:.1f}: '
                        f'{durations[-1]} s of {data.clip_length} s each', _places(uses))
-        for part, record in uses:
-            _check_clips(report, record, n_clips, f'{part.path}:{record.line}',
-                         [(part.name, record.line)])
+        for part, query in uses:
+            _check_clips(report, part, query, n_clips)
     report.numbers['clips more than durations or labels say'] = excess
     if len(data.video_dims) > 1:
         report.numbers['clips that streams of a video differ by'] = spread
@@ -474,16 +478,15 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
                        f'clips), data.clip_length is {data.clip_length}')
 
 
-def _check_clips(report: Report, record: annotations.Query, n_clips: int, where: str,
-                 place: list) -> None:
-    """Compares a record with the clips that its video's features have."""
+def _check_clips(report: Report, part: Part, query: annotations.Query, n_clips: int) -> None:
+    """Compares a query with the clips that its video's features have."""
     end = n_clips * report.data.clip_length
-    late = record.windows[record.windows[:, 0] >= end]
+    late = query.windows[query.windows[:, 0] >= end]
     if len(late):
-        report.add('late window', f'{where}: {late[0].tolist()}, the {n_clips} clips end at {end}',
-                   place)
-    if (record.clip_ids >= n_clips).any():
-        report.add('late grades', f'{where}: clip {record.clip_ids.max()} of {n_clips}', place)
+        report.add_query('late window', part, query,
+                         f'{late[0].tolist()}, the {n_clips} clips end at {end}')
+    if (query.clip_ids >= n_clips).any():
+        report.add_query('late grades', part, query, f'clip {query.clip_ids.max()} of {n_clips}')
 
 
 def _check_queries(report: Report, queries: dict[int | str, Uses],
@@ -541,7 +544,7 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
     if len(paths) < 2:
         return
     first, last = report.inspector.remember(
-        'text rows', paths, lambda: row_similarity(paths, report.data))
+        'text rows', paths, lambda: _row_similarity(paths, report.data))
     report.text_rows = {f'row {i}': value for i, value in enumerate(first)} | {'last row': last}
     name = report.data.text_layout
     layout = tokens.TEXT_LAYOUTS[name]
@@ -556,7 +559,7 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
                    'says that it is [EOS], which tells sentences apart')
 
 
-def row_similarity(paths: Sequence[str], data: ConfigDict) -> tuple[list[float], float]:
+def _row_similarity(paths: Sequence[str], data: ConfigDict) -> tuple[list[float], float]:
     """Compares text rows at the same place across queries.
 
     Args:

@@ -8,20 +8,20 @@ written once, in files like those of any other release.
 
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from data_pipelines import annotations, features, tokens
-from data_pipelines.errors import ConfigError, DataError
+from data_pipelines import annotations, files, tokens
+from data_pipelines.errors import ConfigError, DataError, one_line
 
 
-def run(values: Any, config: Any) -> None:
-    """Writes rows as --vectors and the config say.
+def run(values: Any, config: ConfigDict) -> None:
+    """Mode `word-vectors`: writes the rows of all queries of the config; flag --vectors.
 
     Raises:
-        ConfigError: no --vectors.
+        ConfigError: no --vectors, or as `write_rows`.
         DataError: as `write_rows`.
     """
     if not values.vectors:
@@ -50,22 +50,18 @@ def write_rows(data: Any, path: str | os.PathLike) -> str:
     folder = pathlib.Path(data.root, data.text_dir)
     if folder.exists():
         raise DataError(f'{folder}: exists, expected to make it (data.root, data.text_dir)')
-    queries = {}
+    sentences = {}
     for file in dict.fromkeys(annotations.annotation_files(data).values()):
-        records = annotations.read_annotations(file, data)
-        queries |= {record.qid: record.query.lower().split() for record in records}
-    words = {word for query in queries.values() for word in query}
+        found = annotations.read_annotations(file, data)
+        sentences |= {query.qid: query.query.lower().split() for query in found}
+    words = {word for sentence in sentences.values() for word in sentence}
     vectors = _read_vectors(path, words, data.text_dim)
     unknown = np.zeros(data.text_dim, np.float32)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
-        unfinished = pathlib.Path(scratch, folder.name)
-        unfinished.mkdir()
-        for qid, query in queries.items():
-            rows = np.stack([vectors.get(word, unknown) for word in query])
+    with files.whole_folder(folder) as unfinished:
+        for qid, sentence in sentences.items():
+            rows = np.stack([vectors.get(word, unknown) for word in sentence])
             np.save(unfinished / f'qid{qid}.npy', rows)
-        unfinished.rename(folder)
-    return (f'wrote {folder}: {len(queries)} queries; {len(vectors)} of their {len(words)} '
+    return (f'wrote {folder}: {len(sentences)} queries; {len(vectors)} of their {len(words)} '
             'different words have a vector')
 
 
@@ -79,7 +75,7 @@ def _read_vectors(path: str | os.PathLike, words: set[str], width: int) -> dict[
                 if word in words:
                     found[word] = _parse(numbers, width, f'{path}:{number}')
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read: {features.one_line(error)}") from error
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     if not found:
         raise DataError(f'{path}: has none of the {len(words)} words of the queries')
     return found

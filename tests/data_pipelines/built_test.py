@@ -158,8 +158,8 @@ def test_skip_lists(tmp_path, when):
         found, expected = (datasets.load_split(changed(d, limit=limit), 'train')
                            for d in (listed, raw(listed)))
         assert_equal_splits(found, expected)
-        assert ':3: no sound' in found.problems[0]
-        assert len(found.problems) == (1 if limit and when == 'after' else 2)
+        assert ':3: no sound' in found.skipped[0]
+        assert len(found.skipped) == (1 if limit and when == 'after' else 2)
 
 
 def test_what_tfds_reads(tmp_path, files):
@@ -266,9 +266,9 @@ def test_build_leaves_out_what_is_bad_if_asked_to(tmp_path):
     folder = tfds_builders.build(data)
     found, expected = (datasets.load_split(d, 'train') for d in (data, raw(data)))
     assert [r.qid for r in found.queries] == [r.qid for r in expected.queries]
-    assert found.problems == expected.problems and len(found.problems) == 2
+    assert found.skipped == expected.skipped and len(found.skipped) == 2
     strict = datasets.load_split(changed(data, on_error='raise'), 'train')
-    assert strict.problems == expected.problems
+    assert strict.skipped == expected.skipped
     assert_parts(tfds_builders.report(folder), 'qid7', 'v2_0.0_10.0.npy')
 
 
@@ -321,7 +321,7 @@ def test_every_feature_release_has_a_builder():
         names = [config.name for config in builder_class.BUILDER_CONFIGS]
         assert {f'{version}_float16', f'{version}_float32'} <= set(names)
         card = tfds_builders.CARDS[dataset]
-        assert card.description and card.homepage and card.licence and '@' in card.citation
+        assert card.description and card.homepage and card.licence and '@' in card.bibtex
 
 
 def test_info_of_a_builder(tmp_path):
@@ -361,7 +361,7 @@ def test_damaged_video_is_named_and_skipped_only_if_asked_to(tmp_path, files):
         skipping = changed(data, cache_gb=cache, on_error='skip')
         split = datasets.load_split(skipping, 'train')
         assert {r.vid for r in split.queries} == {f'v{i}_0.0_10.0' for i in (0, 1, 2, 4)}
-        problem, = split.problems
+        problem, = split.skipped
         assert_parts(problem, *parts, '(skipped records: 2)')
         batches = pipeline.train_batches(split, skipping, batch_size=4, seed=0, first_step=0,
                                          last_step=2)
@@ -376,7 +376,7 @@ def test_damaged_query(tmp_path):
     assert_parts(refusal(datasets.load_split, data, 'train'), path, 'record 4', "split 'train'")
     split = datasets.load_split(changed(data, on_error='skip'), 'train')
     assert 4 not in [r.qid for r in split.queries] and len(split.queries) == N_TRAIN - 1
-    assert_parts(*split.problems, path, 'record 4')
+    assert_parts(*split.skipped, path, 'record 4')
 
 
 @pytest.mark.parametrize('cut', [0, 1000, 65536])

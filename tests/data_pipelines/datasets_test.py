@@ -198,9 +198,9 @@ def test_bad_records(tmp_path, changes, parts):
     good = {**LINE, 'qid': 0}
     message = refusal(read_lines, tmp_path, [good, {**LINE, **changes}])
     assert_parts(message, f'{tmp_path / "a.jsonl"}:2: ', *parts)
-    problems = []
-    assert [record.qid for record in read_lines(tmp_path, [good, {**LINE, **changes}], problems)]
-    assert problems == [message]
+    skipped = []
+    assert [record.qid for record in read_lines(tmp_path, [good, {**LINE, **changes}], skipped)]
+    assert skipped == [message]
 
 
 @pytest.mark.parametrize('name', ['qid', 'query', 'duration', 'vid'])
@@ -227,10 +227,10 @@ def test_window_may_end_a_little_after_the_video(tmp_path):
 def test_repeated_qid_names_both_lines(tmp_path):
     lines = [{**LINE, 'qid': 7}, LINE, {**LINE, 'qid': 7}]
     assert_parts(refusal(read_lines, tmp_path, lines), 'a.jsonl:3: qid 7', 'line 1')
-    problems = []
-    records = read_lines(tmp_path, lines, problems)
+    skipped = []
+    records = read_lines(tmp_path, lines, skipped)
     assert [(record.qid, record.line) for record in records] == [(7, 1), (1, 2)]
-    assert len(problems) == 1
+    assert len(skipped) == 1
 
 
 def test_limit_counts_lines_with_content(tmp_path):
@@ -246,7 +246,7 @@ def test_limit_counts_lines_with_content(tmp_path):
 def test_load_split(tmp_path):
     data = make_release(tmp_path)
     split = datasets.load_split(data, 'train')
-    assert split.name == 'train' and split.problems == []
+    assert split.name == 'train' and split.skipped == []
     assert [record.qid for record in split.queries] == [1, 'b', 3]
     assert split.video_index.tolist() == [0, 1, 0] and split.video_index.dtype == np.int32
     assert len(split.videos) == 2 and [video.shape for video in split.videos] == [(5, 7), (6, 7)]
@@ -310,7 +310,7 @@ def test_load_split_skips_and_reports(tmp_path):
     for values in (split.text, split.roles, split.saliency, split.source_index):
         assert len(values) == 1
     np.testing.assert_array_equal(split.videos[0], release.read_video(data, 'w'))
-    record, query, video = split.problems
+    record, query, video = split.skipped
     assert_parts(record, 'train.jsonl:4', 'duration is 0')
     assert_parts(query, 'qid5.npz', 'nan')
     assert_parts(video, 'v_0.0_10.0.npz', "can't be read", '(skipped records: 2)')

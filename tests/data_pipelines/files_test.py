@@ -60,3 +60,38 @@ def test_json_appears_whole_or_not_at_all(tmp_path):
         files.write_json(path.with_name('folder'), {'a': 2})
     assert json.loads(path.read_text()) == {'a': 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'x.json']
+
+
+def test_files_appear_together_or_not_at_all(tmp_path):
+    paths = [tmp_path / 'a', tmp_path / 'b']
+    with files.whole_files(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text('before')
+    with pytest.raises(KeyError), files.whole_files(*paths) as temporaries:
+        temporaries[0].write_text('half')
+        raise KeyError
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ['before', 'before']
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / 'new' / 'folder'
+
+    def fill(content, **options):
+        with files.whole_folder(folder, **options) as unfinished:
+            (unfinished / content).write_text(content)
+            assert not (folder / content).exists()
+            if content == 'bad':
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        fill('bad')
+    assert not any((tmp_path / 'new').iterdir())
+    fill('first')
+    with pytest.raises(OSError):
+        fill('second')
+    with pytest.raises(KeyError):
+        fill('bad', replace=True)
+    assert [path.name for path in folder.iterdir()] == ['first']
+    fill('third', replace=True)
+    assert [path.name for path in folder.iterdir()] == ['third']
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['folder']

@@ -29,9 +29,9 @@ LABEL = [[1, 5], [2, 4], [3.5, 3], [1, 1], [5, 5]]
 GRADES = annotation_config(saliency='grades')
 
 
-def read(tmp_path, lines, problems=None, data=GRADES):
+def read(tmp_path, lines, skipped=None, data=GRADES):
     write_lines(tmp_path / 'a.jsonl', lines)
-    return annotations.read_annotations(tmp_path / 'a.jsonl', data, problems)
+    return annotations.read_annotations(tmp_path / 'a.jsonl', data, skipped)
 
 
 # Annotations
@@ -157,7 +157,7 @@ def test_training_and_evaluation(tmp_path, capsys):
     write_set(tmp_path, 'tvsum', ('BK', 'BT'), graded)
     config = tiny(tvsum, tmp_path, 'model=flash_vtg,features=i3d,domain=BT', video_dims=(6,),
                   text_dim=6)
-    simulate.simulate_data(config.data, config.seed)
+    simulate.simulate(config.data, config.seed)
     assert re.search(r'5 videos \(\d+ clips\) and 5 queries', capsys.readouterr().out)
     train.train(config, str(tmp_path / 'run'))
     rows = files.load_jsonl(tmp_path / 'run' / 'metrics.jsonl')
@@ -215,7 +215,7 @@ def test_training_needs_labels(tmp_path):
     write_set(tmp_path, 'youtube', ('dog',), lambda rng: [int(rng.integers(2))])
     path = tmp_path / 'youtube_train.jsonl'
     config = tiny(youtube_hl, tmp_path, '', video_dims=(4, 3), text_dim=6)
-    simulate.simulate_data(config.data, config.seed)
+    simulate.simulate(config.data, config.seed)
     assert [len(s.queries) for s in train.load_splits(config)] == [4, 1]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[1]['label'] = None

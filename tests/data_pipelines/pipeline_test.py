@@ -40,7 +40,7 @@ def make_split(lengths, words, windows, rng, dims=(3, 2), text_dim=4):
         text=[rng.normal(size=(n + 2, text_dim)).astype(np.float32) for n in words],
         roles=[np.array([START, *[WORD] * n, EOS], np.int32) for n in words],
         saliency=labels,
-        problems=[],
+        skipped=[],
     )
 
 
@@ -58,6 +58,19 @@ def data_section():
 def random_split():
     rng = np.random.default_rng(0)
     return make_split([9, 4, 1, 6, 7], [5, 0, 2, 3, 1], [2, 1, 0, 7, 1], rng)
+
+
+def test_pad_is_a_batch_of_a_query_without_annotations(split, data):
+    blank = split.queries[3]
+    blank.windows, blank.clip_ids = np.zeros((0, 2)), np.zeros(0, np.int64)
+    split.saliency[3][:] = 0
+    expected = pipeline.collate(split, data, np.array([3]), None)
+    expected['index'][:] = expected['source_id'][:] = 0
+    found = pipeline.pad(data, split.videos[3], split.text[3], split.roles[3], blank.duration)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_collate_holds_the_records_and_nothing_else(split, data):

@@ -52,7 +52,7 @@ def make_split(records, data):
         roles=[np.array([EOS], np.int32)] * len(records),
         saliency=[saliency.clip_labels(r, n, data.saliency)
                   for r, n in zip(records, clips, strict=True)],
-        problems=[])
+        skipped=[])
 
 
 # The rules, of one record. Each returns labels, relevant clips, and a check of the pairs of clips.

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from data_pipelines import simulate, world
+from data_pipelines import datasets, simulate, world
 from tests.helpers.paths import REAL
 
 WORLD = world.World(train_queries=60, val_queries=60, test_queries=10)
@@ -132,6 +133,13 @@ def test_parameters_are_checked():
         dataclasses.replace(WORLD, eos_rank=999)
 
 
+def standin_config(folder, path, **changes):
+    """Data to simulate: a folder for the features, one annotation file."""
+    values = datasets.defaults('custom', 'own') | dict(
+        root=str(folder), annotations=dict(train=str(path), val=str(path)), max_windows=30)
+    return ConfigDict(values | changes)
+
+
 @pytest.mark.parametrize(
     'path, layout, clip_length',
     [
@@ -144,10 +152,11 @@ def test_parameters_are_checked():
 def test_standins_for_real_annotations(path, layout, clip_length, tmp_path):
     if not (REAL / path).is_file():
         pytest.skip(f'no real annotations at {REAL / path}')
-    out = simulate.simulate(
-        {'val': REAL / path}, tmp_path / 'standin', video_dims={'a': 12, 'b': 8}, text_dim=10,
-        layout=layout, clip_length=clip_length, seed=0, limit=20,
+    data = standin_config(
+        tmp_path / 'standin', REAL / path, video_dirs=('a', 'b'), video_dims=(12, 8), text_dim=10,
+        text_layout=layout, clip_length=clip_length, limit=20,
     )
+    out = simulate.simulate(data, seed=0)
     rows = [json.loads(line) for line in (REAL / path).read_text().splitlines()[:20]]
     assert not list(out.glob('**/*.jsonl')), 'annotations are not copied'
     for row in rows:
@@ -167,9 +176,11 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
              for i, (domain, low) in enumerate([('a', 0), ('b', 0), ('b', 1), ('b', 0)])]
     lines[2]['query'] = 'seven brown foxes jump over lazy dogs behind tall grey wooden fences'
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    how = dict(video_dims={'s': 65}, text_dim=4, layout='clip', clip_length=1.0, seed=0, limit=2,
-               video_noise=0.0, video_parts=('_x', '_y'), text_key='token', domain='b')
-    out = simulate.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'out', **how)
+    data = standin_config(
+        tmp_path / 'out', tmp_path / 'a.jsonl', video_dirs=('s',), video_dims=(65,), text_dim=4,
+        text_layout='clip', clip_length=1.0, limit=2, saliency='binary', video_parts=('_x', '_y'),
+        text_key='token', domain='b')
+    out = simulate.simulate(data, seed=0, video_noise=0.0)
     assert '2 videos (10 clips) and 2 queries' in capsys.readouterr().out
     assert sorted(p.name for p in (out / 's').iterdir()) == [
         f'v{i}_{part}.npz' for i in (1, 2) for part in 'xy']
@@ -182,6 +193,17 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     likeness = clips @ words / np.linalg.norm(words)
     assert likeness[[1, 3]].min() > 0.85 > likeness[[0, 2, 4]].max()
     assert 'token' in np.load(out / 'text' / 'qid1.npz')
+    data.update(dict(root=str(tmp_path / 'c'), domain='c'))
     with pytest.raises(ValueError, match="no record of domain 'c'"):
-        simulate.simulate({'val': tmp_path / 'a.jsonl'}, tmp_path / 'c', **how | dict(domain='c'))
+        simulate.simulate(data, seed=0)
     assert not (tmp_path / 'c').exists()
+
+
+@pytest.mark.parametrize('field, value', [('vid', '../v'), ('qid', 'a/b')])
+def test_standins_stay_in_their_folder(field, value, tmp_path):
+    line = dict(qid=1, query='a dog', vid='v', duration=3.5) | {field: value}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(line))
+    data = standin_config(tmp_path / 'out', tmp_path / 'a.jsonl', video_dims=(3,), text_dim=4)
+    with pytest.raises(ValueError, match=f'a.jsonl:1: {field} is .*without folders'):
+        simulate.simulate(data, seed=0)
+    assert not (tmp_path / 'out').exists()

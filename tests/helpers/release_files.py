@@ -50,11 +50,11 @@ def make_release(root, **changes):
     return types.SimpleNamespace(**{**data, **changes})
 
 
-def read_lines(tmp_path, lines, problems=None, **changes):
+def read_lines(tmp_path, lines, skipped=None, **changes):
     path = tmp_path / 'a.jsonl'
     write_lines(path, lines)
     data = annotation_config(**{'max_windows': 2, **changes})
-    return annotations.read_annotations(path, data, problems)
+    return annotations.read_annotations(path, data, skipped)
 
 
 def annotation_config(**changes):

@@ -21,7 +21,7 @@ def convert_table(tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         values = dict(table=str(path), output=str(tmp_path / 'out'), durations=None,
                       clip_length=None, val_share=0.0)
-        import_csv.run(types.SimpleNamespace(**(values | changes)))
+        import_csv.run(types.SimpleNamespace(**(values | changes)), None)
         return {path.stem: [json.loads(line) for line in path.read_text().splitlines()]
                 for path in (tmp_path / 'out').glob('*.jsonl')}
 

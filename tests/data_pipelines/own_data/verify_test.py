@@ -86,7 +86,7 @@ def found(report):
 def test_clean_data_have_no_problems(release):
     report = verify.verify(release)
     assert report.problems() == []
-    assert [(part.name, len(part.records), part.n_videos) for part in report.parts] == [
+    assert [(part.name, len(part.queries), part.n_videos) for part in report.parts] == [
         ('train', 8, 8), ('val', 2, 2)]
     assert report.numbers['clips more than durations or labels say'] == {0: 10}
     assert report.numbers['clips that streams of a video differ by'] == {1: 10}
@@ -360,8 +360,8 @@ def test_a_skip_list_makes_broken_data_load(release, tmp_path, capsys):
     split = datasets.load_split(release.data, 'train')
     assert [(record.qid, record.line) for record in split.queries] == [
         (1, 2), (3, 4), (5, 6), (6, 7), (7, 8)]
-    assert len(split.problems) == 3
-    assert_parts(split.problems[2], 'train.jsonl:5', 'line 4', 'skip.jsonl')
+    assert len(split.skipped) == 3
+    assert_parts(split.skipped[2], 'train.jsonl:5', 'line 4', 'skip.jsonl')
     assert [record.qid for record in datasets.load_split(release.data, 'val').queries] == [8]
     verify.run(flags_of(tmp_path), release)  # without errors
 
@@ -405,7 +405,7 @@ def test_a_skip_list_by_hand(release, tmp_path):
     release.data.skip_list = str(path)
     split = datasets.load_split(release.data, 'train')
     assert [record.qid for record in split.queries] == [0, *range(2, 8)]
-    assert split.problems == [f'{tmp_path}/train.jsonl:2: no reason given ({path})']
+    assert split.skipped == [f'{tmp_path}/train.jsonl:2: no reason given ({path})']
     release.data.limit = 2
     records = datasets.load_split(release.data, 'train').queries
     assert [record.qid for record in records] == [0]  # of the first two
