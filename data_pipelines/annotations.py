@@ -71,6 +71,13 @@ def annotation_file(data: Any, split: str) -> pathlib.Path:
     return known[split]
 
 
+def first_of_file(data: Any) -> dict[str, str]:
+    """Split -> the first split that has the same annotation file: two may be one file."""
+    files = annotation_files(data)
+    return {split: next(first for first in files if files[first] == path)
+            for split, path in files.items()}
+
+
 def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
     """The lines of an annotation file that are not blank, with their numbers from 1.
 

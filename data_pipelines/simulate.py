@@ -6,6 +6,7 @@ import hashlib
 import math
 import pathlib
 import string
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,7 @@ def simulate(data: Any, seed: int, *, video_noise: float = 0.5, eos_noise: float
     sources = {split: {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
                for split, path in paths.items()}
     record = {'version': world.VERSION, **settings, 'annotations': sources}
-    splits = [split for split, path in paths.items()  # two may be one file
-              if split == next(other for other in paths if paths[other] == path)]
+    splits = dict.fromkeys(annotations.first_of_file(data).values())
     return files.fill_once(data.root, 'standin.json', record,
                            functools.partial(_write_standin, data, settings, splits))
 
@@ -94,7 +94,7 @@ def _read_queries(data: Any, split: str) -> list[Query]:
     return queries
 
 
-def _write_standin(data: Any, settings: dict, splits: list[str], folder: pathlib.Path) -> None:
+def _write_standin(data: Any, settings: dict, splits: Iterable[str], folder: pathlib.Path) -> None:
     videos = collections.defaultdict(list)
     vocabulary_of = {}
     for split in splits:

@@ -100,7 +100,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
     RELEASE_NOTES = {built.VERSION: 'First release.'}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         'The folder holds the official annotation files and a folder for each feature stream, as '
-        'the README of dualground_jax, "Real features", lists them.')
+        'docs/datasets.md of dualground_jax lists them.')
 
     def __init__(self, *, file_format: Any = None, **kwargs):
         known = tfds.core.FileFormat.ARRAY_RECORD
@@ -151,13 +151,10 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _files_of_splits(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
         """What makes the records of each file of each split, videos first."""
         data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
-        sources, skipped, stored_as = {}, {}, {}
-        files = annotations.annotation_files(data)
-        for split in files:
-            same = [s for s in sources if data.annotations[s] == data.annotations[split]]
-            stored_as[split] = same[0] if same else split
-            if not same:
-                sources[split], skipped[split] = _usable_queries(data, split)
+        files, stored_as = annotations.annotation_files(data), annotations.first_of_file(data)
+        sources, skipped = {}, {}
+        for split in dict.fromkeys(stored_as.values()):
+            sources[split], skipped[split] = _usable_queries(data, split)
         everything = [query for queries in sources.values() for query in queries]
         vids = list(dict.fromkeys(query.vid for query in everything))
         places = {vid: place for place, vid in enumerate(vids)}

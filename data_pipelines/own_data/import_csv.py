@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from data_pipelines import annotations, features, files
 from data_pipelines.errors import DataError, UserError, one_line
 
@@ -63,8 +65,9 @@ class Query:
     windows: list[tuple[float, float, str]] = dataclasses.field(default_factory=list)
 
 
-def run(values: Any, config: None) -> None:
-    """Reads the table that the flags name and writes `<output>/<split>.jsonl`, all or none.
+def run(values: Any, config: ConfigDict | None) -> None:
+    """Mode `import-csv`: writes `<output>/<split>.jsonl` of the table that the flags name, all or
+    none; there is no config.
 
     Raises:
         UserError: flags that are missing, or a table with mistakes, which were printed.
