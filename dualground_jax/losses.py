@@ -5,9 +5,12 @@ over the global batch: under sharding XLA sums over all devices, so that a loss 
 how many there are.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from data_pipelines.errors import ConfigError
 from dualground_jax import matching
@@ -16,19 +19,24 @@ from dualground_jax import spans as spans_lib
 RANKS = 12
 
 
-def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+def masked_mean(x: Array, mask: Array, axis=None) -> Array:
     """Mean of `x` over the entries where `mask` (broadcastable) is True; 0 if there are none."""
     mask = jnp.broadcast_to(mask, x.shape)
     total = jnp.sum(jnp.where(mask, x, 0), axis)
     return total / jnp.maximum(jnp.sum(mask, axis), 1).astype(x.dtype)
 
 
+def weighted_sum(parts: dict[str, Array], weights: Mapping[str, float]) -> Array:
+    """The loss: the sum of its parts, each times the weight of its name."""
+    return sum(weights[name] * part for name, part in parts.items())
+
+
 # Moment retrieval on points -------------------------------------------------------------------
 
 
 def assign_points(
-    points: jax.Array, windows: jax.Array, mask: jax.Array, *, radius: float = 1.5
-) -> tuple[jax.Array, jax.Array]:
+    points: Array, windows: Array, mask: Array, *, radius: float = 1.5
+) -> tuple[Array, Array]:
     """Assigns to each point of one sample the window that it has to predict.
 
     A point takes a window if it lies inside, within `radius` strides of the centre, and if its
@@ -61,13 +69,13 @@ def assign_points(
     return positive, jnp.where(positive[:, None], offsets, 0.0)
 
 
-def focal(*, logits: jax.Array, labels: jax.Array, mask: jax.Array, gamma: float = 2.0):
+def focal(*, logits: Array, labels: Array, mask: Array, gamma: float = 2.0) -> Array:
     """Sigmoid focal loss without class balance, mean over valid points (arXiv 1708.02002)."""
     loss = optax.sigmoid_focal_loss(logits, labels.astype(logits.dtype), gamma=gamma)
     return masked_mean(loss, mask)
 
 
-def saliency_cross_entropy(*, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+def saliency_cross_entropy(*, logits: Array, labels: Array, mask: Array) -> Array:
     """Binary cross entropy of points with their clips' saliency labels, mean over valid points.
 
     FlashVTG's classification where there are no windows (data/HD.py: DynamicBCELoss). It takes
@@ -81,7 +89,9 @@ def saliency_cross_entropy(*, logits: jax.Array, labels: jax.Array, mask: jax.Ar
     return masked_mean(jax.nn.softplus(logits) - labels * logits, mask)
 
 
-def quality_focal(*, logits, labels, quality, mask, beta: float = 2.0):
+def quality_focal(
+    *, logits: Array, labels: Array, quality: Array, mask: Array, beta: float = 2.0
+) -> Array:
     """Quality focal loss: positives are to predict their IoU (arXiv 2006.04388, eq. 3).
 
     The target IoU is part of the graph, as in DualGround's development code.
@@ -98,12 +108,12 @@ def quality_focal(*, logits, labels, quality, mask, beta: float = 2.0):
     return masked_mean(loss * jnp.abs(target - jax.nn.sigmoid(logits)) ** beta, mask)
 
 
-def boundary_l1(*, offsets: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+def boundary_l1(*, offsets: Array, targets: Array, mask: Array) -> Array:
     """Mean absolute error of both distances [B, P, 2] over the positive points bool[B, P]."""
     return masked_mean(jnp.abs(offsets - targets), mask[..., None])
 
 
-def distribution_focal(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def distribution_focal(*, logits: Array, labels: Array) -> Array:
     """Cross entropy shared between the two bins that enclose a label (arXiv 2006.04388, eq. 6).
 
     Args:
@@ -118,13 +128,14 @@ def distribution_focal(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
     left = jnp.floor(labels)
     lower = jnp.clip(left, 0, bins - 1)
     upper = jnp.clip(left + 1, 0, bins - 1)
-    cross_entropy = lambda index: optax.softmax_cross_entropy_with_integer_labels(  # noqa: E731
-        logits, index.astype(jnp.int32)
+    to_lower, to_upper = (
+        optax.softmax_cross_entropy_with_integer_labels(logits, index.astype(jnp.int32))
+        for index in (lower, upper)
     )
-    return cross_entropy(lower) * (upper - labels) + cross_entropy(upper) * (labels - lower)
+    return to_lower * (upper - labels) + to_upper * (labels - lower)
 
 
-def boundary_bins(*, logits, targets, mask, radius: float = 1.5) -> jax.Array:
+def boundary_bins(*, logits: Array, targets: Array, mask: Array, radius: float = 1.5) -> Array:
     """Distribution focal loss of both distances over the positive points.
 
     Args:
@@ -141,7 +152,9 @@ def boundary_bins(*, logits, targets, mask, radius: float = 1.5) -> jax.Array:
 # Highlight detection --------------------------------------------------------------------------
 
 
-def margin_ranking(*, scores, pos_clips, neg_clips, mask, margin: float = 0.2) -> jax.Array:
+def margin_ranking(
+    *, scores: Array, pos_clips: Array, neg_clips: Array, mask: Array, margin: float = 0.2
+) -> Array:
     """Hinge loss of index pairs: relu(margin + negative - positive), mean over pairs.
 
     Args:
@@ -156,7 +169,9 @@ def margin_ranking(*, scores, pos_clips, neg_clips, mask, margin: float = 0.2) -
     return masked_mean(jax.nn.relu(margin + negative - positive), mask[:, None])
 
 
-def rank_contrastive(*, scores, labels, mask, temperature: float = 0.5) -> jax.Array:
+def rank_contrastive(
+    *, scores: Array, labels: Array, mask: Array, temperature: float = 0.5
+) -> Array:
     """Rank-aware contrastive loss of each row (QD-DETR, eq. 6).
 
     For each rank r = 1..11 the entries labelled >= r are positives among all entries of the row.
@@ -183,7 +198,10 @@ def rank_contrastive(*, scores, labels, mask, temperature: float = 0.5) -> jax.A
     return -mean.sum(0) / RANKS
 
 
-def rank_with_negatives(*, scores, scores_neg, labels, mask, real_neg, temperature=0.5):
+def rank_with_negatives(
+    *, scores: Array, scores_neg: Array, labels: Array, mask: Array, real_neg: Array,
+    temperature: float = 0.5,
+) -> Array:
     """Rank contrastive loss in which the clips also rank above those of the negative pair.
 
     A row with a real negative pair is extended by that pair's scores, labelled 0. The means over
@@ -207,94 +225,37 @@ def rank_with_negatives(*, scores, scores_neg, labels, mask, real_neg, temperatu
     return masked_mean(both, real_neg) + masked_mean(both, ~real_neg)
 
 
-def negative_pair(*, logits, mask, real_neg) -> jax.Array:
+def _absence(cost: Array, mask: Array, real_neg: Array) -> Array:
+    """Cost [B, T] summed over clips, mean over rows with a real negative pair."""
+    return masked_mean(jnp.where(mask, cost, 0.0).sum(-1), real_neg)
+
+
+def negative_pair(*, logits: Array, mask: Array, real_neg: Array) -> Array:
     """-log(1 - sigmoid(logit)) summed over clips, mean over rows with a real negative pair."""
-    per_row = jnp.where(mask, jax.nn.softplus(logits), 0.0).sum(-1)
-    return masked_mean(per_row, real_neg)
+    return _absence(jax.nn.softplus(logits), mask, real_neg)
 
 
-def _log1m(x: jax.Array) -> jax.Array:
-    """log(1 - x), finite at 1."""
-    return jnp.log1p(-jnp.minimum(x, 1 - 1e-6))
+def attention_absence(*, weights: Array, mask: Array, real_neg: Array) -> Array:
+    """-log(1 - weight) summed over clips, mean over rows with a real negative pair."""
+    return _absence(-_log1m(weights), mask, real_neg)
 
 
-def attention_cross_entropy(*, weights, labels, mask) -> jax.Array:
+def attention_cross_entropy(*, weights: Array, labels: Array, mask: Array) -> Array:
     """Binary cross entropy of attention weights in [0, 1] with labels cut to [0, 1]."""
     target = jnp.clip(labels, 0.0, 1.0)
     log = jnp.log(jnp.maximum(weights, 1e-12))
     return masked_mean(-(target * log + (1 - target) * _log1m(weights)), mask)
 
 
-def attention_absence(*, weights, mask, real_neg) -> jax.Array:
-    """-log(1 - weight) summed over clips, mean over rows with a real negative pair."""
-    return masked_mean(jnp.where(mask, -_log1m(weights), 0.0).sum(-1), real_neg)
-
-
-def highlight(
-    *, scores, scores_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
-    margin_weight=1.0, absence_weight=1.0,
-) -> jax.Array:
-    """Saliency loss: margin ranking + rank contrastive + negative pairs.
-
-    Args:
-      scores: float[B, T], unbounded.
-      scores_neg: float[B, T], with another sample's query.
-      labels: float[B, T], 0..12.
-      mask: bool[B, T].
-      real_neg: bool[B].
-      pos_clips: int[B, 2]; see `margin_ranking`.
-      neg_clips: int[B, 2].
-      pairs_mask: bool[B].
-      margin: of the margin ranking.
-      margin_weight: of the margin ranking: 1 in DualGround's development code, 2 in the others,
-        which sum over a sample's two pairs.
-      absence_weight: of the negative pairs' last term; 0 on YouTube Highlights in public code.
-    """
-    return (
-        margin_weight
-        * margin_ranking(
-            scores=scores,
-            pos_clips=pos_clips,
-            neg_clips=neg_clips,
-            mask=pairs_mask,
-            margin=margin,
-        )
-        + rank_with_negatives(
-            scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg
-        )
-        + absence_weight * negative_pair(logits=scores_neg, mask=mask, real_neg=real_neg)
-    )
-
-
-def highlight_attention(
-    *, weights, weights_neg, labels, mask, real_neg, pos_clips, neg_clips, pairs_mask, margin=0.2,
-    margin_weight=1.0, absence_weight=1.0,
-) -> jax.Array:
-    """The saliency loss on the attention to the text, plus a cross entropy with the labels.
-
-    Args: as for `highlight`, but weights and weights_neg, float[B, T], lie in [0, 1].
-    """
-    return (
-        margin_weight
-        * margin_ranking(
-            scores=weights,
-            pos_clips=pos_clips,
-            neg_clips=neg_clips,
-            mask=pairs_mask,
-            margin=margin,
-        )
-        + rank_with_negatives(
-            scores=weights, scores_neg=weights_neg, labels=labels, mask=mask, real_neg=real_neg
-        )
-        + attention_cross_entropy(weights=weights, labels=labels, mask=mask)
-        + absence_weight * attention_absence(weights=weights_neg, mask=mask, real_neg=real_neg)
-    )
+def _log1m(x: Array) -> Array:
+    """log(1 - x), finite at 1."""
+    return jnp.log1p(-jnp.minimum(x, 1 - 1e-6))
 
 
 def sampled_nce(
-    *, similarity, labels, pos_clips, mask, pairs_mask, temperature: float = 0.07,
-    over_batch: bool = True,
-) -> jax.Array:
+    *, similarity: Array, labels: Array, pos_clips: Array, mask: Array, pairs_mask: Array,
+    temperature: float = 0.07, over_batch: bool = True,
+) -> Array:
     """InfoNCE of clip and query similarity, over the clips and over the batch.
 
     A clip takes part if its label is not above that of the sample's positive clip (FlashVTG,
@@ -320,7 +281,7 @@ def sampled_nce(
     return masked_mean(over_clips + over_batch, pairs_mask)
 
 
-def label_alignment(*, logits, labels, mask) -> jax.Array:
+def label_alignment(*, logits: Array, labels: Array, mask: Array) -> Array:
     """Mean squared difference of base-level logits and saliency labels, both scaled to [0, 1].
 
     The scaling is by the least and the greatest valid entry of the whole batch (FlashVTG,
@@ -345,7 +306,7 @@ def label_alignment(*, logits, labels, mask) -> jax.Array:
 # Phrases --------------------------------------------------------------------------------------
 
 
-def phrase_diversity(*, attention, mask, r: float = 0.3) -> jax.Array:
+def phrase_diversity(*, attention: Array, mask: Array, r: float = 0.3) -> Array:
     """L_DQA: || A A^T - r I ||_F^2, mean over samples that have words.
 
     Args:
@@ -357,19 +318,19 @@ def phrase_diversity(*, attention, mask, r: float = 0.3) -> jax.Array:
     return masked_mean(((gram - r * jnp.eye(gram.shape[1])) ** 2).sum((1, 2)), mask)
 
 
-def unit(x: jax.Array) -> jax.Array:
+def unit(x: Array) -> Array:
     """x / |x| over the last axis in float32; 0 with a moderate gradient for zero vectors."""
     x = x.astype(jnp.float32)
     square = (x * x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(square > 1e-16, square, 1.0))
 
 
-def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+def cosine(a: Array, b: Array) -> Array:
     """Cosine of the last axes in float32, broadcast; 0 for zero vectors."""
     return (unit(a) * unit(b)).sum(-1)
 
 
-def info_nce(a, b, *, mask, temperature: float = 0.1) -> jax.Array:
+def info_nce(a: Array, b: Array, *, mask: Array, temperature: float = 0.1) -> Array:
     """Each row of a is to find its own row of b in the batch (DualGround's L_EOS: P_EOS and [EOS]).
 
     Args:
@@ -384,7 +345,7 @@ def info_nce(a, b, *, mask, temperature: float = 0.1) -> jax.Array:
     return masked_mean(loss, mask)
 
 
-def cosine_margin(a, b, *, mask, margin: float = 0.7) -> jax.Array:
+def cosine_margin(a: Array, b: Array, *, mask: Array, margin: float = 0.7) -> Array:
     """L_EOS as in the development code: relu(margin - cosine), over matched pairs only."""
     return masked_mean(jax.nn.relu(margin - cosine(a, b)), mask)
 
@@ -393,15 +354,9 @@ def cosine_margin(a, b, *, mask, margin: float = 0.7) -> jax.Array:
 
 
 def set_prediction(
-    *,
-    logits: jax.Array,
-    spans: jax.Array,
-    target_spans: jax.Array,
-    targets_mask: jax.Array,
-    cost: dict,
-    label: str = 'cross_entropy',
-    background: float = 0.1,
-) -> dict[str, jax.Array]:
+    *, logits: Array, spans: Array, target_spans: Array, targets_mask: Array, cost: dict,
+    label: str = 'cross_entropy', background: float = 0.1,
+) -> dict[str, Array]:
     """Matches one layer's moment queries to the targets and scores them.
 
     Args:
@@ -424,9 +379,7 @@ def set_prediction(
     foreground = jax.nn.softmax(logits, -1)[..., 0]
 
     def assign(pred, probability, target, mask):
-        return matching.match(
-            matching.matching_cost(pred, probability, target, **cost), mask
-        )
+        return matching.match(matching.matching_cost(pred, probability, target, **cost), mask)
 
     matched = jax.lax.stop_gradient(jax.vmap(assign)(spans, foreground, target_spans, targets_mask))
     chosen = jnp.take_along_axis(spans, matched[..., None], 1)
@@ -443,9 +396,7 @@ def set_prediction(
         classes = jax.nn.one_hot(labels, 2)
         label_loss = optax.sigmoid_focal_loss(logits, classes, alpha=0.25, gamma=2.0)
     else:
-        raise ConfigError(
-            f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'"
-        )
+        raise ConfigError(f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'")
     return dict(
         span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
         giou=masked_mean(1 - overlap, targets_mask),

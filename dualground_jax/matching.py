@@ -9,13 +9,8 @@ from dualground_jax import spans as spans_lib
 
 
 def matching_cost(
-    pred_spans: jax.Array,
-    foreground: jax.Array,
-    target_spans: jax.Array,
-    *,
-    span: float,
-    giou: float,
-    label: float,
+    pred_spans: jax.Array, foreground: jax.Array, target_spans: jax.Array, *, span: float,
+    giou: float, label: float,
 ) -> jax.Array:
     """Cost of giving each target to each prediction of one sample.
 

@@ -1,7 +1,7 @@
 """The models, by name.
 
 A model file exports `Model`, a linen module with `apply(variables, batch, train=...) -> out`;
-`loss_fn(out, batch, config) -> (loss, metrics)` with `LOSS`, the defaults of its config;
+`loss_fn(out, batch, config) -> (loss, parts)` with `LOSS`, the defaults of its config;
 and `decode(out, batch) -> (windows, saliency)`. For checkpoints of its public code it exports the
 name table `TORCH_NAMES`, `TORCH_UNUSED` (patterns of names that nothing reads), `TORCH_OPTIONS` and
 `TORCH_LOSS` (our fields' names among the stored options) and `torch_fields` (what follows from the
@@ -10,6 +10,20 @@ weights alone). Nothing outside this package asks which model it has.
 `out` is a flat dict. Its `attn` float32[B, layers, heads, T, K] is what clips take from each key,
 and `attn_roles` int32[B, K] what each key is (numbers of `data_pipelines.tokens`): the analysis
 reads these.
+
+The parts of a loss, by their names in `loss.weights`:
+
+    saliency      clips ranked by their saliency score, and by the weight they give to the text
+    sal           InfoNCE: a clip is to be near its query (the releases call it saliency NCE)
+    cls, reg      of a point: is it inside a moment, and how far are the moment's boundaries
+    label         scores of the finest points are to be the saliency labels, both scaled to [0, 1]
+    span, giou    of a moment query and its moment: error of centre and width, 1 - generalised IoU
+    query_label   of a moment query: is it matched to a moment
+    phrase, eos   DualGround: phrases are to differ (L_DQA), and P_EOS to be near [EOS] (L_EOS)
+    align         CG-DETR: a moment's summary is to be near its sentence's, and to tell its clips
+    distill       CG-DETR: clips are to attend to the words that moment clips resemble
+    orthogonal    CG-DETR: dummies are to differ, and so are prompts
+    vtc, ctc      TR-DETR: a video is to be near its text; a relevant clip is, too
 
 Axes: B batch, T clips, L words, N phrases or moment queries, M target windows, D width, H heads,
 P points, d_v and d_t widths of the video and text features.

@@ -11,11 +11,11 @@ import optax
 from jax.scipy.special import xlogy
 
 from dualground_jax import losses
-from dualground_jax.models import cross_attention, detr, execution, highlight, layers, text
-from dualground_jax.models.execution import Execution
+from dualground_jax.models import cross_attention, detr, highlight, layers, negatives, text
+from dualground_jax.models.base import GroundingModel
 from dualground_jax.pytorch import mapping, names
 
-# The `loss` section of its config.
+# The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
     weights=dict(
         span=10.0, giou=1.0, query_label=4.0, saliency=1.0, align=1.0, distill=1.0, orthogonal=1.0
@@ -34,35 +34,26 @@ def prepend(first: jax.Array, rest: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(first[..., None, :], shape), rest], -2)
 
 
-class SummaryEncoder(nn.Module):
+class SummaryEncoder(layers.Block, kw_only=True):
     """Encoder of a sequence behind a learned token, which comes to stand for the whole."""
 
     num_layers: int
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
     inits: layers.Init = layers.TORCH
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x, position, mask, *, deterministic: bool) -> tuple[jax.Array, jax.Array]:
         """Maps x [B, T, D] with position [..., T, D] and mask bool[B, T] to ([B, D], [B, T, D])."""
-        learned = lambda name: self.param(  # noqa: E731
-            name, layers.embedding(), x.shape[-1:]
-        ).astype(x.dtype)
+        token, first = (
+            self.param(name, layers.embedding(), x.shape[-1:]).astype(x.dtype)
+            for name in ('token', 'position')
+        )
         x = layers.Encoder(
-            self.num_layers,
-            self.heads,
-            self.ffn,
-            self.dropout,
-            self.dtype,
-            inits=self.inits,
-            execution=self.execution,
+            **self.shared, num_layers=self.num_layers, ffn=self.ffn, inits=self.inits,
             name='encoder',
         )(
-            prepend(learned('token'), x),
-            prepend(learned('position'), position),
+            prepend(token, x),
+            prepend(first, position),
             cross_attention.with_dummies(mask, 1),
             deterministic=deterministic,
         )
@@ -92,16 +83,9 @@ def saliency_token(*, clips, context, importance, prompts, used: int) -> jax.Arr
     return jnp.einsum('bk,bkd->bd', best, jnp.take(prompts, index, 0)) + context
 
 
-class Model(nn.Module):
-    """CG-DETR. Fields are the `model` section of the config."""
+class Model(GroundingModel):
+    """CG-DETR. Fields, with those of all models, are the `model` section of the config."""
 
-    width: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1
-    input_dropout: float = 0.5
-    input_layers: int = 2
-    tokens: str = 'full'  # 'full', 'eos' or 'words'
     dummies: int = 45
     dummy_layers: int = 2
     dummy_heads: int = 8  # of the encoders of dummies and sentences, whatever the other heads
@@ -113,10 +97,6 @@ class Model(nn.Module):
     queries: int = 10
     prompts: int = 10
     used_prompts: int = 1
-    dtype: str = 'float32'
-    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
-    scan_layers: bool = False  # equal layers run in one loop
-    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -129,80 +109,68 @@ class Model(nn.Module):
             alignment losses compare.
 
         Returns:
-          A flat dict. saliency float32[B, T]; attention float32[B, T], the weight of the text at
+          A flat dict. saliency float32[B, T]; text_weight float32[B, T], the weight of the text at
           each clip, mean over heads and layers; attn float32[B, layers, heads, T, dummies + L] and
           attn_roles int32[B, dummies + L]; the predictions of `MomentDecoder`. With
-          `train` also saliency_neg, attention_neg, real_neg bool[B], dummies [B, dummies, D],
+          `train` also saliency_neg, text_weight_neg, real_neg bool[B], dummies [B, dummies, D],
           prompts [P, D], column_mask bool[B, dummies + L] (which dummies and tokens are there) and
           the results of `summaries`.
         """
         how = dict(deterministic=not train)
-        project = layers.projector(self, deterministic=not train)
-        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
-        text_type, video_type = types.astype(self.dtype)
-        mask, size = batch['video_mask'], len(batch['video_mask'])
-        tokens_mask = text.token_mask(batch, self.tokens)
-        tokens = project('text_projection', batch['text']) + text_type
-        clips = project('video_projection', batch['video']) + video_type
-        position = layers.sine_position(mask, self.width).astype(self.dtype)
+        text_type, video_type = self.token_types()
+        mask, tokens_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
+        tokens = self.project('text_projection', batch['text'], train=train) + text_type
+        clips = self.project('video_projection', batch['video'], train=train) + video_type
+        position = self.position(mask)
         dummies, dummy_position = cross_attention.DummyEncoder(
-            self.dummies, self.dummy_layers, self.dummy_heads, name='dummy_encoder', **self.common
+            **self.shared | dict(heads=self.dummy_heads), dummies=self.dummies,
+            num_layers=self.dummy_layers, ffn=self.ffn, name='dummy_encoder',
         )(tokens, tokens_mask, **how)
-        prompts = self.param(
-            'prompt_tokens', layers.embedding(), (self.prompts, self.width)
-        )
-        columns = cross_attention.with_dummies(tokens_mask, self.dummies)
+        prompts = self.param('prompt_tokens', layers.embedding(), (self.prompts, self.width))
 
-        video, sentence = (clips, position, mask), (dummies + dummy_position, tokens, columns)
+        video = clips, position, mask
+        columns = cross_attention.with_dummies(tokens_mask, self.dummies)
+        keys = jnp.concatenate([dummies + dummy_position, tokens], 1)
+        encoded = cross_attention.EncodedText(keys, tokens, columns)
         if train:
-            video = highlight.twice(video)
-            sentence = highlight.with_negatives(sentence)
-        memory, summary, attention = self.relate(*video, *sentence, prompts, how)
-        out = dict(
+            video, encoded = negatives.pair(video, encoded)
+        memory, summary, attn = self.relate(*video, encoded, prompts, how)
+        rows = dict(
+            memory=memory,
             saliency=highlight.SaliencyHead(self.dtype, name='saliency_head')(memory, summary),
-            attention=attention[..., self.dummies :].sum(-1).mean((1, 2)),
-            attn=attention,
+            text_weight=highlight.text_weight(attn, tokens.shape[1]),
+            attn=attn,
         )
-        out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
+        out = negatives.split(rows, batch) if train else rows
+
+        memory = out.pop('memory')
         out['attn_roles'] = text.key_roles(batch, tokens_mask, self.dummies)
         if train:
-            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
-            out.update(dummies=dummies, prompts=prompts, column_mask=columns)
+            out |= dict(dummies=dummies, prompts=prompts, column_mask=columns)
             out |= self.summaries(
                 (clips, position, mask), batch['saliency'] > 0, (tokens, tokens_mask),
                 (dummies, dummy_position), how,
             )
-        return out | detr.MomentDecoder(
-            queries=self.queries,
-            num_layers=self.dec_layers,
-            heads=self.heads,
+        decoder = detr.MomentDecoder(
+            **self.shared, queries=self.queries, num_layers=self.dec_layers, ffn=self.ffn,
             name='decoder',
-            **self.common,
-        )(highlight.without_negatives(memory, size), position, mask, **how)
-
-    @property
-    def common(self) -> dict:
-        how = execution.of_model(self)
-        return dict(ffn=self.ffn, dropout=self.dropout, dtype=self.dtype, execution=how)
+        )
+        return out | decoder(memory, position, mask, **how)
 
     @nn.nowrap
-    def relate(self, clips, position, mask, dummies, tokens, columns, prompts, how):
+    def relate(self, clips, position, mask, encoded, prompts, how):
         """Relates clips to text, and to the saliency token, in which the video is summed up.
 
         Returns:
           (clips [B, T, D], their summary [B, D],
-          attention float32[B, t2v_layers, heads, T, dummies + L]).
+          weights float32[B, t2v_layers, heads, T, dummies + L]).
         """
         attend = cross_attention.CrossAttention(
-            self.t2v_layers,
-            self.heads,
-            inits=layers.XAVIER,
+            **self.shared, num_layers=self.t2v_layers, ffn=self.ffn, inits=layers.XAVIER,
             name='cross_attention',
-            **self.common,
         )
-        keys = jnp.concatenate([dummies, tokens], 1)
-        related, attention = attend(clips, position, keys, tokens, columns, **how)
-        importance = attention[..., self.dummies :].sum(-1).mean((1, 2))
+        related, weights = attend(clips, position, *encoded, **how)
+        importance = highlight.text_weight(weights, encoded.values.shape[1])
         token = saliency_token(
             clips=clips,
             context=jax.lax.stop_gradient(losses.masked_mean(clips, mask[..., None], axis=1)),
@@ -210,21 +178,21 @@ class Model(nn.Module):
             prompts=prompts,
             used=self.used_prompts,
         ).astype(self.dtype)
-        first = self.param(
-            'summary_position', layers.embedding(), (self.width,)
-        ).astype(self.dtype)
+        first = self.param('summary_position', layers.embedding(), (self.width,))
+        first = first.astype(self.dtype)
         # The token passes the same layers with nothing to attend to.
-        nothing = jnp.zeros_like(columns)
-        token, _ = attend(token[:, None], first, keys, tokens, nothing, **how)
+        nothing = jnp.zeros_like(encoded.keys_mask)
+        token, _ = attend(token[:, None], first, encoded.keys, encoded.values, nothing, **how)
         x = layers.Encoder(
-            self.enc_layers, self.heads, inits=layers.XAVIER, name='encoder', **self.common
+            **self.shared, num_layers=self.enc_layers, ffn=self.ffn, inits=layers.XAVIER,
+            name='encoder',
         )(
             prepend(token[:, 0], related),
             prepend(first, position),
             cross_attention.with_dummies(mask, 1),
             **how,
         )
-        return x[:, 1:] + x[:, :1], x[:, 0], attention
+        return x[:, 1:] + x[:, :1], x[:, 0], weights
 
     @nn.nowrap
     def summaries(self, video, relevant, sentence, dummies, how) -> dict[str, jax.Array]:
@@ -243,7 +211,8 @@ class Model(nn.Module):
           float32[B, T, N + L] of the clips, encoded as of a moment, and the dummies and tokens.
         """
         encode_sentence = SummaryEncoder(
-            self.sentence_layers, self.dummy_heads, name='sentence_encoder', **self.common
+            **self.shared | dict(heads=self.dummy_heads), num_layers=self.sentence_layers,
+            ffn=self.ffn, name='sentence_encoder',
         )
         tokens, tokens_mask = sentence
         nowhere = jnp.zeros(tokens.shape[1:], tokens.dtype)  # text has no positions
@@ -252,11 +221,8 @@ class Model(nn.Module):
         dummy_sentence, dummy_words = encode_sentence(*dummies, every_dummy, **how)
 
         encode_moment = SummaryEncoder(
-            self.moment_layers,
-            self.heads,
-            inits=layers.XAVIER,
+            **self.shared, num_layers=self.moment_layers, ffn=self.ffn, inits=layers.XAVIER,
             name='moment_encoder',
-            **self.common,
         )
         clips, position, mask = video
         moment, inside = encode_moment(clips, position, mask & relevant, **how)
@@ -280,8 +246,8 @@ def saturating_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     float32 reaches at logits of about -88 and 17.
     """
     p = _probability(logits)
-    cut_log = lambda x: jnp.maximum(jnp.log(x), -100.0)  # noqa: E731
-    return -(labels * cut_log(p) + (1 - labels) * cut_log(1 - p))
+    log_p, log_rest = (jnp.maximum(jnp.log(x), -100.0) for x in (p, 1 - p))
+    return -(labels * log_p + (1 - labels) * log_rest)
 
 
 def _probability(logits: jax.Array) -> jax.Array:
@@ -368,7 +334,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
       (loss, every unweighted loss by name; those of the queries are summed over decoder layers).
     """
     relevant = batch['video_mask'] & (batch['saliency'] > 0)
-    metrics = dict(
+    parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
         align=moment_alignment(
             clips=out['moment_clips'],
@@ -385,7 +351,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
         orthogonal=overlap(out['dummies']) + overlap(out['prompts']),
         **detr.set_losses(out, batch, config),
     )
-    return sum(config.weights[name] * value for name, value in metrics.items()), metrics
+    return losses.weighted_sum(parts, config.weights), parts
 
 
 decode = detr.decode

@@ -4,17 +4,16 @@ Learnable dummies, conditioned on the text, are keys beside it that carry no val
 text does not speak of put their weight there.
 """
 
-import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.models import dropout, execution, highlight, layers
-from dualground_jax.models.execution import Execution
+from dualground_jax.models import dropout, execution, layers
 
 
-class CrossAttentionLayer(nn.Module):
+class CrossAttentionLayer(layers.Block, kw_only=True):
     """Clips attend to text; only the last keys, as many as there are values, carry a value.
 
     The weight that falls on the keys before them, the dummies, is lost. The feed-forward residual
@@ -22,10 +21,7 @@ class CrossAttentionLayer(nn.Module):
     transformer.py; TR-DETR: transformer.py): trained checkpoints depend on it.
     """
 
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
     projections: bool = False  # of query, key and value: TR-DETR has them, and no dummies
     drop_path: bool = True
     inits: layers.Init = layers.NORMAL
@@ -49,7 +45,7 @@ class CrossAttentionLayer(nn.Module):
         drop = layers.residual_dropout(self.dropout, self.drop_path, deterministic)
         if self.projections:
             update, weights = layers.Attention(
-                self.heads, self.dropout, dtype=self.dtype, inits=self.inits, name='attention'
+                self.heads, self.dropout, self.dtype, inits=self.inits, name='attention'
             )(clips + position, keys, values, keys_mask[:, None, None], deterministic=deterministic)
         else:
             weights = layers.attention_weights(
@@ -67,54 +63,36 @@ class CrossAttentionLayer(nn.Module):
         return layers.LayerNorm(self.dtype, name='norm2')(residual + drop(update)), weights
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(layers.Block, kw_only=True):
     """A stack of cross-attention layers; the text passes unchanged from layer to layer."""
 
     num_layers: int
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
     projections: bool = False
     drop_path: bool = True
     inits: layers.Init = layers.NORMAL
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, clips, position, keys, values, keys_mask, *, deterministic: bool):
         """As `CrossAttentionLayer`, but weights are float32[B, num_layers, heads, T, K]."""
-        layer = functools.partial(
-            CrossAttentionLayer,
-            self.heads,
-            self.ffn,
-            self.dropout,
-            self.dtype,
-            self.projections,
-            self.drop_path,
-            self.inits,
-        )
-        return execution.run_layers(
-            self,
-            layer,
-            lambda layer, x: layer(
-                x, position, keys, values, keys_mask, deterministic=deterministic
-            ),
-            clips,
-            num_layers=self.num_layers,
-            execution=self.execution,
-        )
+        def layer(name):
+            return CrossAttentionLayer(
+                **self.shared, ffn=self.ffn, projections=self.projections,
+                drop_path=self.drop_path, inits=self.inits, name=name,
+            )
+
+        def step(layer, x):
+            return layer(x, position, keys, values, keys_mask, deterministic=deterministic)
+
+        return execution.run_layers(self, layer, step, clips, self.num_layers)
 
 
-class DummyEncoder(nn.Module):
+class DummyEncoder(layers.Block, kw_only=True):
     """Conditions learnable dummies on the text by self-attention over both."""
 
     dummies: int
     num_layers: int
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, text, text_mask, *, deterministic: bool) -> tuple[jax.Array, jax.Array]:
@@ -127,17 +105,10 @@ class DummyEncoder(nn.Module):
         shape = (self.dummies, width)
         tokens = self.param('tokens', layers.embedding(), shape).astype(text.dtype)
         positions = self.param('positions', layers.embedding(), shape).astype(text.dtype)
-        sequence = jnp.concatenate([jnp.broadcast_to(tokens, (batch, *shape)), text], 1)
         sequence = layers.Encoder(
-            self.num_layers,
-            self.heads,
-            self.ffn,
-            self.dropout,
-            self.dtype,
-            execution=self.execution,
-            name='encoder',
+            **self.shared, num_layers=self.num_layers, ffn=self.ffn, name='encoder'
         )(
-            sequence,
+            jnp.concatenate([jnp.broadcast_to(tokens, (batch, *shape)), text], 1),
             jnp.pad(positions, ((0, length), (0, 0))),
             with_dummies(text_mask, self.dummies),
             deterministic=deterministic,
@@ -150,59 +121,63 @@ def with_dummies(text_mask: jax.Array, dummies: int) -> jax.Array:
     return jnp.pad(text_mask, ((0, 0), (dummies, 0)), constant_values=True)
 
 
-class TextGuidedEncoder(nn.Module):
+class EncodedText(NamedTuple):
+    """What clips attend to.
+
+    Attributes:
+      keys: float[B, dummies + L, D], the dummies with positions, then the tokens.
+      values: float[B, L, D], the tokens.
+      keys_mask: bool[B, dummies + L].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    keys_mask: jax.Array
+
+
+class TextGuidedEncoder(layers.Block, kw_only=True):
     """Dummies, adaptive cross-attention, then self-attention of the clips (FlashVTG's transformer).
 
     DualGround's sentence path is this with [EOS] as the only token of the text (paper eq. 1).
     """
 
-    heads: int
     ffn: int
     dummies: int
     dummy_layers: int
+    dummy_heads: int
     t2v_layers: int
     enc_layers: int
-    dummy_heads: int = 8  # the public code has 8 there, whatever its number of heads
-    dropout: float = 0.0
-    dtype: str = 'float32'
-    execution: Execution = Execution()
 
-    @nn.compact
-    def __call__(self, clips, position, clips_mask, text, text_mask, *, deterministic: bool):
+    def setup(self):
+        common = dict(self.shared, ffn=self.ffn)
+        self.dummy_encoder = DummyEncoder(
+            **common | dict(heads=self.dummy_heads), dummies=self.dummies,
+            num_layers=self.dummy_layers,
+        )
+        self.cross_attention = CrossAttention(**common, num_layers=self.t2v_layers)
+        self.encoder = layers.Encoder(
+            **common, num_layers=self.enc_layers, inits=layers.NORMAL
+        )
+
+    def encode_text(self, text, text_mask, *, deterministic: bool) -> EncodedText:
+        """Encodes text [B, L, D] with text_mask bool[B, L], once a sample."""
+        dummies, positions = self.dummy_encoder(text, text_mask, deterministic=deterministic)
+        keys = jnp.concatenate([dummies + positions, text], 1)
+        return EncodedText(keys, text, with_dummies(text_mask, self.dummies))
+
+    def __call__(self, clips, position, clips_mask, text: EncodedText, *, deterministic: bool):
         """Relates clips to text.
 
         Args:
           clips: float[B, T, D].
           position: float[B, T, D], of the clips.
           clips_mask: bool[B, T].
-          text: float[B, L, D], or half as many samples, each of which is the text of its own and
-            the negative of the video before it, see `highlight.with_negatives`.
-          text_mask: bool[B, L], as many.
+          text: of `encode_text`.
           deterministic: no dropout.
 
         Returns:
-          (clips [B, T, D], attention float32[B, t2v_layers, heads, T, dummies + L]).
+          (clips [B, T, D], weights float32[B, t2v_layers, heads, T, dummies + L]).
         """
-        common = dict(
-            ffn=self.ffn, dropout=self.dropout, dtype=self.dtype, execution=self.execution
-        )
         how = dict(deterministic=deterministic)
-        dummies, positions = DummyEncoder(
-            self.dummies, self.dummy_layers, self.dummy_heads, name='dummy_encoder', **common
-        )(text, text_mask, **how)
-        if len(text) < len(clips):
-            dummies, text, text_mask = highlight.with_negatives((dummies, text, text_mask))
-        clips, attention = CrossAttention(
-            self.t2v_layers, self.heads, name='cross_attention', **common
-        )(
-            clips,
-            position,
-            jnp.concatenate([dummies + positions, text], 1),
-            text,
-            with_dummies(text_mask, self.dummies),
-            **how,
-        )
-        clips = layers.Encoder(
-            self.enc_layers, self.heads, inits=layers.NORMAL, name='encoder', **common
-        )(clips, position, clips_mask, **how)
-        return clips, attention
+        clips, weights = self.cross_attention(clips, position, *text, **how)
+        return self.encoder(clips, position, clips_mask, **how), weights

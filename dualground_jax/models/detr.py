@@ -12,7 +12,6 @@ import numpy as np
 
 from dualground_jax import losses, spans
 from dualground_jax.models import dropout, layers
-from dualground_jax.models.execution import Execution
 
 # What every set loss needs of a config's `loss` section.
 LOSS = dict(
@@ -34,7 +33,7 @@ def sine_span(reference: jax.Array, width: int) -> jax.Array:
     return embedded.reshape(*reference.shape[:-1], width)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(layers.Block, kw_only=True):
     """Self-attention of the queries, conditional cross-attention to the clips, feed-forward.
 
     Content and position are projected apart. In the cross-attention they are concatenated per
@@ -42,11 +41,8 @@ class DecoderLayer(nn.Module):
     them.
     """
 
-    heads: int
     ffn: int
     first: bool
-    dropout: float = 0.0
-    dtype: str = 'float32'
     drop_path: bool = True
 
     @nn.compact
@@ -85,9 +81,11 @@ class DecoderLayer(nn.Module):
         if self.first:
             query = query + dense('cross_query_position')(query_position)
             key = key + key_position
-        beside = lambda content, where: jnp.concatenate(  # noqa: E731
-            [y.reshape(*y.shape[:2], self.heads, -1) for y in (content, where)], -1
-        ).reshape(*content.shape[:2], -1)
+
+        def beside(*parts):
+            by_head = [x.reshape(*x.shape[:2], self.heads, -1) for x in parts]
+            return jnp.concatenate(by_head, -1).reshape(*parts[0].shape[:2], -1)
+
         weights = layers.attention_weights(
             beside(query, dense('cross_query_sine')(query_sine)),
             beside(key, key_position),
@@ -103,17 +101,13 @@ class DecoderLayer(nn.Module):
         return layers.LayerNorm(self.dtype, name='norm3')(x + drop(update)), weights
 
 
-class MomentDecoder(nn.Module):
+class MomentDecoder(layers.Block, kw_only=True):
     """Decoder layers with iteratively refined reference spans, and the heads on each layer."""
 
-    queries: int = 10
-    num_layers: int = 3
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1
-    dtype: str = 'float32'
+    queries: int
+    num_layers: int
+    ffn: int
     drop_path: bool = True
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, memory, position, mask, *, deterministic: bool) -> dict[str, jax.Array]:
@@ -125,7 +119,10 @@ class MomentDecoder(nn.Module):
           float32[B, layers, heads, N, T].
         """
         batch, _, width = memory.shape
-        mlp = lambda name, *widths: layers.MLP(widths, self.dtype, name=name)  # noqa: E731
+
+        def mlp(name, *widths):
+            return layers.MLP(widths, self.dtype, name=name)
+
         query_position = mlp('position_mlp', width, width)
         query_scale = mlp('scale_mlp', width, width)
         width_anchor = mlp('width_mlp', width, 1)
@@ -137,9 +134,10 @@ class MomentDecoder(nn.Module):
         anchors = self.param('anchors', nn.initializers.normal(1.0), (self.queries, 2))
         reference = jnp.broadcast_to(nn.sigmoid(anchors), (batch, self.queries, 2))
         x = jnp.zeros((batch, self.queries, width), memory.dtype)
-        decode = lambda layer, *queries: layer(  # noqa: E731
-            *queries, memory, position, mask, deterministic=deterministic
-        )
+
+        def step(layer, *queries):
+            return layer(*queries, memory, position, mask, deterministic=deterministic)
+
         logits, predicted, attention = [], [], []
         for i in range(self.num_layers):
             # A refined reference is a constant for the next layer, not for that layer's span head
@@ -150,15 +148,10 @@ class MomentDecoder(nn.Module):
             if i > 0:
                 modulated = modulated * query_scale(x)
             layer = DecoderLayer(
-                self.heads,
-                self.ffn,
-                i == 0,
-                self.dropout,
-                self.dtype,
-                self.drop_path,
+                **self.shared, ffn=self.ffn, first=i == 0, drop_path=self.drop_path,
                 name=f'layer_{i}',
             )
-            x, weights = self.execution.rematted(decode)(
+            x, weights = self.execution.rematted(step)(
                 layer, x, query_position(sine), modulated.astype(memory.dtype)
             )
             hidden = norm(x)
@@ -167,8 +160,8 @@ class MomentDecoder(nn.Module):
             logits.append(class_head(hidden).astype(jnp.float32))
             attention.append(weights)
             if i < self.num_layers - 1:
-                step = refine(x).astype(jnp.float32)
-                reference = nn.sigmoid(step + inverse_sigmoid(current))
+                change = refine(x).astype(jnp.float32)
+                reference = nn.sigmoid(change + inverse_sigmoid(current))
         return dict(
             pred_logits=jnp.stack(logits),
             pred_spans=jnp.stack(predicted),

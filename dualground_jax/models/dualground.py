@@ -16,16 +16,17 @@ from dualground_jax import losses
 from dualground_jax.models import (
     cross_attention,
     detr,
-    execution,
     highlight,
     layers,
+    negatives,
     phrases,
     pyramid,
     text,
 )
+from dualground_jax.models.base import GroundingModel
 from dualground_jax.pytorch import mapping, names
 
-# The `loss` section of its config; values: D.
+# The `loss` section of its config, values: D; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
     weights=dict(
         reg=1.0, cls=5.0, sal=0.1, saliency=0.8, label=4.0, phrase=1.0, eos=1.0,
@@ -70,16 +71,9 @@ class Fusion(nn.Module):
         )
 
 
-class Model(nn.Module):
-    """DualGround. Fields are the `model` section of the config."""
+class Model(GroundingModel):
+    """DualGround. Fields, with those of all models, are the `model` section of the config."""
 
-    width: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1
-    input_dropout: float = 0.5
-    input_layers: int = 2
-    tokens: str = 'full'  # 'full', 'eos' or 'words'
     paths: str = 'both'  # 'both', 'sentence' or 'phrase'
     dummies: int = 3  # L_d (D)
     dummy_layers: int = 2
@@ -100,10 +94,6 @@ class Model(nn.Module):
     bins: int = 0  # > 0: boundaries as distributions, for loss.regression='dfl' (D: 4)
     queries: int = 10
     dec_layers: int = 3
-    dtype: str = 'float32'
-    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
-    scan_layers: bool = False  # equal layers run in one loop
-    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -115,123 +105,91 @@ class Model(nn.Module):
           train: dropout, and a second pass with the next sample's query for each video.
 
         Returns:
-          A flat dict. saliency float32[B, T]; attention float32[B, T], the weight of [EOS] at
+          A flat dict. saliency float32[B, T]; text_weight float32[B, T], the weight of [EOS] at
           each clip, mean over heads and layers; with `train` both also with the suffix _neg and
           real_neg bool[B]; the head's predictions (`PyramidHead` or `MomentDecoder`); clips
           [B, T, D] and eos [B, D], the features that the alignment losses compare; eos_mask and
           has_words bool[B]; attn float32[B, layers, heads, T, K] and attn_roles int32[B, K], see
           `attention_map`; and, where the path exists, sentence_attention
-          [B, layers, heads, T, dummies + 1], phrase_attention [B, N, L], slot_attention
-          [B, layers, heads, N, L], phrase_weights [B, N], phrase_energy [B, N, T], summary_energy
-          [B, T].
+          [B, layers, heads, T, dummies + 1], the results of `PhraseEncoder`, phrase_weights [B, N],
+          phrase_energy [B, N, T], summary_energy [B, T].
         """
         if self.paths not in ('both', 'sentence', 'phrase'):
             raise ConfigError(
                 f"model.paths={self.paths!r}: expected 'both', 'sentence' or 'phrase'"
             )
         how = dict(deterministic=not train)
-        out = {}
-        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
-        text_type, video_type = types.astype(self.dtype)
-        sentence = self.encode_text(batch, text_type, out, how)
-        mask, size = batch['video_mask'], len(batch['video_mask'])
-        clips = self.project('video_projection', batch['video'], how) + video_type
-        position = layers.sine_position(mask, self.width).astype(self.dtype)
-
-        if train:
-            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
-        video = clips, position, mask
-        clips, positions, masks = highlight.twice(video) if train else video
-
-        joined = self.two_paths(clips, positions, masks, sentence, out, how)
-        temporal_attention = layers.SelfAttentionLayer(
-            heads=self.heads, chunk=self.attention_chunk, name='temporal_attention', **self.common
-        )
-        joined = execution.of_model(self).rematted(lambda layer, x: layer(x, masks, **how))(
-            temporal_attention, joined + positions
-        )
-        mean = losses.masked_mean(joined, masks[..., None], axis=1)
-        out['saliency'] = highlight.SaliencyHead(self.dtype, name='saliency_head')(joined, mean)
-
-        scores = tuple(name for name in ('saliency', 'attention') if train and name in out)
-        out = highlight.split_negatives(out, size, scores)
-        out['attn'], out['attn_roles'] = self.attention_map(out, batch)
-        joined = highlight.without_negatives(joined, size)
-        out.update(self.find_moments(joined, position, mask, how))
-        return out
-
-    @property
-    def common(self) -> dict:
-        return dict(dropout=self.dropout, dtype=self.dtype)
-
-    @nn.nowrap
-    def project(self, name: str, x: jax.Array, how: dict) -> jax.Array:
-        return layers.InputProjection(
-            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
-        )(x, **how)
-
-    @nn.nowrap
-    def encode_text(self, batch, text_type, out: dict, how: dict) -> dict[str, jax.Array]:
-        """Projects the text and forms its phrases; three projection stacks in all (D).
-
-        [EOS] carries its type embedding only on the way to the phrases (D).
-        """
+        text_type, video_type = self.token_types()
         words_mask, eos, eos_mask = text.split_roles(batch, self.tokens)
-        eos = self.project('eos_projection', eos, how) * eos_mask[:, None]
-        out.update(eos=eos, eos_mask=eos_mask, has_words=words_mask.any(-1))
-        sentence = dict(eos=eos, eos_mask=eos_mask)
-        if self.paths != 'sentence':
-            words = self.project('words_projection', batch['text'], how) + text_type
+        mask = batch['video_mask']
+        position = self.position(mask)
+        # Three projections in all (D).
+        clips = self.project('video_projection', batch['video'], train=train) + video_type
+        eos = self.project('eos_projection', eos, train=train) * eos_mask[:, None]
+        sentence_path, phrase_path = self.make_paths()
+
+        # The query, encoded once a sample.
+        query, encoded = {}, {}
+        if sentence_path:
+            query['sentence'] = sentence_path.encode_text(eos[:, None], eos_mask[:, None], **how)
+        if phrase_path:
+            words = self.project('words_projection', batch['text'], train=train) + text_type
+            # [EOS] carries its type embedding only here (D).
             guide = (eos + text_type) * eos_mask[:, None]
             encoded = phrases.PhraseEncoder(
-                phrases=self.phrases,
-                phrase_layers=self.phrase_layers,
-                heads=self.heads,
-                slot_normalize=self.slot_normalize,
-                rpg_positions=self.rpg_positions,
-                name='phrase_encoder',
-                **self.common,
+                phrases=self.phrases, phrase_layers=self.phrase_layers, heads=self.heads,
+                slot_normalize=self.slot_normalize, rpg_positions=self.rpg_positions,
+                dropout=self.dropout, dtype=self.dtype, name='phrase_encoder',
             )(guide, words, words_mask, **how)
-            out.update(encoded)
-            sentence.update(phrases=encoded['phrases'], phrase_eos=encoded['phrase_eos'])
-        return sentence
+            query['phrases'] = encoded['phrases'], encoded['phrase_eos']
+
+        # Each video with its query: one row a sample, in training two.
+        video = clips, position, mask
+        if train:
+            video, query = negatives.pair(video, query)
+        clips, positions, masks = video
+        rows, found = {}, []
+        if sentence_path:
+            of_sentence, weights = sentence_path(*video, query['sentence'], **how)
+            rows.update(sentence_attention=weights, text_weight=highlight.text_weight(weights, 1))
+            found.append(of_sentence)
+        if phrase_path:
+            of_phrases, energies = phrase_path(*query['phrases'], clips, masks, **how)
+            rows.update(energies)
+            found.append(of_phrases)
+        joined = found[0]
+        if len(found) == 2:
+            joined = Fusion(self.fusion, self.dtype, name='fusion')(*found)
+        temporal_attention = layers.SelfAttentionLayer(**self.shared, name='temporal_attention')
+        attend = self.execution.rematted(lambda layer, x: layer(x, masks, **how))
+        joined = attend(temporal_attention, joined + positions)
+        mean = losses.masked_mean(joined, masks[..., None], axis=1)
+        saliency = highlight.SaliencyHead(self.dtype, name='saliency_head')(joined, mean)
+        rows.update(clips=found[0], joined=joined, saliency=saliency)
+        out = negatives.split(rows, batch) if train else rows
+
+        joined = out.pop('joined')
+        out |= self.find_moments(joined, position, mask, how)
+        out |= dict(encoded, eos=eos, eos_mask=eos_mask, has_words=words_mask.any(-1))
+        out['attn'], out['attn_roles'] = self.attention_map(out, batch)
+        return out
 
     @nn.nowrap
-    def two_paths(self, clips, positions, masks, sentence, out, how) -> jax.Array:
-        """Runs the paths that are on and fuses them: [B, T, D]."""
-        fused = []
+    def make_paths(self) -> tuple[nn.Module | None, nn.Module | None]:
+        """The sentence path and the phrase path, None where one is off."""
+        sentence_path = phrase_path = None
         if self.paths != 'phrase':
-            clips_of_sentence, attention = cross_attention.TextGuidedEncoder(
-                heads=self.heads,
-                ffn=self.ffn,
-                dummies=self.dummies,
-                dummy_layers=self.dummy_layers,
-                t2v_layers=self.t2v_layers,
-                enc_layers=self.enc_layers,
-                dummy_heads=self.heads,
-                execution=execution.of_model(self),
-                name='sentence_path',
-                **self.common,
-            )(clips, positions, masks, sentence['eos'][:, None], sentence['eos_mask'][:, None],
-              **how)
-            fused.append(clips_of_sentence)
-            out['sentence_attention'] = attention
-            out['attention'] = attention[..., -1].mean((1, 2))
+            sentence_path = cross_attention.TextGuidedEncoder(
+                **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_heads=self.heads,
+                dummy_layers=self.dummy_layers, t2v_layers=self.t2v_layers,
+                enc_layers=self.enc_layers, name='sentence_path',
+            )
         if self.paths != 'sentence':
-            phrase, of_phrases = phrases.PhrasePath(
-                heads=self.heads,
-                context_layers=self.context_layers,
-                across_phrases=self.across_phrases,
-                execution=execution.of_model(self),
-                name='phrase_path',
-                **self.common,
-            )(sentence['phrases'], sentence['phrase_eos'], clips, masks, **how)
-            out.update(of_phrases)
-            fused.append(phrase)
-        out['clips'] = fused[0]
-        if len(fused) == 1:
-            return fused[0]
-        return Fusion(self.fusion, self.dtype, name='fusion')(*fused)
+            phrase_path = phrases.PhrasePath(
+                **self.shared, context_layers=self.context_layers,
+                across_phrases=self.across_phrases, name='phrase_path',
+            )
+        return sentence_path, phrase_path
 
     @nn.nowrap
     def attention_map(self, out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
@@ -274,23 +232,13 @@ class Model(nn.Module):
         """The chosen head on the fused clips [B, T, D]."""
         if self.head == 'pyramid':
             return pyramid.PyramidHead(
-                strides=tuple(self.strides),
-                kernel=self.kernel,
-                conv_layers=self.conv_layers,
-                mlp_layers=self.mlp_layers,
-                bins=self.bins,
-                dtype=self.dtype,
-                name='pyramid_head',
+                strides=tuple(self.strides), kernel=self.kernel, conv_layers=self.conv_layers,
+                mlp_layers=self.mlp_layers, bins=self.bins, dtype=self.dtype, name='pyramid_head',
             )(clips, mask)
         if self.head == 'detr':
             return detr.MomentDecoder(
-                queries=self.queries,
-                num_layers=self.dec_layers,
-                heads=self.heads,
-                ffn=self.ffn,
-                execution=execution.of_model(self),
+                **self.shared, queries=self.queries, num_layers=self.dec_layers, ffn=self.ffn,
                 name='decoder',
-                **self.common,
             )(clips, position, mask, **how)
         raise ConfigError(f"model.head={self.head!r}: expected 'pyramid' or 'detr'")
 
@@ -309,27 +257,20 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
       (loss, every unweighted loss by name).
     """
     has_eos = out['eos_mask']
-    metrics = dict(saliency=highlight.saliency_loss(out, batch, config))
-    metrics['sal'] = losses.sampled_nce(
-        similarity=losses.cosine(out['clips'], out['eos'][:, None]),
-        labels=batch['saliency'],
-        pos_clips=batch['pos_clips'][:, 0],
-        mask=batch['video_mask'],
-        pairs_mask=batch['pairs_mask'] & has_eos,
-        over_batch=config.nce_over_batch,
+    parts = dict(
+        saliency=highlight.saliency_loss(out, batch, config),
+        sal=highlight.clip_query_nce(out['clips'], out['eos'], has_eos, batch, config),
     )
     if 'phrase_attention' in out:
-        diversity = lambda attention: losses.phrase_diversity(  # noqa: E731
-            attention=attention, mask=out['has_words'], r=config.dqa_r
-        )
-        metrics['phrase'] = diversity(out['phrase_attention']) + diversity(
-            out['slot_attention'][:, -1].mean(1)
+        parts['phrase'] = sum(
+            losses.phrase_diversity(attention=weights, mask=out['has_words'], r=config.dqa_r)
+            for weights in (out['phrase_attention'], out['slot_attention'][:, -1].mean(1))
         )
         form = dict(infonce=losses.info_nce, margin=losses.cosine_margin)[config.eos_form]
-        metrics['eos'] = form(out['phrase_eos'], out['eos'], mask=has_eos & out['has_words'])
+        parts['eos'] = form(out['phrase_eos'], out['eos'], mask=has_eos & out['has_words'])
     on_head = pyramid.point_losses if 'points' in out else detr.set_losses
-    metrics.update(on_head(out, batch, config))
-    return sum(config.weights[name] * value for name, value in metrics.items()), metrics
+    parts.update(on_head(out, batch, config))
+    return losses.weighted_sum(parts, config.weights), parts
 
 
 def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:

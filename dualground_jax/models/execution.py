@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.errors import ConfigError
+from dualground_jax.models.dropout import Dropout
 
 
 class Execution(NamedTuple):
@@ -24,82 +24,83 @@ class Execution(NamedTuple):
     scan_layers: bool = False
     remat: bool = False
 
-    def rematted(self, step: Callable) -> Callable:
+    def rematted(self, step: Callable, *, in_loop: bool = False) -> Callable:
         """A function whose first argument is a module, as these choices have it run."""
-        return nn.remat(step) if self.remat else step
-
-
-def of_model(model: nn.Module) -> Execution:
-    """Reads a model's fields.
-
-    Raises:
-      ConfigError: a chunk of negative size.
-    """
-    if model.attention_chunk < 0:
-        raise ConfigError(f'model.attention_chunk={model.attention_chunk}: expected 0, which is '
-                          'off, or a number of queries')
-    return Execution(model.attention_chunk, model.scan_layers, model.remat)
+        return nn.remat(step, prevent_cse=not in_loop) if self.remat else step
 
 
 def run_layers(
-    parent: nn.Module, layer: Callable, step: Callable, x: jax.Array, *, num_layers: int,
-    execution: Execution,
+    parent: nn.Module, layer: Callable, step: Callable, x: jax.Array, num_layers: int
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs layers one after the other: `layer_0`, `layer_1`, ... of the parent.
 
-    A loop stacks their parameters when it runs, so that the parent has the same parameters with
-    and without it. Its dropout draws other numbers.
+    With `scan_layers` they run in a loop, for which their parameters are stacked: the parent has
+    the same parameters with and without it. Dropout draws other numbers in a loop.
 
     Args:
-      parent: module, from whose compact method this is called.
-      layer: makes a layer from the keyword `name` or `parent`.
+      parent: module with a field `execution`, from whose compact method this is called.
+      layer: makes a layer of a name.
       step: (layer, x) -> (x, what else comes out: an array [B, ...] or None).
       x: what enters the first layer.
       num_layers: how many.
-      execution: whether in a loop, and whether with rematerialisation.
 
     Returns:
       (what the last layer makes of x, what else came out [B, num_layers, ...]).
     """
+    execution = parent.execution
     names = [f'layer_{i}' for i in range(num_layers)]
     if not execution.scan_layers or num_layers < 2 or parent.is_initializing():
+        step = execution.rematted(step)
         others = []
         for name in names:
-            x, other = execution.rematted(step)(layer(name=name), x)
+            x, other = step(layer(name), x)
             others.append(other)
         return x, jax.tree.map(lambda *y: jnp.stack(y, 1), *others) if others else None
 
-    own = parent.variables['params']
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(own[name] for name in names))
-    rng = parent.make_rng('dropout') if parent.has_rng('dropout') else None
-    apply = nn.apply(step, layer(parent=None))
+    def stacked(variables):
+        own = [variables['params'][name] for name in names]
+        return {'params': {'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)}}
 
-    def body(x, each):
-        i, params = each
-        rngs = {} if rng is None else {'dropout': jax.random.fold_in(rng, i)}
-        return apply({'params': params}, x, rngs=rngs)
+    def body(parent, x):
+        return execution.rematted(step, in_loop=True)(layer('layers'), x)
 
-    body = jax.checkpoint(body, prevent_cse=False) if execution.remat else body
-    x, others = jax.lax.scan(body, x, (jnp.arange(num_layers), params))
-    return x, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1), others)
+    loop = nn.scan(
+        body, variable_axes={'params': 0}, split_rngs={'dropout': True}, out_axes=1,
+        length=num_layers,
+    )
+    return nn.map_variables(loop, 'params', stacked)(parent, x)
 
 
-def over_chunks(function: Callable, x: jax.Array, size: int) -> jax.Array:
-    """Applies a function to pieces of x [B, T, ...] along T; gradients run it again.
+def over_chunks(
+    attend: Callable, query: jax.Array, drop: Dropout, size: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attends from all queries at once, or from pieces of them, which gradients compute anew.
 
     Args:
-      function: (piece [B, t, ...], its number int32[]) -> [B, t, ...].
-      x: [B, T, ...].
-      size: t at most; pieces are as even as can be, and the last one ends in zeros.
+      attend: (queries [B, t, D], dropout of the weights) -> (update [B, t, D], weights).
+      query: float[B, Q, D].
+      drop: dropout of the calling module; each piece draws numbers of its own.
+      size: t at most, or 0: all at once. Pieces are as even as can be; the last one ends in zeros.
 
     Returns:
-      [B, T, ...].
+      (update [B, Q, D], the weights or, in pieces, None).
     """
-    length = x.shape[1]
+    batch, length, width = query.shape
+    if not 0 < size < length:
+        return attend(query, drop)
     count = -(-length // size)
     each = -(-length // count)
-    padded = jnp.pad(x, ((0, 0), (0, count * each - length), *((0, 0),) * (x.ndim - 2)))
-    pieces = jnp.moveaxis(padded.reshape(len(x), count, each, *x.shape[2:]), 1, 0)
-    body = jax.checkpoint(lambda piece: function(*piece), prevent_cse=False)
-    out = jnp.moveaxis(jax.lax.map(body, (pieces, jnp.arange(count))), 0, 1)
-    return out.reshape(len(x), -1, *out.shape[3:])[:, :length]
+    padded = jnp.pad(query, ((0, 0), (0, count * each - length), (0, 0)))
+    pieces = padded.reshape(batch, count, each, width).swapaxes(0, 1)
+    is_random = drop.rate > 0 and not drop.deterministic
+    rng = drop.parent.make_rng('dropout') if is_random else jax.random.key(0)
+    unbound = drop.clone(parent=None)
+
+    def attend_piece(numbered):
+        piece, i = numbered
+        rngs = {'dropout': jax.random.fold_in(rng, i)}
+        return attend(piece, lambda weights: unbound.apply({}, weights, rngs=rngs))[0]
+
+    body = jax.checkpoint(attend_piece, prevent_cse=False)
+    updates = jax.lax.map(body, (pieces, jnp.arange(count)))
+    return updates.swapaxes(0, 1).reshape(batch, -1, width)[:, :length], None

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from dualground_jax import losses
-from dualground_jax.models import cross_attention, execution, highlight, layers, pyramid, text
+from dualground_jax.models import cross_attention, highlight, layers, negatives, pyramid, text
+from dualground_jax.models.base import GroundingModel
 from dualground_jax.pytorch import mapping, names
 
-# The `loss` section of its config.
+# The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
     weights=dict(reg=1.0, cls=5.0, sal=0.1, saliency=0.8, label=4.0),
     attn=1.0,
@@ -28,29 +29,18 @@ LOSS = dict(
 )
 
 
-class Model(nn.Module):
-    """FlashVTG. Fields are the `model` section of the config."""
+class Model(GroundingModel):
+    """FlashVTG. Fields, with those of all models, are the `model` section of the config."""
 
-    width: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1
-    input_dropout: float = 0.5
-    input_layers: int = 2
-    tokens: str = 'full'  # 'full', 'eos' or 'words'
     dummies: int = 40
     dummy_layers: int = 2
-    dummy_heads: int = 8
+    dummy_heads: int = 8  # whatever the other heads
     t2v_layers: int = 6
     enc_layers: int = 3
     strides: tuple[int, ...] = (1, 2, 4, 8)
     kernel: int = 5
     conv_layers: int = 1
     mlp_layers: int = 5
-    dtype: str = 'float32'
-    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
-    scan_layers: bool = False  # equal layers run in one loop
-    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -62,63 +52,49 @@ class Model(nn.Module):
           train: dropout, and a second pass with the next sample's query for each video.
 
         Returns:
-          A flat dict. saliency float32[B, T]; attention float32[B, T], the weight of the text at
+          A flat dict. saliency float32[B, T]; text_weight float32[B, T], the weight of the text at
           each clip, mean over heads and layers; with `train` both also with the suffix _neg and
           real_neg bool[B]; the predictions of `PyramidHead`; clips [B, T, D] and query [B, D], the
           features that the alignment loss compares; attn float32[B, layers, heads, T, dummies + L]
           and attn_roles int32[B, dummies + L].
         """
         how = dict(deterministic=not train)
-        project = layers.projector(self, deterministic=not train)
-        types = self.param('token_types', layers.embedding(0.02), (2, self.width))
-        text_type, video_type = types.astype(self.dtype)
-        mask, size = batch['video_mask'], len(batch['video_mask'])
-        tokens_mask = text.token_mask(batch, self.tokens)
-        roles = text.key_roles(batch, tokens_mask, self.dummies)
-        tokens = project('text_projection', batch['text']) + text_type
-        clips = project('video_projection', batch['video']) + video_type
-        position = layers.sine_position(mask, self.width).astype(self.dtype)
+        text_type, video_type = self.token_types()
+        mask, tokens_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
+        tokens = self.project('text_projection', batch['text'], train=train) + text_type
+        clips = self.project('video_projection', batch['video'], train=train) + video_type
         scores = layers.dense_of(1, self.dtype, use_bias=False)('pooling')(tokens)[..., 0]
         shares = layers.masked_softmax(scores, tokens_mask).astype(tokens.dtype)
         query = jnp.einsum('bl,bld->bd', shares, tokens)
-
-        masks = mask
-        if train:
-            clips, position, masks = highlight.twice((clips, position, mask))
-        clips, attention = cross_attention.TextGuidedEncoder(
-            heads=self.heads,
-            ffn=self.ffn,
-            dummies=self.dummies,
-            dummy_layers=self.dummy_layers,
-            t2v_layers=self.t2v_layers,
-            enc_layers=self.enc_layers,
-            dummy_heads=self.dummy_heads,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            execution=execution.of_model(self),
+        encoder = cross_attention.TextGuidedEncoder(
+            **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_layers=self.dummy_layers,
+            dummy_heads=self.dummy_heads, t2v_layers=self.t2v_layers, enc_layers=self.enc_layers,
             name='encoder',
-        )(clips, position, masks, tokens, tokens_mask, **how)
-        out = dict(
-            saliency=highlight.SaliencyHead(self.dtype, name='saliency_head')(
-                clips, losses.masked_mean(clips, masks[..., None], axis=1)
-            ),
-            attention=attention[..., self.dummies :].sum(-1).mean((1, 2)),
-            attn=attention,
         )
-        out = highlight.split_negatives(out, size, ('saliency', 'attention') if train else ())
+
+        video = clips, self.position(mask), mask
+        encoded = encoder.encode_text(tokens, tokens_mask, **how)
         if train:
-            out['real_neg'] = batch['source_id'] != jnp.roll(batch['source_id'], -1)
+            video, encoded = negatives.pair(video, encoded)
+        clips, attn = encoder(*video, encoded, **how)
+        mean = losses.masked_mean(clips, video[-1][..., None], axis=1)
+        rows = dict(
+            clips=clips,
+            saliency=highlight.SaliencyHead(self.dtype, name='saliency_head')(clips, mean),
+            text_weight=highlight.text_weight(attn, tokens.shape[1]),
+            attn=attn,
+        )
+        out = negatives.split(rows, batch) if train else rows
+
+        out |= pyramid.PyramidHead(
+            strides=tuple(self.strides), kernel=self.kernel, conv_layers=self.conv_layers,
+            mlp_layers=self.mlp_layers, dtype=self.dtype, name='pyramid_head',
+        )(out['clips'], mask)
         # The head rectifies the clips, and the alignment loss sees them so.
-        clips = highlight.without_negatives(clips, size)
-        out.update(clips=nn.relu(clips), query=query, attn_roles=roles)
-        return out | pyramid.PyramidHead(
-            strides=tuple(self.strides),
-            kernel=self.kernel,
-            conv_layers=self.conv_layers,
-            mlp_layers=self.mlp_layers,
-            dtype=self.dtype,
-            name='pyramid_head',
-        )(clips, mask)
+        out['clips'] = nn.relu(out['clips'])
+        out['query'] = query
+        out['attn_roles'] = text.key_roles(batch, tokens_mask, self.dummies)
+        return out
 
 
 def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -134,19 +110,12 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     Returns:
       (loss, every unweighted loss by name).
     """
-    metrics = dict(
+    parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
-        sal=losses.sampled_nce(
-            similarity=losses.cosine(out['clips'], out['query'][:, None]),
-            labels=batch['saliency'],
-            pos_clips=batch['pos_clips'][:, 0],
-            mask=batch['video_mask'],
-            pairs_mask=batch['pairs_mask'],
-            over_batch=config.nce_over_batch,
-        ),
+        sal=highlight.clip_query_nce(out['clips'], out['query'], True, batch, config),
         **pyramid.point_losses(out, batch, config),
     )
-    return sum(config.weights[name] * value for name, value in metrics.items()), metrics
+    return losses.weighted_sum(parts, config.weights), parts
 
 
 def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -29,58 +29,62 @@ class SaliencyHead(nn.Module):
         return scores.astype(jnp.float32) * width**-0.5
 
 
-# In training each video meets its own query and the next sample's, in rows that follow each other:
-# then no row leaves its device where batches are spread over devices.
+def text_weight(weights: jax.Array, num_tokens: int) -> jax.Array:
+    """How much of its attention each clip gives to the text: float32[B, T].
 
-
-def twice(tree):
-    """Repeats each row of every [B, ...]: [2B, ...]."""
-    return jax.tree.map(lambda x: jnp.repeat(x, 2, 0), tree)
-
-
-def with_negatives(tree):
-    """Puts the next sample's row behind each of every [B, ...], for negative pairs: [2B, ...]."""
-    pairs = lambda x: jnp.stack([x, jnp.roll(x, -1, 0)], 1)  # noqa: E731
-    return jax.tree.map(lambda x: pairs(x).reshape(-1, *x.shape[1:]), tree)
-
-
-def _by_sample(x: jax.Array, size: int) -> jax.Array:
-    return x.reshape(size, -1, *x.shape[1:])
-
-
-def without_negatives(x: jax.Array, size: int) -> jax.Array:
-    """The rows [size, ...] of own queries, of [2 size, ...] or of [size, ...] without negatives."""
-    return _by_sample(x, size)[:, 0]
-
-
-def split_negatives(out: dict, size: int, names: tuple[str, ...]) -> dict:
-    """Takes `without_negatives` of all entries; the other rows of `names` become *_neg."""
-    others = {f'{name}_neg': _by_sample(out[name], size)[:, 1] for name in names}
-    return {name: without_negatives(x, size) for name, x in out.items()} | others
+    Args:
+      weights: float32[B, layers, heads, T, dummies + L].
+      num_tokens: L.
+    """
+    return weights[..., weights.shape[-1] - num_tokens :].sum(-1).mean((1, 2))
 
 
 def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
-    """The saliency loss on the scores and, weighted by config.attn, on the attention to the text.
+    """The saliency loss on the scores and, weighted by config.attn, on the weight of the text.
+
+    Clips of higher labels are to rank above others, and above those of the negative pair, which is
+    to find nothing. The weight of the text is also to be the label, cut to [0, 1].
 
     Args:
-      out: saliency and saliency_neg float32[B, T], real_neg bool[B]; attention and attention_neg
-        float32[B, T] where the model attends to text.
+      out: saliency and saliency_neg float32[B, T], real_neg bool[B]; text_weight and
+        text_weight_neg float32[B, T] where the model attends to text.
       batch: saliency float32[B, T], video_mask bool[B, T], pos_clips and neg_clips int32[B, 2],
         pairs_mask bool[B].
-      config: the `loss` section: margin, margin_weight, absence_weight and attn.
+      config: the `loss` section: margin, attn, margin_weight (1 in DualGround's development code, 2
+        in the others, which sum over a sample's two pairs) and absence_weight (of what the negative
+        pair is to find; 0 on YouTube Highlights in public code).
     """
-    shared = {name: batch[name] for name in ('pos_clips', 'neg_clips', 'pairs_mask')}
-    shared |= dict(
-        labels=batch['saliency'],
-        mask=batch['video_mask'],
-        real_neg=out['real_neg'],
-        margin=config.margin,
-        margin_weight=config.margin_weight,
-        absence_weight=config.absence_weight,
-    )
-    loss = losses.highlight(scores=out['saliency'], scores_neg=out['saliency_neg'], **shared)
-    if 'attention' in out:
-        loss += config.attn * losses.highlight_attention(
-            weights=out['attention'], weights_neg=out['attention_neg'], **shared
+    labels, mask, real_neg = batch['saliency'], batch['video_mask'], out['real_neg']
+
+    def ranking(scores, scores_neg):
+        pairs = losses.margin_ranking(
+            scores=scores, pos_clips=batch['pos_clips'], neg_clips=batch['neg_clips'],
+            mask=batch['pairs_mask'], margin=config.margin,
+        )
+        return config.margin_weight * pairs + losses.rank_with_negatives(
+            scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg
+        )
+
+    absence = losses.negative_pair(logits=out['saliency_neg'], mask=mask, real_neg=real_neg)
+    loss = ranking(out['saliency'], out['saliency_neg']) + config.absence_weight * absence
+    if 'text_weight' in out:
+        own, other = out['text_weight'], out['text_weight_neg']
+        absence = losses.attention_absence(weights=other, mask=mask, real_neg=real_neg)
+        loss += config.attn * (
+            ranking(own, other)
+            + losses.attention_cross_entropy(weights=own, labels=labels, mask=mask)
+            + config.absence_weight * absence
         )
     return loss
+
+
+def clip_query_nce(clips, query, has_query, batch: dict, config) -> jax.Array:
+    """InfoNCE of clips [B, T, D] and query [B, D] where has_query bool[B], see `sampled_nce`."""
+    return losses.sampled_nce(
+        similarity=losses.cosine(clips, query[:, None]),
+        labels=batch['saliency'],
+        pos_clips=batch['pos_clips'][:, 0],
+        mask=batch['video_mask'],
+        pairs_mask=batch['pairs_mask'] & has_query,
+        over_batch=config.nce_over_batch,
+    )

@@ -4,7 +4,6 @@ Masks are True where valid. Softmax and normalisation run in float32 whatever th
 A row that may attend to nothing gets weights of zero, not NaN.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,7 +53,7 @@ partitioned = nn.with_logical_partitioning
 
 
 class Linear(nn.Module):
-    """x W + b, as `nn.Dense`; it can also take another linear map into itself."""
+    """x W + b, as `nn.Dense`."""
 
     width: int
     dtype: str = 'float32'
@@ -73,32 +72,30 @@ class Linear(nn.Module):
             bias = self.param('bias', bias_init, (self.width,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
-    def __call__(self, x: jax.Array, first: tuple | None = None) -> jax.Array:
-        """Maps x [..., D] to [..., width].
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., D] to [..., width]."""
+        return in_turn(x, self)
 
-        Args:
-          x: float[..., D].
-          first: (W_1 [D, E], b_1 [E]) of a map before this one. With nothing between them the two
-            are one map, (x W_1 + b_1) W + b = x (W_1 W) + (b_1 W + b): one product of all rows.
-        """
-        if first is None:
-            kernel, bias = self.matrix(x.shape[-1])
-        else:
-            kernel, bias = self.matrix(first[0].shape[-1])
-            kernel, bias = first[0] @ kernel, first[1] @ kernel + bias
-        # One axis of rows: else XLA for CPUs transposes activations for the gradient of a kernel.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
-        return rows.reshape(*x.shape[:-1], self.width) + bias
+
+def in_turn(x: jax.Array, *linears: Linear) -> jax.Array:
+    """Maps x [..., D] by linear layers one after the other, in one product of all rows.
+
+    With nothing between them two are one: (x W_1 + b_1) W_2 + b_2 = x (W_1 W_2) + (b_1 W_2 + b_2).
+    """
+    first, *others = linears
+    kernel, bias = first.matrix(x.shape[-1])
+    for linear in others:
+        following, offset = linear.matrix(kernel.shape[-1])
+        kernel, bias = kernel @ following, bias @ following + offset
+    # One axis of rows: else XLA for CPUs transposes activations for the gradient of a kernel.
+    rows = x.astype(first.dtype).reshape(-1, x.shape[-1]) @ kernel
+    return rows.reshape(*x.shape[:-1], -1) + bias
 
 
 def dense_of(
-    width: int,
-    dtype: str,
-    kernel_init: Callable = torch_uniform,
-    axes: tuple = SQUARE,
-    *,
+    width: int, dtype: str, kernel_init: Callable = torch_uniform, axes: tuple = SQUARE, *,
     use_bias: bool = True,
-) -> Callable:
+) -> Callable[[str], Linear]:
     """Makes linear layers of one width by name: `dense('query')(x)`."""
     return lambda name: Linear(width, dtype, kernel_init, axes, use_bias, name=name)
 
@@ -211,11 +208,7 @@ def sine_channels(x: jax.Array, width: int, numpy=jnp) -> jax.Array:
 
 
 def attention_weights(
-    query: jax.Array,
-    key: jax.Array,
-    mask: jax.Array | None,
-    *,
-    heads: int,
+    query: jax.Array, key: jax.Array, mask: jax.Array | None, *, heads: int,
     normalize: str = 'inputs',
 ) -> jax.Array:
     """Scaled dot-product weights of contiguous channel groups.
@@ -238,9 +231,8 @@ def attention_weights(
     if query.shape[-1] % heads:
         raise ConfigError(f'model.width={query.shape[-1]}: expected a multiple of its {heads} '
                           'attention heads')
-    split = lambda x: x.reshape(*x.shape[:-1], heads, -1)  # noqa: E731
-    scale = (query.shape[-1] // heads) ** -0.5
-    logits = jnp.einsum('bqhd,bkhd->bhqk', split(query) * scale, split(key))
+    query, key = (x.reshape(*x.shape[:-1], heads, -1) for x in (query, key))
+    logits = jnp.einsum('bqhd,bkhd->bhqk', query * query.shape[-1] ** -0.5, key)
     if normalize == 'inputs':
         return masked_softmax(logits, mask)
     if normalize == 'slots':
@@ -275,22 +267,39 @@ def residual_dropout(rate: float, drop_path: bool, deterministic: bool) -> Calla
     return lambda x: kind(rate)(x, deterministic=deterministic)
 
 
-class Attention(nn.Module):
-    """Multi-head attention with query, key, value and output projections; returns its weights."""
+class Block(nn.Module):
+    """Fields of every layer with attention, and of what is made of such layers."""
 
     heads: int
     dropout: float = 0.0
-    normalize: str = 'inputs'
     dtype: str = 'float32'
+    execution: Execution = Execution()
+
+    @property
+    def shared(self) -> dict:
+        """These fields, for the layers inside."""
+        return dict(
+            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution
+        )
+
+
+class Attention(Block):
+    """Multi-head attention with query, key, value and output projections; returns its weights."""
+
+    normalize: str = 'inputs'  # with 'slots' the queries must not run in chunks
     inits: Init = TORCH
-    chunk: int = 0  # > 0: so many queries at a time; for normalize='inputs'
 
     @nn.compact
-    def __call__(self, query, key, value, mask=None, *, deterministic: bool, first=None):
+    def __call__(self, query, key, value, mask=None, *, deterministic: bool, outer=()):
         """Attends from query [B, Q, D] to key and value [B, K, D].
 
-        With more queries than a chunk, the mask is the same for all queries. `first` maps 'query',
-        'key' and 'value' to linear maps before the projections, see `Linear`.
+        Args:
+          query: float[B, Q, D].
+          key: float[B, K, D].
+          value: float[B, K, D].
+          mask: bool, broadcastable to [B, heads, Q, K]; in chunks the same for all queries.
+          deterministic: no dropout.
+          outer: linear layers that query, key and value pass before the projections, or none.
 
         Returns:
           (output [B, Q, D], weights float32[B, heads, Q, K] before dropout or, with more queries
@@ -298,11 +307,9 @@ class Attention(nn.Module):
         """
         width = query.shape[-1]
         dense = dense_of(width, self.dtype, self.inits.qkv, TO_HEADS)
-        query, key, value = (
-            dense(name)(x, first and first[name])
-            for name, x in (('query', query), ('key', key), ('value', value))
-        )
-        drop = dropout.Dropout(self.dropout, deterministic=deterministic)
+        own = [dense(name) for name in ('query', 'key', 'value')]
+        chains = zip(outer, own) if outer else zip(own)
+        query, key, value = (in_turn(x, *chain) for x, chain in zip((query, key, value), chains))
 
         def attend(query, drop):
             weights = attention_weights(
@@ -310,18 +317,10 @@ class Attention(nn.Module):
             )
             return weighted_values(drop(weights), value), weights
 
-        if 0 < self.chunk < query.shape[1]:
-            drops = self.dropout > 0 and not deterministic
-            rng = self.make_rng('dropout') if drops else jax.random.key(0)
-            drop_by = lambda i: lambda weights: drop.clone(parent=None).apply(  # noqa: E731
-                {}, weights, rngs={'dropout': jax.random.fold_in(rng, i)}
-            )
-            update = execution.over_chunks(
-                lambda piece, i: attend(piece, drop_by(i))[0], query, self.chunk
-            )
-            weights = None
-        else:
-            update, weights = attend(query, drop)
+        drop = dropout.Dropout(self.dropout, deterministic=deterministic)
+        update, weights = execution.over_chunks(
+            attend, query, drop, self.execution.attention_chunk
+        )
         return dense_of(width, self.dtype, self.inits.out, FROM_HEADS)('out')(update), weights
 
 
@@ -342,30 +341,21 @@ class FeedForward(nn.Module):
         return dense_of(width, self.dtype, self.kernel_init, FROM_HIDDEN)('linear2')(x)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Block, kw_only=True):
     """Post-norm self-attention layer; positions are added to queries and keys only."""
 
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
     drop_path: bool = True
     inits: Init = TORCH
-    chunk: int = 0  # of the attention's queries
 
     @nn.compact
-    def __call__(self, x, position, mask, *, deterministic: bool):
+    def __call__(self, x, position, mask, *, deterministic: bool) -> jax.Array:
         """Maps x [B, T, D] with position [..., T, D] and mask bool[B, T] to [B, T, D]."""
         drop = residual_dropout(self.dropout, self.drop_path, deterministic)
         keys = x + position
-        update, _ = Attention(
-            self.heads,
-            self.dropout,
-            dtype=self.dtype,
-            inits=self.inits,
-            chunk=self.chunk,
-            name='attention',
-        )(keys, keys, x, mask[:, None, None], deterministic=deterministic)
+        update, _ = Attention(**self.shared, inits=self.inits, name='attention')(
+            keys, keys, x, mask[:, None, None], deterministic=deterministic
+        )
         x = LayerNorm(self.dtype, name='norm1')(x + drop(update))
         update = FeedForward(
             self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
@@ -373,71 +363,42 @@ class EncoderLayer(nn.Module):
         return LayerNorm(self.dtype, name='norm2')(x + drop(update))
 
 
-class Encoder(nn.Module):
+class Encoder(Block, kw_only=True):
     """A stack of encoder layers; see there for arguments and shapes."""
 
     num_layers: int
-    heads: int
     ffn: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
     drop_path: bool = True
     inits: Init = TORCH
-    execution: Execution = Execution()
 
     @nn.compact
-    def __call__(self, x, position, mask, *, deterministic: bool):
-        layer = functools.partial(
-            EncoderLayer,
-            self.heads,
-            self.ffn,
-            self.dropout,
-            self.dtype,
-            self.drop_path,
-            self.inits,
-            self.execution.attention_chunk,
-        )
-        x, _ = execution.run_layers(
-            self,
-            layer,
-            lambda layer, x: (layer(x, position, mask, deterministic=deterministic), None),
-            x,
-            num_layers=self.num_layers,
-            execution=self.execution,
-        )
-        return x
+    def __call__(self, x, position, mask, *, deterministic: bool) -> jax.Array:
+        def layer(name):
+            return EncoderLayer(
+                **self.shared, ffn=self.ffn, drop_path=self.drop_path, inits=self.inits, name=name
+            )
+
+        def step(layer, x):
+            return layer(x, position, mask, deterministic=deterministic), None
+
+        return execution.run_layers(self, layer, step, x, self.num_layers)[0]
 
 
-class ProjectedAttention(nn.Module):
+class ProjectedAttention(Block):
     """LayerNorm(x + attention(W_q x, W_k m, W_v m)) around an attention with own projections.
 
     The outer projections are those of DualGround's development code (LGI.py).
     """
 
-    heads: int
-    dropout: float = 0.0
     normalize: str = 'inputs'
-    dtype: str = 'float32'
-    chunk: int = 0  # of the attention's queries; see there
 
     @nn.compact
     def __call__(self, x, memory, mask=None, *, deterministic: bool):
         """Attends from x [B, Q, D] to memory [B, K, D]: ([B, Q, D], weights [B, H, Q, K])."""
         dense = dense_of(x.shape[-1], self.dtype)
-        update, weights = Attention(
-            self.heads,
-            self.dropout,
-            self.normalize,
-            self.dtype,
-            chunk=self.chunk,
-            name='attention',
-        )(
-            x,
-            memory,
-            memory,
-            mask,
-            deterministic=deterministic,
-            first={name: dense(name).matrix(x.shape[-1]) for name in ('query', 'key', 'value')},
+        outer = [dense(name) for name in ('query', 'key', 'value')]
+        update, weights = Attention(**self.shared, normalize=self.normalize, name='attention')(
+            x, memory, memory, mask, deterministic=deterministic, outer=outer
         )
         update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         return LayerNorm(self.dtype, name='norm')(x + update), weights
@@ -456,21 +417,16 @@ class ResidualLinear(nn.Module):
         return LayerNorm(self.dtype, name='norm')(x + update)
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(Block):
     """Self-attention with outer projections, then the residual linear layer."""
-
-    heads: int
-    dropout: float = 0.0
-    dtype: str = 'float32'
-    chunk: int = 0  # of the attention's queries
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, *, deterministic: bool) -> jax.Array:
         """Maps x [B, T, D] with mask bool[B, T], or None, to [B, T, D]."""
         mask = None if mask is None else mask[:, None, None]
-        x, _ = ProjectedAttention(
-            self.heads, self.dropout, dtype=self.dtype, chunk=self.chunk, name='attention'
-        )(x, x, mask, deterministic=deterministic)
+        x, _ = ProjectedAttention(**self.shared, name='attention')(
+            x, x, mask, deterministic=deterministic
+        )
         return ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
             x, deterministic=deterministic
         )
@@ -495,13 +451,6 @@ class InputProjection(nn.Module):
             if i < self.layers - 1:
                 x = nn.relu(x)
         return x
-
-
-def projector(model: nn.Module, deterministic: bool) -> Callable:
-    """Projects inputs to a model's width, with its dropout, by name: `project('text', x)`."""
-    return lambda name, x: InputProjection(
-        model.width, model.input_layers, model.input_dropout, model.dtype, name=name
-    )(x, deterministic=deterministic)
 
 
 class MLP(nn.Module):

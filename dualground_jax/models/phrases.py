@@ -3,14 +3,11 @@
 (P) and (D) say which source is followed where they differ; see dualground.py.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.models import dropout, execution, highlight, layers
-from dualground_jax.models.execution import Execution
+from dualground_jax.models import dropout, execution, layers
 
 
 class RecurrentPhrases(nn.Module):
@@ -69,18 +66,14 @@ class SlotLayer(nn.Module):
           (phrases, phrase_eos, weights float32[B, heads, N, L]).
         """
         phrases, weights = layers.ProjectedAttention(
-            self.heads,
-            self.dropout,
-            self.normalize,
-            self.dtype,
-            name='words_attention',
+            self.heads, self.dropout, self.dtype, normalize=self.normalize, name='words_attention'
         )(phrases, words, words_mask[:, None, None], deterministic=deterministic)
 
         sequence = jnp.concatenate([phrase_eos[:, None], phrases], 1)
         size = sequence.shape[1]
         visible = jnp.ones((size, size), bool).at[1:, 0].set(False)
         update, _ = layers.Attention(
-            self.heads, self.dropout, dtype=self.dtype, name='self_attention'
+            self.heads, self.dropout, self.dtype, name='self_attention'
         )(sequence, sequence, sequence, visible, deterministic=deterministic)
         update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         sequence = layers.LayerNorm(self.dtype, name='self_norm')(sequence + update)
@@ -114,19 +107,14 @@ class PhraseEncoder(nn.Module):
             self.phrases, self.rpg_positions, self.dropout, self.dtype, name='generator'
         )(eos, words, words_mask, deterministic=deterministic)
         positioned = words + layers.sine_position(words_mask, width, normalize=False)
+        positioned = positioned.astype(words.dtype)
         token = self.param('phrase_eos', layers.embedding(), (width,))
         phrase_eos = jnp.broadcast_to(token, eos.shape).astype(words.dtype)
         slot_attention = []
         for i in range(self.phrase_layers):
             phrases, phrase_eos, weights = SlotLayer(
                 self.heads, self.slot_normalize, self.dropout, self.dtype, name=f'slot_{i}'
-            )(
-                phrases,
-                phrase_eos,
-                positioned.astype(words.dtype),
-                words_mask,
-                deterministic=deterministic,
-            )
+            )(phrases, phrase_eos, positioned, words_mask, deterministic=deterministic)
             slot_attention.append(weights)
         return dict(
             phrases=phrases,
@@ -152,84 +140,67 @@ class PhraseClipProduct(nn.Module):
         return nn.relu(layers.LayerNorm(self.dtype, name='norm2')(dense('context')(product)))
 
 
-class PhraseContextLayer(nn.Module):
+class PhraseContextLayer(layers.Block):
     """Self-attention over time for each phrase; optionally over the phrases of each clip (D)."""
 
-    heads: int
     across_phrases: bool = False
-    dropout: float = 0.0
-    dtype: str = 'float32'
-    chunk: int = 0  # of the attention's queries
 
     @nn.compact
     def __call__(self, context, clips_mask, *, deterministic: bool) -> jax.Array:
         """Maps context [B, N, T, D] with clips_mask bool[B, T] to [B, N, T, D]."""
         batch, phrases, clips, width = context.shape
-        layer = lambda name: layers.SelfAttentionLayer(  # noqa: E731
-            self.heads, self.dropout, self.dtype, self.chunk, name=name
-        )
-        context = layer('time')(
+        context = layers.SelfAttentionLayer(**self.shared, name='time')(
             context.reshape(batch * phrases, clips, width),
             jnp.repeat(clips_mask, phrases, 0),
             deterministic=deterministic,
         ).reshape(context.shape)
         if self.across_phrases:
             by_clip = context.swapaxes(1, 2)
-            context = layer('phrases')(
+            context = layers.SelfAttentionLayer(**self.shared, name='phrases')(
                 by_clip.reshape(batch * clips, phrases, width), None, deterministic=deterministic
             ).reshape(by_clip.shape).swapaxes(1, 2)
         return context
 
 
-class PhrasePath(nn.Module):
+class PhrasePath(layers.Block):
     """Phrase-clip contexts, and their sum weighted by how each phrase matches P_EOS (P eq. 3-4)."""
 
-    heads: int
     context_layers: int = 2
     across_phrases: bool = False
-    dropout: float = 0.0
-    dtype: str = 'float32'
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, phrases, phrase_eos, clips, clips_mask, *, deterministic: bool):
         """Maps phrases [B, N, D], phrase_eos [B, D] and clips [B, T, D] to V_p.
-
-        Half as many phrases as clips are those of own queries, and the negatives of the videos
-        before them, see `highlight.with_negatives`.
 
         Returns:
           (V_p [B, T, D], a dict: phrase_weights float32[B, N]; phrase_energy float32[B, N, T], norm
           of each phrase's context at each clip; summary_energy float32[B, T], of their weighted
           sum). Norms are taken before the temporal layers, which end in a normalisation.
         """
-        if len(phrases) < len(clips):
-            phrases, phrase_eos = highlight.with_negatives((phrases, phrase_eos))
         width = clips.shape[-1]
-        context = matched = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
+        matched = PhraseClipProduct(self.dtype, name='product')(phrases, clips)
         position = layers.sine_position(clips_mask, width, normalize=False)
-        context = context + position[:, None].astype(context.dtype)
-        layer = functools.partial(
-            PhraseContextLayer,
-            self.heads,
-            self.across_phrases,
-            self.dropout,
-            self.dtype,
-            self.execution.attention_chunk,
-        )
-        context, _ = execution.run_layers(
-            self,
-            layer,
-            lambda layer, x: (layer(x, clips_mask, deterministic=deterministic), None),
-            context,
-            num_layers=self.context_layers,
-            execution=self.execution,
-        )
+
+        def layer(name):
+            return PhraseContextLayer(
+                **self.shared, across_phrases=self.across_phrases, name=name
+            )
+
+        def step(layer, x):
+            return layer(x, clips_mask, deterministic=deterministic), None
+
+        context = matched + position[:, None].astype(matched.dtype)
+        context, _ = execution.run_layers(self, layer, step, context, self.context_layers)
         dense = layers.dense_of(width, self.dtype)
         logits = jnp.einsum('bd,bnd->bn', dense('query')(phrase_eos), dense('key')(phrases))
         weights = layers.masked_softmax(logits * width**-0.5, None)
-        weighted = lambda x: jnp.einsum('bn,bntd->btd', weights.astype(x.dtype), x)  # noqa: E731
-        energy = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1)  # noqa: E731
+
+        def weighted(x):
+            return jnp.einsum('bn,bntd->btd', weights.astype(x.dtype), x)
+
+        def energy(x):
+            return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+
         return weighted(context), dict(
             phrase_weights=weights,
             phrase_energy=energy(matched),

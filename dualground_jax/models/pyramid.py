@@ -142,21 +142,18 @@ class PyramidHead(nn.Module):
         level_masks = jnp.split(valid, np.cumsum([x.shape[1] for x in pyramid])[:-1], axis=1)
 
         width = clips.shape[-1]
-        head = lambda name: ConvHead(  # noqa: E731
-            self.kernel,
-            self.conv_layers,
-            (width // 2,) * (self.mlp_layers - 1) + (1,),
-            self.dtype,
-            name=name,
+        widths = (width // 2,) * (self.mlp_layers - 1) + (1,)
+        class_head, score_head = (
+            ConvHead(self.kernel, self.conv_layers, widths, self.dtype, name=name)
+            for name in ('class_head', 'score_head')
         )
-        class_head = head('class_head')
         by_level = jnp.concatenate([class_head(x, m) for x, m in zip(pyramid, level_masks)], 1)
 
         order = jnp.argsort(~valid, axis=1, stable=True)[..., None]
         packed = jnp.take_along_axis(jnp.concatenate(pyramid, 1), order, 1)
         packed_mask = jnp.take_along_axis(valid, order[..., 0], 1)
         across = jnp.take_along_axis(
-            head('score_head')(packed, packed_mask), jnp.argsort(order, axis=1), 1
+            score_head(packed, packed_mask), jnp.argsort(order, axis=1), 1
         )
         mix = self.param('mix', nn.initializers.constant(0.5), (1,))
         logits = mix * by_level + (1 - mix) * across

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from dualground_jax import losses, spans
-from dualground_jax.models import cross_attention, detr, dropout, execution, highlight, layers, text
+from dualground_jax.models import cross_attention, detr, dropout, highlight, layers, text
+from dualground_jax.models.base import GroundingModel
 from dualground_jax.pytorch import mapping, names
 
-# The `loss` section of its config.
+# The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
     detr.LOSS,
     weights=dict(span=10.0, giou=1.0, query_label=4.0, saliency=1.0, vtc=0.3, ctc=0.5),
@@ -44,10 +45,10 @@ class Fuser(nn.Module):
         context, query = drop(clips), drop(words)
         scores = score('score_clip')(context) + jnp.swapaxes(score('score_word')(query), 1, 2)
         scores += jnp.einsum('btd,bld->btl', context * scale, query)
-        share = lambda mask, axis: layers.masked_softmax(scores, mask, axis).astype(  # noqa: E731
-            clips.dtype
+        over_words, over_clips = (
+            layers.masked_softmax(scores, mask, axis).astype(clips.dtype)
+            for mask, axis in ((words_mask[:, None], 2), (clips_mask[..., None], 1))
         )
-        over_words, over_clips = share(words_mask[:, None], 2), share(clips_mask[..., None], 1)
         to_clips = jnp.einsum('btl,bld->btd', over_words, words)
         through_words = jnp.einsum(
             'btl,bld->btd', over_words, jnp.einsum('btl,btd->bld', over_clips, clips)
@@ -140,23 +141,15 @@ class MomentRefinement(nn.Module):
         return memory * (1 + likeness)[..., None].astype(memory.dtype)
 
 
-class Model(nn.Module):
-    """TR-DETR. Fields are the `model` section of the config."""
+class Model(GroundingModel):
+    """TR-DETR. Fields, with those of all models, are the `model` section of the config.
 
-    width: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    dropout: float = 0.1  # also of the fuser, where the public code has 0.1 whatever the rest has
-    input_dropout: float = 0.5
-    input_layers: int = 2
-    tokens: str = 'full'  # 'full', 'eos' or 'words'
+    Its dropout is also that of the fuser, where the public code has 0.1 whatever the rest has.
+    """
+
     enc_layers: int = 2  # of the cross-attention to the text and of the clips' encoder
     dec_layers: int = 2
     queries: int = 10
-    dtype: str = 'float32'
-    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
-    scan_layers: bool = False  # equal layers run in one loop
-    remat: bool = False  # gradients compute the activations of layers anew
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -174,50 +167,44 @@ class Model(nn.Module):
           float32[B, enc_layers, heads, T, L] and attn_roles int32[B, L].
         """
         how = dict(deterministic=not train)
-        project = layers.projector(self, deterministic=not train)
-        common = dict(heads=self.heads, ffn=self.ffn, dropout=self.dropout, dtype=self.dtype)
-        element_dropout = dict(drop_path=False, execution=execution.of_model(self), **common)
+        common = dict(self.shared, ffn=self.ffn, drop_path=False)
         mask, words_mask = batch['video_mask'], text.token_mask(batch, self.tokens)
-        words = project('text_projection', batch['text'])
-        clips = project('video_projection', batch['video'])
-        position = layers.sine_position(mask, self.width).astype(self.dtype)
-        mean = lambda x, valid: losses.masked_mean(x, valid[..., None], axis=1)  # noqa: E731
-        out = dict(
-            clips=clips,
-            text=words,
-            text_mask=words_mask,
-            clips_mean=mean(clips, mask),
-            text_mean=mean(words, words_mask),
-            attn_roles=text.key_roles(batch, words_mask),
-        )
-
+        words = self.project('text_projection', batch['text'], train=train)
+        clips = self.project('video_projection', batch['video'], train=train)
+        position = self.position(mask)
         fused = Fuser(self.dropout, self.dtype, name='fuser')(clips, mask, words, words_mask, **how)
-        guided, out['attn'] = cross_attention.CrossAttention(
-            self.enc_layers,
-            projections=True,
-            inits=layers.XAVIER,
+        guided, attn = cross_attention.CrossAttention(
+            **common, num_layers=self.enc_layers, projections=True, inits=layers.XAVIER,
             name='cross_attention',
-            **element_dropout,
         )(fused, position, words, words, words_mask, **how)
 
         # A first guess of the highlights says which clips count more in the same encoder's second
         # pass; nothing supervises it but what follows.
         encoder = layers.Encoder(
-            self.enc_layers, inits=layers.XAVIER, name='encoder', **element_dropout
+            **common, num_layers=self.enc_layers, inits=layers.XAVIER, name='encoder'
         )
         saliency_head = highlight.SaliencyHead(self.dtype, name='saliency_head')
         memory = encoder(guided, position, mask, **how)
         shares = layers.masked_softmax(saliency_head(memory), mask)[..., None]
         memory = encoder(memory + shares.astype(guided.dtype) * guided, position, mask, **how)
-        out |= detr.MomentDecoder(
-            self.queries, self.dec_layers, name='decoder', **element_dropout
+        moments = detr.MomentDecoder(
+            **common, queries=self.queries, num_layers=self.dec_layers, name='decoder'
         )(memory, position, mask, **how)
 
         # The moment found says in turn which clips are highlights.
         refined = MomentRefinement(self.dtype, name='moment_refinement')(
-            memory, clips, out['pred_logits'][-1], out['pred_spans'][-1], mask
+            memory, clips, moments['pred_logits'][-1], moments['pred_spans'][-1], mask
         )
-        return out | dict(saliency=saliency_head(refined))
+        return moments | dict(
+            saliency=saliency_head(refined),
+            clips=clips,
+            text=words,
+            text_mask=words_mask,
+            clips_mean=losses.masked_mean(clips, mask[..., None], axis=1),
+            text_mean=losses.masked_mean(words, words_mask[..., None], axis=1),
+            attn=attn,
+            attn_roles=text.key_roles(batch, words_mask),
+        )
 
 
 def clip_text_alignment(*, clips, words, words_mask, relevant, mask, temperature=0.07) -> jax.Array:
@@ -273,7 +260,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     rank = losses.rank_contrastive(
         scores=out['saliency'], labels=batch['saliency'], mask=batch['video_mask']
     )
-    metrics = dict(
+    parts = dict(
         saliency=config.margin_weight * margin + rank.mean(),
         vtc=video_text_alignment(
             videos=out['clips_mean'], texts=out['text_mean'], mask=out['text_mask'].any(-1)
@@ -287,7 +274,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
         ),
         **detr.set_losses(out, batch, config),
     )
-    return sum(config.weights[name] * value for name, value in metrics.items()), metrics
+    return losses.weighted_sum(parts, config.weights), parts
 
 
 decode = detr.decode

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy.optimize import linear_sum_assignment
 
 from dualground_jax import losses, matching, spans
-from dualground_jax.models import pyramid
+from dualground_jax.models import highlight, pyramid
 
 
 @pytest.fixture(name='rng')
@@ -54,16 +55,19 @@ def test_nms_against_a_loop(rng, threshold):
 def test_negative_pairs_and_the_batch_can_be_left_out(rng):
     scores, labels = (jnp.asarray(rng.uniform(0.1, 0.9, (3, 5)), jnp.float32) for _ in range(2))
     clips = jnp.array([[0, 1], [2, 3], [4, 0]])
-    shared = dict(labels=labels, mask=jnp.ones((3, 5), bool), real_neg=jnp.array([1, 1, 0], bool),
-                  pos_clips=clips, neg_clips=clips[:, ::-1], pairs_mask=jnp.ones(3, bool))
-    for loss, names, absent in (
-        (losses.highlight, ('scores', 'scores_neg'), np.log1p(np.exp(scores))),
-        (losses.highlight_attention, ('weights', 'weights_neg'), -np.log(1 - scores)),
-    ):
-        both = [loss(**dict.fromkeys(names, scores), **shared, absence_weight=w) for w in (1, 0)]
+    mask, pairs_mask = jnp.ones((3, 5), bool), jnp.ones(3, bool)
+    batch = dict(saliency=labels, video_mask=mask, pos_clips=clips, neg_clips=clips[:, ::-1],
+                 pairs_mask=pairs_mask)
+    names = ('saliency', 'saliency_neg', 'text_weight', 'text_weight_neg')
+    out = dict.fromkeys(names, scores) | dict(real_neg=jnp.array([1, 1, 0], bool))
+    for attn, absent in ((0, np.log1p(np.exp(scores))),
+                         (2, np.log1p(np.exp(scores)) - 2 * np.log(1 - scores))):
+        config = dict(attn=attn, margin=0.2, margin_weight=1.0)
+        both = [highlight.saliency_loss(out, batch, ConfigDict(config | dict(absence_weight=w)))
+                for w in (1, 0)]
         assert both[0] - both[1] == pytest.approx(absent[:2].sum(1).mean(), rel=1e-4)
     nce = dict(similarity=scores, labels=jnp.zeros((3, 5)), pos_clips=clips[:, 0],
-               mask=shared['mask'], pairs_mask=shared['pairs_mask'], temperature=0.5)
+               mask=mask, pairs_mask=pairs_mask, temperature=0.5)
     own = np.asarray(scores)[np.arange(3), clips[:, 0]]
     expected = np.mean(np.log(np.exp(2 * scores).sum(1)) - 2 * own)
     assert losses.sampled_nce(**nce, over_batch=False) == pytest.approx(expected, rel=1e-5)

@@ -32,7 +32,7 @@ def close(found, expected):
 
 
 def encoder(**choice):
-    return layers.Encoder(3, 2, 8, execution=Execution(**choice))
+    return layers.Encoder(2, num_layers=3, ffn=8, execution=Execution(**choice))
 
 
 def encoder_inputs(clips=11, width=8, seed=0):
@@ -70,6 +70,24 @@ def test_an_encoder_gives_the_same(choice):
     close(outputs_and_grads(encoder(**choice), *encoder_inputs()), plain_encoder())
 
 
+@pytest.mark.parametrize('choice', [{}, dict(scan_layers=True), ALL], ids=str)
+def test_parameters_lie_layer_by_layer(choice):
+    """A stack reads `layer_0`, `layer_1`, ..., as layers that are called one after the other."""
+    x, position, mask = encoder_inputs()
+    layer = layers.EncoderLayer(2, ffn=8)
+    own = [nn.unbox(layer.init(jax.random.key(i), x, position, mask, deterministic=True))['params']
+           for i in range(3)]
+    expected = x
+    for params in own:
+        expected = layer.apply({'params': params}, expected, position, mask, deterministic=True)
+    tree = {'params': {f'layer_{i}': params for i, params in enumerate(own)}}
+    found = encoder(**choice).apply(tree, x, position, mask, deterministic=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    fresh = nn.unbox(encoder(**choice).init(jax.random.key(0), x, position, mask,
+                                            deterministic=True))
+    assert jax.tree.structure(fresh) == jax.tree.structure(tree)
+
+
 def test_a_cross_attention_gives_the_same_weights_in_a_loop():
     rng = np.random.default_rng(3)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
@@ -77,7 +95,9 @@ def test_a_cross_attention_gives_the_same_weights_in_a_loop():
     inputs = draw(2, 5, 8), draw(2, 5, 8), draw(2, 4, 8), draw(2, 3, 8), mask
     plain, looped = (
         outputs_and_grads(
-            cross_attention.CrossAttention(3, 2, 8, execution=Execution(**choice)), *inputs
+            cross_attention.CrossAttention(
+                2, num_layers=3, ffn=8, execution=Execution(**choice)
+            ), *inputs
         ) for choice in ({}, ALL)
     )
     assert plain[0][1].shape == (2, 3, 2, 5, 4)
@@ -86,8 +106,10 @@ def test_a_cross_attention_gives_the_same_weights_in_a_loop():
 
 def test_a_decoder_gives_the_same():
     plain, chosen = (
-        outputs_and_grads(detr.MomentDecoder(3, 2, 2, 8, execution=Execution(**choice)),
-                          *encoder_inputs()) for choice in ({}, ALL)
+        outputs_and_grads(
+            detr.MomentDecoder(2, queries=3, num_layers=2, ffn=8, execution=Execution(**choice)),
+            *encoder_inputs(),
+        ) for choice in ({}, ALL)
     )
     close(chosen, plain)
 
@@ -107,7 +129,7 @@ def test_dropout_of_weights_is_drawn_for_each_query(chunk):
     """Equal keys: a query's output is the share of weights that are kept, over the keep rate."""
     keys = 64
     x = jnp.ones((1, keys, 2))
-    module = layers.Attention(1, dropout=0.5, chunk=chunk)
+    module = layers.Attention(1, dropout=0.5, execution=Execution(attention_chunk=chunk))
     params = jax.tree.map(jnp.zeros_like, nn.unbox(module.init(
         jax.random.key(0), x, x, x, deterministic=True)))
     for name in ('value', 'out'):
@@ -135,8 +157,9 @@ class Coins(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return execution.run_layers(self, Coin, lambda layer, x: layer(x), x, num_layers=3,
-                                    execution=self.execution)[1]
+        return execution.run_layers(
+            self, lambda name: Coin(name=name), lambda layer, x: layer(x), x, num_layers=3
+        )[1]
 
 
 @every_choice
@@ -169,8 +192,10 @@ def memory(module, clips):
 
 
 def test_memory_is_linear_in_the_number_of_clips():
-    chunked, whole = (layers.Encoder(1, 2, 8, execution=Execution(attention_chunk=chunk))
-                      for chunk in (16, 0))
+    chunked, whole = (
+        layers.Encoder(2, num_layers=1, ffn=8, execution=Execution(attention_chunk=chunk))
+        for chunk in (16, 0)
+    )
     assert memory(chunked, 1024) < 2.2 * memory(chunked, 512)
     assert memory(whole, 1024) > 3.5 * memory(whole, 512)
     assert memory(whole, 1024) > 10 * memory(chunked, 1024)
@@ -178,15 +203,17 @@ def test_memory_is_linear_in_the_number_of_clips():
 
 def test_a_loop_does_not_grow_with_depth():
     products = lambda depth, **choice: lowered(  # noqa: E731
-        layers.Encoder(depth, 2, 8, execution=Execution(**choice))
+        layers.Encoder(2, num_layers=depth, ffn=8, execution=Execution(**choice))
     ).as_text().count('dot_general')
     assert products(6, scan_layers=True) == products(2, scan_layers=True)
     assert products(6) > 2.5 * products(2)
 
 
 def test_rematerialisation_keeps_less():
-    size = lambda **choice: memory(  # noqa: E731
-        layers.Encoder(6, 2, 8, execution=Execution(scan_layers=True, **choice)), 128)
+    def size(**choice):
+        how = Execution(scan_layers=True, **choice)
+        return memory(layers.Encoder(2, num_layers=6, ffn=8, execution=how), 128)
+
     assert size(remat=True) < 0.5 * size()
 
 

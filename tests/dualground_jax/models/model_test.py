@@ -211,7 +211,7 @@ def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
     other = run({**batch, 'text': batch['text'] * (1 - 2 * change(seen))})
     assert np.abs(out['saliency'] - other['saliency']).max() > 1e-4
     if name == 'dualground' and tokens == 'words':
-        assert not out['attention'].any()
+        assert not out['text_weight'].any()
     if name == 'dualground' and tokens == 'eos':
         assert not out['phrase_attention'].any()
 
@@ -226,7 +226,7 @@ def test_negative_pairs_are_the_next_samples_queries(name):
     rolled = {k: np.roll(v, -1, 0) if k in text else v for k, v in batch.items()}
     expected, *_ = compiled(name).predict(rolled)
     np.testing.assert_allclose(out['saliency_neg'], expected['saliency'], atol=1e-5)
-    np.testing.assert_allclose(out['attention_neg'], expected['attention'], atol=1e-5)
+    np.testing.assert_allclose(out['text_weight_neg'], expected['text_weight'], atol=1e-5)
     np.testing.assert_array_equal(out['real_neg'], [True, False, True, True])
 
 

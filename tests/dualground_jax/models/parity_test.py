@@ -271,9 +271,9 @@ def test_adaptive_cross_attention(name):
     golden = Golden(name)
     single = name == 'aca_layer'
     module = cross_attention.CrossAttention(
-        1 if single else stack_size(golden, 'layers.'),
         config()['heads'],
-        next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
+        num_layers=1 if single else stack_size(golden, 'layers.'),
+        ffn=next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
     )
 
     def call(m, x):
@@ -295,9 +295,9 @@ def test_adaptive_cross_attention(name):
 def test_dummy_encoder():
     golden = Golden('dummy_encoder')
     module = layers.Encoder(
-        stack_size(golden, 'layers.'),
         config()['heads'],
-        next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
+        num_layers=stack_size(golden, 'layers.'),
+        ffn=next(v for k, v in golden.w.items() if k.endswith('linear1.bias')).shape[0],
     )
     names = names_of('sentence_path/dummy_encoder/encoder', 'txtproj_encoder')
 
@@ -527,18 +527,19 @@ def test_saliency_loss_is_the_sum_of_its_terms_when_all_pairs_are_real():
     golden = Golden('loss_saliency')
     x = golden.inputs
     real = x['real_neg_mask'].astype(bool)
-    common = dict(
-        labels=x['saliency_all_labels'][real], mask=x['video_valid'].astype(bool)[real],
-        real_neg=np.ones(real.sum(), bool), pos_clips=x['pos_indices'][real],
-        neg_clips=x['neg_indices'][real], pairs_mask=np.ones(real.sum(), bool),
-        margin=float(x['saliency_margin']),
+    batch = dict(
+        saliency=x['saliency_all_labels'][real], video_mask=x['video_valid'].astype(bool)[real],
+        pos_clips=x['pos_indices'][real], neg_clips=x['neg_indices'][real],
+        pairs_mask=np.ones(real.sum(), bool),
     )
-    found = losses.highlight(
-        scores=x['saliency_scores'][real], scores_neg=x['saliency_scores_neg'], **common
-    )
+    out = dict(saliency=x['saliency_scores'][real], saliency_neg=x['saliency_scores_neg'],
+               real_neg=np.ones(real.sum(), bool))
+    config = ConfigDict(dict(margin=float(x['saliency_margin']), margin_weight=1.0,
+                             absence_weight=1.0))
+    found = highlight.saliency_loss(out, batch, config)
     margin = losses.margin_ranking(
-        scores=x['saliency_scores'][real], pos_clips=common['pos_clips'],
-        neg_clips=common['neg_clips'], mask=common['pairs_mask'], margin=common['margin'],
+        scores=out['saliency'], pos_clips=batch['pos_clips'], neg_clips=batch['neg_clips'],
+        mask=batch['pairs_mask'], margin=config.margin,
     )
     np.testing.assert_allclose(
         found, margin + golden.out['rank_sal'] + golden.out['neg_pair_sal'], rtol=TOLERANCE
@@ -899,9 +900,9 @@ AS_REFERENCE = dict(
 FORWARD = dict(
     flash_vtg=lambda out: dict(
         saliency_scores=out['saliency'],
-        t2vattnvalues=out['attention'],
+        t2vattnvalues=out['text_weight'],
         saliency_scores_neg=out['saliency_neg'],
-        t2vattnvalues_neg=out['attention_neg'],
+        t2vattnvalues_neg=out['text_weight_neg'],
         point=out['points'],
         out_class=out['logits'][..., None],
         out_coord=out['offsets'],
@@ -911,9 +912,9 @@ FORWARD = dict(
     cg_detr=lambda out: dict(
         queries_of_reference(out),
         saliency_scores=out['saliency'],
-        t2vattnvalues=out['attention'],
+        t2vattnvalues=out['text_weight'],
         saliency_scores_neg=out['saliency_neg'],
-        t2vattnvalues_neg=out['attention_neg'],
+        t2vattnvalues_neg=out['text_weight_neg'],
         cate_attn_weights=out['attn'].mean((1, 2)),
         memory_moment=out['moment'],
         nmmemory_moment=out['non_moment'],

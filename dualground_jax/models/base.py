@@ -1,0 +1,61 @@
+"""What all models have: their common fields, and how they take in video and text."""
+
+import flax.linen as nn
+import jax
+
+from data_pipelines.errors import ConfigError
+from dualground_jax.models import layers
+from dualground_jax.models.execution import Execution
+
+
+class GroundingModel(nn.Module):
+    """The fields that every model has in the `model` section of its config."""
+
+    width: int = 256
+    heads: int = 8
+    ffn: int = 1024
+    dropout: float = 0.1
+    input_dropout: float = 0.5
+    input_layers: int = 2
+    tokens: str = 'full'  # 'full', 'eos' or 'words'
+    dtype: str = 'float32'
+    attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    scan_layers: bool = False  # equal layers run in one loop
+    remat: bool = False  # gradients compute the activations of layers anew
+
+    @property
+    def execution(self) -> Execution:
+        """How layers are computed.
+
+        Raises:
+          ConfigError: a chunk of negative size.
+        """
+        if self.attention_chunk < 0:
+            raise ConfigError(f'model.attention_chunk={self.attention_chunk}: expected 0, which is '
+                              'off, or a number of queries')
+        return Execution(self.attention_chunk, self.scan_layers, self.remat)
+
+    @property
+    def shared(self) -> dict:
+        """What layers with attention are told, see `layers.Block`."""
+        return dict(
+            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution
+        )
+
+    @nn.nowrap
+    def token_types(self) -> tuple[jax.Array, jax.Array]:
+        """What tells text from video where they meet: a vector [D] for each."""
+        text, video = self.param('token_types', layers.embedding(0.02), (2, self.width))
+        return text.astype(self.dtype), video.astype(self.dtype)
+
+    @nn.nowrap
+    def project(self, name: str, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps inputs [..., d] to the model's width: [..., D]."""
+        return layers.InputProjection(
+            self.width, self.input_layers, self.input_dropout, self.dtype, name=name
+        )(x, deterministic=not train)
+
+    @nn.nowrap
+    def position(self, mask: jax.Array) -> jax.Array:
+        """Positions of the clips that are valid as in mask bool[B, T]: [B, T, D]."""
+        return layers.sine_position(mask, self.width).astype(self.dtype)
