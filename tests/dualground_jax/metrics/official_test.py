@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.files import load_jsonl
 from dualground_jax.metrics.official import evaluate, format_table
+from tests.helpers import plain_metrics
 from tests.helpers.paths import REPO, goldens_dir
 
 AP_PERCENTS = range(50, 100, 5)
@@ -174,6 +175,34 @@ def test_equals_brute_force(pairs):
     for name, minimum in LEVELS.items():
         assert_block(metrics[name], brute_highlights(pairs, minimum))
     json.dumps(metrics, allow_nan=False)
+
+
+def random_rows(n, seed):
+    """Predictions and annotations of n queries, of any real windows and scores."""
+    rng = np.random.default_rng(seed)
+    predictions, annotations = [], []
+    for qid in range(n):
+        duration = int(rng.integers(4, 151))
+        windows = np.sort(rng.uniform(0, duration, (rng.integers(1, 15), 2)), axis=1).round(2)
+        clips = rng.permutation(duration // 2)[:rng.integers(1, duration // 2 + 1)]
+        predictions.append(dict(
+            qid=qid, pred_saliency_scores=rng.normal(size=duration // 2).round(1).tolist(),
+            pred_relevant_windows=np.column_stack([windows, rng.random(len(windows))]).tolist()))
+        annotations.append(dict(
+            qid=qid, duration=duration, relevant_clip_ids=np.sort(clips).tolist(),
+            saliency_scores=rng.integers(0, 5, (len(clips), 3)).tolist(),
+            relevant_windows=np.sort(rng.choice(duration // 2 + 1, (rng.integers(1, 4), 2)) * 2,
+                                     axis=1).tolist()))
+    return predictions, annotations
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_equals_plain_python_to_the_last_digit(seed):
+    """On more queries than are scored at a time."""
+    predictions, annotations = random_rows(700, seed)
+    plain = plain_metrics.evaluate(predictions, annotations)
+    found = evaluate(predictions, annotations[::-1])
+    assert {name: found[name] for name in plain} == plain
 
 
 # ---------------------------------------------------------------------------------- properties
@@ -400,6 +429,15 @@ def golden_scores(name):
         if {row['qid'] for row in annotations} == qids:
             return evaluate(predictions, annotations)
     raise AssertionError(f'no gt_*.jsonl.gz in {GOLDENS} has the qids of {name}')
+
+
+def test_a_published_file_in_plain_python():
+    if not (names := sorted(path.name for path in GOLDENS.glob('*_val*.jsonl.gz'))[:1]):
+        pytest.skip(f'no *_val*.jsonl.gz in {GOLDENS}')
+    plain = plain_metrics.evaluate(load_jsonl(GOLDENS / names[0]),
+                                   load_jsonl(GOLDENS / 'gt_val.jsonl.gz'))
+    found = golden_scores(names[0])
+    assert {name: found[name] for name in plain} == plain
 
 
 @pytest.mark.parametrize(('predictions', 'reference'), golden_cases())

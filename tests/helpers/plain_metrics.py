@@ -1,32 +1,16 @@
-"""Time of one evaluation against a plain per-query Python evaluation, and how it grows.
+"""QVHighlights' metrics by loops over queries, thresholds and annotators, in plain Python.
 
-    python benchmarks/metrics.py [PREDICTIONS.jsonl.gz ANNOTATIONS.jsonl.gz]
-
-By default the public sample of 1550 queries in $GOLDENS_DIR/metrics, else tests/goldens/metrics.
-The plain evaluation below follows the same protocol one query, threshold and annotator at a time;
-both must give the same numbers. Runs alternate, so that a busy machine slows both; medians count.
+A second evaluation, which the vectorised one must equal to the last digit.
 """
-
-import os
-import pathlib
-import resource
-import statistics
-import sys
-import time
-
-from data_pipelines.files import load_jsonl
-from dualground_jax.metrics.official import evaluate
 
 RANGES = {'short': (0, 10), 'middle': (10, 30), 'long': (30, 150), 'full': (-1, 1e9)}
 LEVELS = {'HL-min-Fair': 2, 'HL-min-Good': 3, 'HL-min-VeryGood': 4}
 AP_THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]
 R1_THRESHOLDS = [percent / 100 for percent in range(30, 100, 5)]
-REPEATS = 5
-FACTOR = 20
 
 
-def plain_evaluate(predictions, annotations):
-    """The official numbers by loops over queries; see `dualground_jax.metrics.evaluate`."""
+def evaluate(predictions: list[dict], annotations: list[dict]) -> dict:
+    """The official numbers but for `brief`; each query has a predicted window."""
     by_qid = {row['qid']: row for row in annotations}
     pairs = [(row, by_qid[row['qid']]) for row in predictions]
     found = {name: plain_moments(pairs, *bounds) for name, bounds in RANGES.items()}
@@ -112,51 +96,3 @@ def mean(values):
 
 def percent(value):
     return float(f'{100 * value:.2f}')
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
-
-
-def replicate(rows):
-    """The rows FACTOR times, each time with other qids."""
-    return [row | dict(qid=f'{row["qid"]}-{i}') for i in range(FACTOR) for row in rows]
-
-
-def peak():
-    """The process's largest resident memory so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def main():
-    folder = pathlib.Path(os.environ.get('GOLDENS_DIR')
-                          or pathlib.Path(__file__).parents[1] / 'tests/goldens') / 'metrics'
-    stored = sorted(path for path in folder.glob('*.jsonl.gz') if not path.name.startswith('gt_'))
-    paths = sys.argv[1:] or [stored[0], folder / 'gt_val.jsonl.gz']
-    small = [load_jsonl(path) for path in paths]
-    ours, plain = evaluate(*small), plain_evaluate(*small)
-    if odd := [name for name in plain if plain[name] != ours[name]]:
-        sys.exit(f'error: the two evaluations differ in {", ".join(odd)}')
-    print(f'{len(small[0])} queries: {len(plain)} blocks equal to the last digit')
-
-    large = [replicate(rows) for rows in small]
-    before = peak()
-    times = {'plain': [], 'ours': [], 'large': []}
-    for _ in range(REPEATS):
-        times['plain'].append(seconds(plain_evaluate, *small))
-        times['ours'].append(seconds(evaluate, *small))
-        times['large'].append(seconds(evaluate, *large))
-        times['ours'].append(seconds(evaluate, *small))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f'plain Python  {medians["plain"]:7.3f} s')
-    print(f'ours          {medians["ours"]:7.3f} s, {medians["plain"] / medians["ours"]:.1f} times '
-          'as fast')
-    print(f'{FACTOR} x queries  {medians["large"]:7.3f} s, '
-          f'{medians["large"] / medians["ours"]:.1f} times the time, '
-          f'{peak() - before:.0f} MiB more memory')
-
-
-if __name__ == '__main__':
-    main()
