@@ -11,15 +11,15 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from data_pipelines.tokens import DUMMY, EOS, MEAN, P_EOS, PHRASE, PUNCTUATION, ROLES, START, WORD
-from dualground_jax import models
+from dualground_jax import models, state
 from dualground_jax.analysis import correlation
 
 STUDIED = (START, EOS, MEAN, WORD, PUNCTUATION, DUMMY, PHRASE, P_EOS)
 POOLINGS = ('sum', 'mean', 'max')  # over the keys of a role
-ALL_LAYERS = 'mean over layers and heads, then '
 
 
 def pool_keys(weights: jax.Array, member: jax.Array) -> jax.Array:
@@ -87,10 +87,8 @@ def check_attention(out: dict, batch: dict, name: str) -> tuple[int, int]:
     return attn[1], attn[2]
 
 
-def seen_roles(config) -> set[int]:
+def seen_roles(config: ConfigDict) -> set[int]:
     """The roles of tokens that the config's model attends to or makes phrases of."""
-    from dualground_jax import state
-
     batch = state.dummy_batch(config, 2)
     role = np.array([[START, WORD, PUNCTUATION, EOS], [START, WORD, PUNCTUATION, MEAN]], np.int32)
     batch |= dict(text_role=role, text=np.zeros((*role.shape, config.data.text_dim), np.float32))
@@ -142,17 +140,15 @@ class AttentionStudy:
     """
 
     def __init__(self, layers: int, heads: int):
-        series = list(itertools.product(range(len(STUDIED)), range(len(POOLINGS))))
+        n = len(POOLINGS)
         self.pairs = [(a, b, p) for a, b in itertools.combinations(range(len(STUDIED)), 2)
-                      for p in range(len(POOLINGS))]
-        place = {pair: i for i, pair in enumerate(series)}
+                      for p in range(n)]
         self.correlations = correlation.Correlations(
-            len(series), [(place[a, p], place[b, p]) for a, b, p in self.pairs])
-        self.shape = (layers, heads, len(POOLINGS))
-        first = np.arange(layers * heads)[:, None] * 2 * len(POOLINGS) + np.arange(len(POOLINGS))
+            [(a * n + p, b * n + p) for a, b, p in self.pairs])
+        self.shape = (layers, heads, n)
         self.heads = correlation.Correlations(
-            layers * heads * 2 * len(POOLINGS),
-            np.stack([first, first + len(POOLINGS)], -1).reshape(-1, 2), pooled=False)
+            [(2 * head * n + p, (2 * head + 1) * n + p)
+             for head in range(layers * heads) for p in range(n)], pooled=False)
         self.aucs = []
 
     def add(self, found: dict[str, np.ndarray], batch: dict) -> list[dict]:
@@ -163,11 +159,13 @@ class AttentionStudy:
             batch: the batch that it was of.
 
         Returns:
-            For each record of the batch a flat dict: the correlations of sentence token and words
+            For each query of the batch a flat dict: the correlations of sentence token and words
             and their alignment with the true windows, by pooling.
         """
-        index, mask = batch['index'], batch['video_mask']
-        size, clips = len(index), mask.shape[1]
+        counted = batch['index'] >= 0  # the others fill up the batch
+        found = {name: values[counted] for name, values in found.items()}
+        index, mask = batch['index'][counted], batch['video_mask'][counted]
+        size, clips = mask.shape
         series = found['roles'].reshape(size, -1, clips)
         present = np.repeat(found['present'], len(POOLINGS), 1)
         values = self.correlations.add(series, present, mask, index)
@@ -177,25 +175,21 @@ class AttentionStudy:
                                 (1, self.shape[0] * self.shape[1]))
         self.heads.add(heads, heads_present, mask, index)
 
-        auc = moment_auc(np.where(present[..., None], series, 0), clips_in_windows(batch), mask)
+        auc = moment_auc(np.where(present[..., None], series, 0),
+                         clips_in_windows(batch)[counted], mask)
         auc = np.where(present, auc, np.nan)
-        self.aucs.append(auc[index >= 0].astype(np.float32))
-        return [row for i, row in zip(index, self._rows(values, auc), strict=True) if i >= 0]
-
-    def _rows(self, values, auc):
-        size = len(auc)
-        auc = auc.reshape(size, len(STUDIED), len(POOLINGS))
-        shown = [(i, a, p) for i, (a, b, p) in enumerate(self.pairs)
-                 if STUDIED[b] == WORD and STUDIED[a] in (EOS, MEAN)]
-        for b in range(size):
-            row = {}
-            for i, a, p in shown:
+        self.aucs.append(auc.astype(np.float32))
+        columns = {}
+        for (a, b, p), *both in zip(self.pairs, *(value.T for value in values), strict=True):
+            if STUDIED[b] == WORD and STUDIED[a] in (EOS, MEAN):
                 pair = f'{ROLES[STUDIED[a]]}_words_{POOLINGS[p]}'
-                row |= {f'pearson_{pair}': values[0][b, i], f'spearman_{pair}': values[1][b, i]}
-            for r, role in enumerate(STUDIED):
-                row |= {f'auc_{ROLES[role]}_{pooling}': auc[b, r, p]
-                        for p, pooling in enumerate(POOLINGS)}
-            yield {name: '' if np.isnan(value) else float(value) for name, value in row.items()}
+                columns |= {f'{kind}_{pair}': column
+                            for kind, column in zip(correlation.KINDS, both, strict=True)}
+        names = itertools.product(STUDIED, POOLINGS)
+        columns |= {f'auc_{ROLES[role]}_{pooling}': column
+                    for (role, pooling), column in zip(names, auc.T, strict=True)}
+        return [{name: '' if np.isnan(column[i]) else float(column[i])
+                 for name, column in columns.items()} for i in range(size)]
 
     def results(self, bins: dict[str, np.ndarray]) -> dict:
         """Statistics of all batches; None where undefined.
@@ -228,16 +222,14 @@ class AttentionStudy:
                        for r, role in enumerate(STUDIED) if (~np.isnan(auc[:, r])).any()},
             alignment_by_query_length={
                 name: {ROLES[role]: _mean(auc[kept, r, POOLINGS.index('mean')])['auc']
-                       for r, role in enumerate(STUDIED)
-                       if (~np.isnan(auc[kept, r])).any()}
+                       for r, role in enumerate(STUDIED) if (~np.isnan(auc[kept, r])).any()}
                 for name, kept in bins.items() if kept.any()},
         )
 
-    def sample(self, role: int, other: int, pooling: str, limit: int):
-        """Up to `limit` clips' attention to two roles, for a scatter plot: float64[n] twice."""
+    def sample(self, role: int, other: int, pooling: str, limit: int) -> np.ndarray:
+        """Up to `limit` clips' attention to two roles, for a scatter plot: float[2, n]."""
         a, b = STUDIED.index(role), STUDIED.index(other)
-        return self.correlations.sample(
-            self.pairs.index((a, b, POOLINGS.index(pooling))), limit)
+        return self.correlations.clips_of(self.pairs.index((a, b, POOLINGS.index(pooling))), limit)
 
 
 def _mean(values: np.ndarray) -> dict:

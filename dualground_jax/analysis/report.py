@@ -20,7 +20,7 @@ SHOWN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-Very
 ROLE_TITLES = dict(start='start-of-text', eos='[EOS]', mean='mean of the words', words='words',
                    punctuation='punctuation', dummies='dummies', phrases='phrases', p_eos='P_EOS')
 NUMBERS = ('pearson', 'pearson_std', 'spearman', 'spearman_std', 'pearson_pooled',
-           'spearman_pooled', 'n', 'n_constant', 'n_clips', 'pooled_exact')
+           'spearman_pooled', 'n', 'n_constant', 'n_clips')
 
 
 class Table:
@@ -252,7 +252,7 @@ def _correlation_section(parts: dict) -> str:
                             *(f'{number(row[k])} ± {number(row[f"{k}_std"])}'
                               for k in ('pearson', 'spearman')),
                             number(row['pearson_pooled']),
-                            number(row['spearman_pooled']) + '*' * (not row['pooled_exact']),
+                            number(row['spearman_pooled']),
                             row['n'], row['n_constant']])
     alignment = sorted({role for part in parts.values() for role in part['alignment']},
                        key=list(ROLES).index)
@@ -262,7 +262,6 @@ def _correlation_section(parts: dict) -> str:
         '## Attention\n\nCorrelation over the clips of a video between the attention to two roles, '
         'mean over layers and heads, the keys of a role pooled. Sums over words grow with the '
         'query: read what is over all clips with pooling mean.\n\n' + markdown_table(columns, rows)
-        + '\n* of a uniform sample of the clips.\n' * any('*' in str(row[6]) for row in rows)
         + '\nAUC: how often a clip inside the true moments gets more attention from a role, mean '
         'over its keys, than one outside (0.5: chance).\n\n'
         + markdown_table(['role', *parts], aucs))
