@@ -6,17 +6,20 @@ end and score; a score below 0 marks a row that is absent.
 """
 
 import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import UserError
-from dualground_jax.metrics import rows
 
+Array = Any  # numpy.ndarray or jax.Array
 KINDS = ('normal', 'linear', 'hard')
 MAX_ROWS = 10  # of 'hard': rows read and rows kept, defaults of the DETRs' options
 
 
-def overlap(a, b, xp=np):
+def overlap(a: Array, b: Array, xp: ModuleType = np) -> tuple[Array, Array, Array]:
     """Intersection, union and hull lengths of windows a and b [..., 2], broadcast."""
     inter = xp.maximum(
         xp.minimum(a[..., 1], b[..., 1]) - xp.maximum(a[..., 0], b[..., 0]), 0.0
@@ -26,7 +29,7 @@ def overlap(a, b, xp=np):
     return inter, union, hull
 
 
-def ratio(a, b, xp=np):
+def ratio(a: Array, b: Array, xp: ModuleType = np) -> Array:
     """a / b, and 0 (in JAX with a zero gradient) where b is 0."""
     safe = xp.where(b == 0, 1.0, b)
     return xp.where(b == 0, 0.0, a / safe)
@@ -39,28 +42,34 @@ def _loop(start, stop, step, value):
     return value
 
 
-def nms(windows, threshold, kind='normal', xp=np, loop=_loop):
+def nms(
+    windows: Array, threshold: float, kind: str = 'normal', xp: ModuleType = np,
+    loop: Callable = _loop,
+) -> Array:
     """Suppresses windows that overlap a better one, as `kind` says.
 
     Args:
-      windows: float[..., K, 3]; rows with a score below 0 are padding.
-      threshold: IoU.
-      kind: 'normal' or 'linear' (`suppress`), or 'hard' (`remove`).
-      xp: numpy or jax.numpy.
-      loop: with the signature of `jax.lax.fori_loop`.
+        windows: float[..., K, 3]; rows with a score below 0 are padding.
+        threshold: IoU.
+        kind: 'normal' or 'linear' (`suppress`), or 'hard' (`remove`).
+        xp: numpy or jax.numpy.
+        loop: with the signature of `jax.lax.fori_loop`.
 
     Returns:
-      float[..., K', 3], best first; K' = K, for 'hard' at most `MAX_ROWS`.
+        float[..., K', 3], best first; K' = K, for 'hard' at most `MAX_ROWS`.
 
     Raises:
-      UserError: an unknown kind, listed with the known ones.
+        UserError: an unknown kind, listed with the known ones.
     """
     if kind not in KINDS:
         raise UserError(f'NMS of kind {kind!r}, known are: {", ".join(KINDS)}')
     return _NMS[kind](windows, threshold, xp=xp, loop=loop)
 
 
-def suppress(windows, threshold, linear=False, xp=np, loop=_loop):
+def suppress(
+    windows: Array, threshold: float, linear: bool = False, xp: ModuleType = np,
+    loop: Callable = _loop,
+) -> Array:
     """Lowers the scores of windows that overlap a better one; all rows stay.
 
     As FlashVTG's evaluation (inference.py, post_processing_mr_nms): the best row left is swapped to
@@ -70,7 +79,7 @@ def suppress(windows, threshold, linear=False, xp=np, loop=_loop):
     sort leaves it open.
 
     Returns:
-      float[..., K, 3], best first.
+        float[..., K, 3], best first.
     """
     position = xp.arange(windows.shape[-2])
 
@@ -89,7 +98,10 @@ def suppress(windows, threshold, linear=False, xp=np, loop=_loop):
     return _best_first(loop(0, windows.shape[-2], step, windows), xp)
 
 
-def remove(windows, threshold, max_before=MAX_ROWS, max_after=MAX_ROWS, xp=np, loop=_loop):
+def remove(
+    windows: Array, threshold: float, max_before: int = MAX_ROWS, max_after: int = MAX_ROWS,
+    xp: ModuleType = np, loop: Callable = _loop,
+) -> Array:
     """Removes windows that overlap a better one that stays: their score becomes -1.
 
     As the DETRs' evaluation (moment_detr, utils/temporal_nms.py): of the first max_before rows as
@@ -98,7 +110,7 @@ def remove(windows, threshold, max_before=MAX_ROWS, max_after=MAX_ROWS, xp=np, l
     windows, which for windows that meet is their union.
 
     Returns:
-      float[..., min(K, max_before), 3], best first.
+        float[..., min(K, max_before), 3], best first.
     """
     windows = _best_first(windows[..., :max_before, :], xp)
     position = xp.arange(windows.shape[-2])
@@ -124,46 +136,3 @@ _NMS = {
     'linear': functools.partial(suppress, linear=True),
     'hard': remove,
 }
-
-
-def parse(text):
-    """Reads 'KIND:THRESHOLD', such as 'normal:0.7', into (threshold, kind).
-
-    Raises:
-      UserError: another form, an unknown kind, listed with the known ones, or a threshold outside
-        [0, 1].
-    """
-    kind, _, value = text.partition(':')
-    try:
-        threshold = float(value)
-    except ValueError:
-        threshold = -1.0
-    if kind not in KINDS or not 0 <= threshold <= 1:
-        raise UserError(f'--nms={text}: expected KIND:THRESHOLD with a kind of {", ".join(KINDS)} '
-                        'and a threshold in [0, 1], such as normal:0.7')
-    return threshold, kind
-
-
-def nms_predictions(predictions, threshold, kind):
-    """Applies `nms` to the windows of a list of predictions.
-
-    Args:
-      predictions: list of dicts with `qid` and `pred_relevant_windows`.
-
-    Returns:
-      New dicts. FlashVTG's kinds compute in float32 and the DETRs' in float64, as they do there.
-
-    Raises:
-      rows.MetricsError: a field that `metrics.evaluate` would not take either, or a negative score,
-        which the references' suppression would raise to 0.
-    """
-    dtype = np.float64 if kind == 'hard' else np.float32
-    found = []
-    for start in range(0, len(predictions), 512):  # no list pads all others to its length
-        part = predictions[start:start + 512]
-        field, values = rows.predicted_windows(part)
-        field.check(values[:, 2] >= 0, 'a score >= 0 for NMS')
-        kept = nms(field.pad(values, -1.0).astype(dtype), threshold, kind)
-        found += [row | dict(pred_relevant_windows=windows[windows[:, 2] >= 0].tolist())
-                  for row, windows in zip(part, kept, strict=True)]
-    return found

@@ -3,8 +3,10 @@
 import os
 import pathlib
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -29,7 +31,7 @@ def write(figure: Figure, pictures: dict) -> None:
     """Writes a figure to several files; they appear whole, or none does if one can't be drawn.
 
     Args:
-      pictures: path -> options of `Figure.savefig`, the format among them.
+        pictures: path -> options of `Figure.savefig`, the format among them.
     """
     paths = [pathlib.Path(path) for path in pictures]
     temporaries = [path.with_name(f'.{path.name}.tmp') for path in paths]
@@ -53,7 +55,7 @@ def titled_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _plain(axes) -> None:
+def _plain(axes: Axes) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.tick_params(labelsize=8)
 
@@ -62,9 +64,9 @@ def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) ->
     """Losses over steps beside the validation metrics, the best step marked.
 
     Args:
-      rows: lines of metrics.jsonl: 'train/NAME' in training rows, 'SPLIT/NAME' in evaluations.
-      selection: the metrics whose mean decides which step is best.
-      split: name of the evaluated split.
+        rows: lines of metrics.jsonl: 'train/NAME' in training rows, 'SPLIT/NAME' in evaluations.
+        selection: the metrics whose mean decides which step is best.
+        split: name of the evaluated split.
     """
     figure = Figure(figsize=(9, 3.4), layout='constrained')
     left, right = figure.subplots(1, 2)
@@ -109,9 +111,9 @@ def grounding_figure(example: dict) -> Figure:
     """Timeline of one query: true windows, ranked predictions, saliency.
 
     Args:
-      example: query and vid, texts; duration and clip_length, seconds; saliency, T numbers;
-        labels, T annotated saliencies or None; windows, true [start, end]; predictions, [start,
-        end, score] best first.
+        example: query and vid, texts; duration and clip_length, seconds; saliency, T numbers;
+            labels, T annotated saliencies or None; windows, true [start, end]; predictions, [start,
+            end, score] best first.
     """
     figure = titled_figure(9, 3.4, f'“{example["query"]}”')
     bars, curve = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.1))
@@ -124,7 +126,7 @@ def grounding_figure(example: dict) -> Figure:
     return figure
 
 
-def draw_windows(axes, example: dict) -> None:
+def draw_windows(axes: Axes, example: dict) -> None:
     """Draws a row of true windows, and below it a row for each of the best predicted ones."""
     axes.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6)
     for start, end in example['windows']:
@@ -141,13 +143,13 @@ def draw_windows(axes, example: dict) -> None:
     axes.set_yticks([0, -1], ['true', 'found'])
 
 
-def shade_windows(axes, example: dict) -> None:
+def shade_windows(axes: Axes, example: dict) -> None:
     """Shades the true windows behind what is drawn over time."""
     for start, end in example['windows']:
         axes.axvspan(start, end, color=GREEN, alpha=0.15, lw=0)
 
 
-def draw_saliency(axes, example: dict, bar_colour: str) -> None:
+def draw_saliency(axes: Axes, example: dict, bar_colour: str) -> None:
     """Draws the predicted saliency, and the annotated one as bars on a scale of its own."""
     length = example['clip_length']
     centres = clip_centres(example['saliency'], length)
@@ -169,12 +171,12 @@ def draw_saliency(axes, example: dict, bar_colour: str) -> None:
     axes.set_ylabel('predicted saliency: line', fontsize=7)
 
 
-def clip_centres(values, clip_length: float):
+def clip_centres(values: Sequence, clip_length: float) -> np.ndarray:
     """Returns float[T], the seconds at the middle of each of T clips."""
     return (np.arange(len(values)) + 0.5) * clip_length
 
 
-def label_time(axes, example: dict) -> None:
+def label_time(axes: Axes, example: dict) -> None:
     """Lets the horizontal axis span the video, in seconds or in minutes."""
     axes.set_xlabel(f'time in {example["vid"]}', fontsize=8, parse_math=False)
     axes.set_xlim(0, example['duration'])
@@ -185,11 +187,13 @@ def label_time(axes, example: dict) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:g} s'))
 
 
-def plot_training(rows, path, selection: tuple[str, ...], split: str) -> None:
+def plot_training(
+    rows: list[dict], path: str | os.PathLike, selection: tuple[str, ...], split: str
+) -> None:
     """Writes `training_figure` to a PNG file."""
     save(training_figure(rows, selection, split), path)
 
 
-def plot_grounding(example: dict, path) -> None:
+def plot_grounding(example: dict, path: str | os.PathLike) -> None:
     """Writes `grounding_figure` to a PNG file."""
     save(grounding_figure(example), path)

@@ -1,8 +1,8 @@
 """Mode `sweep`: trains every combination of config values, one after the other, and tabulates them.
 
 A sweep is `key=value,value,...` with a dotted key of the config, given by the flag or the config
-(`configs/sweeps`). Each combination is a run of its
-own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any run.
+(`configs/sweeps`). Each combination is a run of its own in `<workdir>/<key>=<value>,<key>=<value>`,
+which mode `evaluate` and others take as any run.
 """
 
 import itertools
@@ -10,9 +10,10 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -20,8 +21,8 @@ from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
 from dualground_jax.config import check_key as check_known
 from dualground_jax.evaluate import MAIN_METRICS
+from dualground_jax.metrics import summary, tables
 
-SEED = 'seed'  # the key that a mean is taken over
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -56,17 +57,17 @@ class Run:
     config: ConfigDict
 
     @property
-    def results(self):
+    def results(self) -> pathlib.Path:
         """The file that a finished run has."""
         return self.workdir / 'results.json'
 
 
-def run(values, config):
+def run(values: Any, config: ConfigDict) -> None:
     """Trains what --sweep or the config names into --workdir; see `train_all`."""
     train_all(config, values.workdir, values.sweep)
 
 
-def train_all(config, workdir, sweeps):
+def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[str]) -> None:
     """Trains all combinations that are not finished yet; a run that fails does not stop the others.
 
     Writes `sweep.json` and `sweep.md` into the workdir, anew after every finished run.
@@ -112,7 +113,7 @@ def train_all(config, workdir, sweeps):
 # What to train --------------------------------------------------------------------------------
 
 
-def parse(config, sweeps):
+def parse(config: ConfigDict, sweeps: Sequence[str]) -> dict[str, list]:
     """Reads the sweeps: key -> list of values that have the type of the config's.
 
     Raises:
@@ -137,7 +138,7 @@ def parse(config, sweeps):
     return choices
 
 
-def check_key(config, key):
+def check_key(config: ConfigDict, key: str) -> None:
     """Raises ConfigError if the config has no such value, or if one that cannot be swept."""
     check_known(config, key)
     if key == 'model.name':
@@ -155,14 +156,14 @@ def check_key(config, key):
                           'number, a text, true or false can be swept')
 
 
-def value_of(config, key):
+def value_of(config: ConfigDict, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split('.'):
         config = config[part]
     return config
 
 
-def parse_value(key, kind, text):
+def parse_value(key: str, kind: type, text: str) -> Any:
     """Returns the text as a value of the kind; raises ConfigError if it is none."""
     read, expected = _KINDS[kind]
     try:
@@ -175,12 +176,14 @@ def parse_value(key, kind, text):
     return value
 
 
-def spelt(value):
+def spelt(value: Any) -> str:
     """The value as folders and tables show it, however it was given: 1e-3 is 0.001."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def combinations(config, workdir, choices):
+def combinations(
+    config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list]
+) -> list[Run]:
     """The runs of all combinations; the last key changes fastest."""
     runs = []
     for chosen in itertools.product(*choices.values()):
@@ -194,7 +197,7 @@ def combinations(config, workdir, choices):
     return runs
 
 
-def check(runs):
+def check(runs: list[Run]) -> None:
     """Checks all runs before the first one is trained.
 
     Raises:
@@ -207,7 +210,7 @@ def check(runs):
         check_same_config(one, checkpoints.Checkpoints(str(one.workdir)))
     traced = []
     for one in runs:
-        without_seed = of_seeds(one.values)
+        without_seed = summary.without_seed(one.values)
         if one.results.exists() or without_seed in traced:
             continue
         traced.append(without_seed)
@@ -217,14 +220,17 @@ def check(runs):
             raise ConfigError(f'{one.workdir.name}: {one_line(error)}') from error
 
 
-def check_same_config(one, checkpoints):
+def check_same_config(one: Run, checkpoints: Any) -> None:
     """Raises UserError if the run's folder holds a run by another config."""
+    from flax import traverse_util
+
     if checkpoints.step('latest') is None:
         if one.results.exists():
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
-    wanted, saved = leaves(one.config), leaves(checkpoints.config('latest'))
+    wanted, saved = (traverse_util.flatten_dict(config.to_dict(), sep='.')
+                     for config in (one.config, checkpoints.config('latest')))
     absent = 'absent'
     pairs = [f'{key}: {saved.get(key, absent)} there, {wanted.get(key, absent)} here'
              for key in sorted(wanted.keys() | saved.keys())
@@ -234,25 +240,11 @@ def check_same_config(one, checkpoints):
                         'another --workdir')
 
 
-def leaves(config, prefix=''):
-    """Dotted key -> value, of all values in a config or nested dict."""
-    found = {}
-    for key, value in config.items():
-        inner = isinstance(value, (ConfigDict, dict))
-        found |= leaves(value, f'{prefix}{key}.') if inner else {prefix + key: value}
-    return found
-
-
 # What came out --------------------------------------------------------------------------------
 
 
-def of_seeds(values):
-    """The values but for the seed: what runs that are averaged have in common."""
-    return {key: value for key, value in values.items() if key != SEED}
-
-
-def grouped(runs):
-    """Means over seeds.
+def grouped(runs: list[tuple[dict, dict]]) -> list[dict]:
+    """Means over seeds, as `sweep.json` lists them.
 
     Args:
         runs: (values, metrics) each; values is key -> value, metrics name -> number.
@@ -262,21 +254,15 @@ def grouped(runs):
         `values`, `seeds` (number of runs), `mean` and `std` (metric -> number, ddof=1; {} for one
         seed) of the metrics that all its runs have.
     """
-    groups = {}
-    for values, metrics in runs:
-        groups.setdefault(tuple(of_seeds(values).items()), []).append(metrics)
-    found = []
-    for values, group in groups.items():
-        numbers = {name: [metrics[name] for metrics in group]
-                   for name in group[0] if all(name in metrics for metrics in group)}
-        mean = {name: float(np.mean(each)) for name, each in numbers.items()}
-        std = {name: float(np.std(each, ddof=1)) for name, each in numbers.items()
-               if len(group) > 1}
-        found.append(dict(values=dict(values), seeds=len(group), mean=mean, std=std))
-    return found
+    return [dict(
+        values=row['values'],
+        seeds=len(row['runs']),
+        mean={name: found['mean'] for name, found in row['numbers'].items()},
+        std={name: found['std'] for name, found in row['numbers'].items() if found['n'] > 1},
+    ) for row in summary.over_seeds(runs)]
 
 
-def markdown(keys, names, table):
+def markdown(keys: list[str], names: Iterable[str], table: list[dict]) -> str:
     """Text of a Markdown table.
 
     Args:
@@ -285,23 +271,15 @@ def markdown(keys, names, table):
         table: as of `grouped`.
     """
     names = [name for name in names if any(name in row['mean'] for row in table)]
-    lines = [[*keys, *names, 'seeds']]
-    for row in table:
-        cells = [_cell(row['mean'].get(name), row['std'].get(name)) for name in names]
-        lines.append([*(spelt(row['values'][key]) for key in keys), *cells, str(row['seeds'])])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ['-' * width for width in widths])
-    return ''.join('| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths))
-                   + ' |\n' for line in lines)
+    return tables.markdown([*keys, *names, 'seeds'], [
+        [*(spelt(row['values'][key]) for key in keys),
+         *(tables.spread(row['mean'].get(name), row['std'].get(name)) for name in names),
+         row['seeds']] for row in table])
 
 
-def _cell(mean, std):
-    if mean is None:
-        return ''
-    return f'{mean:.2f}' if std is None else f'{mean:.2f} ± {std:.2f}'
-
-
-def write(config, workdir, choices, runs):
+def write(
+    config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list], runs: list[Run]
+) -> str:
     """Writes `sweep.json` and `sweep.md` of the runs that are finished; returns the latter's text.
 
     Without a finished run nothing is written, and the text is empty.
@@ -314,8 +292,8 @@ def write(config, workdir, choices, runs):
             listed.append(dict(values=one.values, workdir=str(one.workdir), **kept))
     if not listed:
         return ''
-    keys = of_seeds(choices)
-    seeds = choices.get(SEED, [config.seed])
+    keys = summary.without_seed(choices)
+    seeds = choices.get(summary.SEED, [config.seed])
     table = grouped([(entry['values'], entry['brief']) for entry in listed])
     text = (f'{config.model.name}, best checkpoint on split {config.evaluate.split}, mean ± std '
             f'(ddof=1) over seeds {", ".join(map(str, seeds))}; {len(listed)} of {len(runs)} runs '

@@ -11,12 +11,10 @@ import numpy as np
 
 from data_pipelines import datasets
 from data_pipelines.tokens import EOS, MEAN, PADDING, PUNCTUATION, START, WORD
-from dualground_jax.metrics import official, score
+from dualground_jax.metrics import moments, official, summary
 
 RESAMPLES = 1000
 WORDS, SENTENCE = (WORD, PUNCTUATION), (EOS, MEAN)
-WINDOW_LENGTHS = ('short', 'middle', 'long')  # blocks of the official metrics
-CHUNK = 512  # queries that are scored at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,59 +126,6 @@ def texts_of(split: datasets.Split, index: np.ndarray, like: dict) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """What each query scores under one condition.
-
-    Attributes:
-        names: M metrics of the brief block.
-        values: float64[Q, M].
-        weights: float64[Q, M], see `metrics.columns`.
-        number: mean -> number as the protocol writes it.
-    """
-
-    names: list[str]
-    values: np.ndarray
-    weights: np.ndarray
-    number: Callable
-
-    def brief(self, kept: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Metrics of some queries; those that no query counts for are left out."""
-        total = self.weights[kept].sum(0)
-        means = (self.values * self.weights)[kept].sum(0) / np.where(total > 0, total, 1)
-        return {name: self.number(mean)
-                for name, mean, n in zip(self.names, means, total, strict=True) if n > 0}
-
-
-class Scorer:
-    """Scores predictions as they come, so that they need not be kept."""
-
-    def __init__(self, annotations: list[dict], protocol: str = 'qvhighlights'):
-        self.annotations, self.rows, self.parts = annotations, [], []
-        self.protocol = protocol
-
-    def add(self, rows: list[dict]) -> None:
-        """Takes predictions of the next queries, in the order of the annotations."""
-        self.rows += rows
-        if len(self.rows) >= CHUNK:
-            self._score()
-
-    def _score(self) -> None:
-        done = sum(len(values) for _, values, _ in self.parts)
-        annotations = self.annotations[done : done + len(self.rows)]
-        self.scores = official.per_query(self.rows, annotations, self.protocol)
-        self.parts.append(official.columns(self.scores))
-        self.rows = []
-
-    def finish(self) -> Scores:
-        """Scores of all queries."""
-        if self.rows:
-            self._score()
-        names, values, weights = zip(*self.parts, strict=True)
-        return Scores(names[0], np.concatenate(values), np.concatenate(weights),
-                      self.scores.protocol.number)
-
-
-@dataclasses.dataclass(frozen=True)
 class Resampled:
     """Performance under each condition, over the same resamples of the queries.
 
@@ -204,7 +149,7 @@ class Resampled:
         return dict(value=float(formula(self.value)), low=float(low), high=float(high))
 
 
-def resample(scores: dict[str, Scores], selection: tuple[str, ...],
+def resample(scores: dict[str, official.Columns], selection: tuple[str, ...],
              kept: np.ndarray | slice = slice(None)) -> Resampled | None:
     """Bootstraps the mean of the selected metrics; None where no query counts for them."""
     value, draws = {}, {}
@@ -214,10 +159,10 @@ def resample(scores: dict[str, Scores], selection: tuple[str, ...],
         if not weights.any(0).all():
             return None
         # Through the protocol's numbers: percent or fraction.
-        scale = found.number(1.0)
+        scale = found.protocol.number(1.0)
         means = (values * weights).sum(0) / weights.sum(0)
         value[name] = scale * means.mean()
-        draws[name] = scale * score.bootstrap(values, weights, RESAMPLES).mean(1)
+        draws[name] = scale * summary.bootstrap(values, weights, RESAMPLES).mean(1)
     return Resampled(value, draws)
 
 
@@ -255,7 +200,7 @@ def reliance(resampled: Resampled, how: str = 'mask') -> dict:
     return found | dict(gain_of_text=resampled.interval(gain))
 
 
-def length_gains(scores: dict[str, Scores], selection: tuple[str, ...],
+def length_gains(scores: dict[str, official.Columns], selection: tuple[str, ...],
                  words: np.ndarray) -> dict[str, dict]:
     """What words and [EOS] add, by words of the query and by length of the true window.
 
@@ -268,20 +213,20 @@ def length_gains(scores: dict[str, Scores], selection: tuple[str, ...],
         overall, by_query_length and by_window_length: bin -> queries, and value, low and high of
         full, mask_words, mask_eos, gain_of_words and gain_of_eos.
     """
-    bins = {name: (low < words) & (words <= high)
-            for name, (low, high) in score.QUERY_LENGTHS.items()}
-    everything = np.ones(len(words), bool)
-    found = dict(overall=dict(all=_gains(scores, selection, everything)), by_query_length={},
-                 by_window_length={})
-    for name, kept in bins.items():
-        if kept.any():
-            found['by_query_length'][name] = _gains(scores, selection, kept)
-    for name in WINDOW_LENGTHS:
+    full = scores['full']
+    by_window_length = {}
+    for name in moments.LENGTH_RANGES:
         metric = f'MR-{name}-mAP'
-        full = scores['full']
-        if metric in full.names and (kept := full.weights[:, full.names.index(metric)] > 0).any():
-            found['by_window_length'][name] = _gains(scores, (metric,), kept)
-    return found
+        if name != 'full' and metric in full.names:
+            kept = full.weights[:, full.names.index(metric)] > 0
+            if kept.any():
+                by_window_length[name] = _gains(scores, (metric,), kept)
+    return dict(
+        overall=dict(all=_gains(scores, selection, np.ones(len(words), bool))),
+        by_query_length={name: _gains(scores, selection, kept)
+                         for name, kept in summary.length_bins(words).items() if kept.any()},
+        by_window_length=by_window_length,
+    )
 
 
 def _gains(scores, selection, kept) -> dict:

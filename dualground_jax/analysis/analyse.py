@@ -13,10 +13,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
@@ -25,7 +27,7 @@ from dualground_jax import evaluate, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
-from dualground_jax.metrics import score
+from dualground_jax.metrics import official, summary
 
 VERSION = 2  # raise it when reports of the same settings become others
 
@@ -40,16 +42,20 @@ class Settings:
     tokenizer: str
 
 
-def run(values, config=None) -> None:
+def run(values: Any, config: None = None) -> None:
     """Analyses the run in --workdir, or all runs in the folders below it and then compares them.
 
     Writes `<run>/analysis/`, whole or not at all; see `report`.
 
+    Args:
+        values: parsed flags.
+        config: none, as each run's checkpoint has its own.
+
     Raises:
-      CheckpointError: there is no run.
-      ConfigError: the same split twice or none.
-      DataError: a split's files are bad.
-      UserError: the model returns no attention.
+        CheckpointError: there is no run.
+        ConfigError: the same split twice or none.
+        DataError: a split's files are bad.
+        UserError: the model returns no attention.
     """
     settings = Settings(tuple(values.splits), values.limit, values.examples, values.tokenizer)
     if not settings.splits or len(set(settings.splits)) < len(settings.splits):
@@ -153,7 +159,7 @@ def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Sp
 class Analyst:
     """A model with its parameters, and the compiled function that looks at it."""
 
-    def __init__(self, config: ConfigDict, mesh, params, seen: set[int]):
+    def __init__(self, config: ConfigDict, mesh: Mesh, params: Any, seen: set[int]):
         self.config, self.params, self.seen = config, params, seen
         self.sharding = sharding.batch_sharding(mesh)
 
@@ -178,39 +184,38 @@ class Analyst:
         """Goes through a split once.
 
         Args:
-          split: the queries.
-          folder: gets `queries_<split>.csv`, a row per query.
-          settings: which of the queries are shown, and the tokenizer that names their words.
+            split: the queries.
+            folder: gets `queries_<split>.csv`, a row per query.
+            settings: which of the queries are shown, and the tokenizer that names their words.
 
         Returns:
-          (the split's part of the report, the points of the scatter plot, the examples).
+            (the split's part of the report, the points of the scatter plot, the examples).
         """
         words = np.array([len(record.query.split()) for record in split.queries])
-        bins = {name: (low < words) & (words <= high)
-                for name, (low, high) in score.QUERY_LENGTHS.items()}
         wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
         changes = Ablations(split, self.seen, self.config)
         study, phrase_study, examples = None, phrases.PhraseStudy(), []
         batches = pipeline.eval_batches(
             split, self.config.data, batch_size=self.config.evaluate.batch_size)
-        with report.Table(folder / f'queries_{split.name}.csv') as table:
-            for index, batch in batches:
-                rows, fetch = self.predict(split, batch)
-                found, of_phrases = fetch()
-                changes.add('full', rows)
-                for name, changed in changes.edited(batch):
-                    changes.add(name, self.predict(split, changed)[0])
+        table = []
+        for index, batch in batches:
+            rows, fetch = self.predict(split, batch)
+            found, of_phrases = fetch()
+            changes.add('full', rows)
+            for name, changed in changes.edited(batch):
+                changes.add(name, self.predict(split, changed)[0])
 
-                study = study or attention.AttentionStudy(*found['heads'].shape[1:3])
-                for row, values in zip(rows, study.add(found, batch), strict=True):
-                    table.add(dict(qid=row['qid'], words=len(row['query'].split()), **values))
-                if of_phrases:
-                    phrase_study.add(of_phrases, batch)
-                for place in np.flatnonzero(np.isin(index, wanted)):
-                    picked = jax.tree.map(lambda x, b=place: x[b], (found, of_phrases))
-                    examples.append(example(split, index[place], rows[place], picked,
-                                            self.config.data.clip_length, settings.tokenizer))
-        part = dict(queries=len(words), **study.results(bins))
+            study = study or attention.AttentionStudy(*found['heads'].shape[1:3])
+            table += [dict(qid=row['qid'], words=len(row['query'].split()), **values)
+                      for row, values in zip(rows, study.add(found, batch), strict=True)]
+            if of_phrases:
+                phrase_study.add(of_phrases, batch)
+            for place in np.flatnonzero(np.isin(index, wanted)):
+                picked = jax.tree.map(lambda x, b=place: x[b], (found, of_phrases))
+                examples.append(example(split, index[place], rows[place], picked,
+                                        self.config.data.clip_length, settings.tokenizer))
+        report.write_table(folder / f'queries_{split.name}.csv', table)
+        part = dict(queries=len(words), **study.results(summary.length_bins(words)))
         part |= changes.results(tuple(self.config.evaluate.selection), words)
         if phrase_study.rows:
             part['phrases'] = phrase_study.results()
@@ -230,11 +235,10 @@ class Ablations:
         if self.partners is None:
             self.same_as = {name: same for name, same in self.same_as.items()
                             if not ablation.CONDITIONS[name].swapped}
-        annotations = evaluate.ground_truth(split)
-        self.scorers = {name: ablation.Scorer(annotations, config.evaluate.protocol)
-                        for name in self.same_as.values()}
+        self.protocol = config.evaluate.protocol
+        self.predictions = {name: [] for name in self.same_as.values()}
 
-    def edited(self, batch: dict):
+    def edited(self, batch: dict) -> Iterator[tuple[str, dict]]:
         """Yields (name, batch) of each distinct condition but the unchanged one."""
         index = batch['index']
         if self.partners is not None:
@@ -242,23 +246,25 @@ class Ablations:
             other = ablation.texts_of(self.split, drawn, batch)
         else:
             other = None
-        for name in self.scorers:
+        for name in self.predictions:
             if name != 'full':
                 yield name, ablation.edit_text(batch, ablation.CONDITIONS[name], other)
 
     def add(self, name: str, rows: list[dict]) -> None:
         """Takes the predictions of a batch; nothing is scored without labels."""
-        if name in self.scorers:
-            self.scorers[name].add(rows)
+        if name in self.predictions:
+            self.predictions[name] += rows
 
     def results(self, selection: tuple[str, ...], words: np.ndarray) -> dict:
         """The ablation's part of the report; empty without labels.
 
         Args:
-          selection: metrics whose mean is called performance.
-          words: int[Q], words of each query.
+            selection: metrics whose mean is called performance.
+            words: int[Q], words of each query.
         """
-        found = {name: scorer.finish() for name, scorer in self.scorers.items()}
+        annotations = evaluate.ground_truth(self.split)
+        found = {name: official.columns(official.per_query(rows, annotations, self.protocol))
+                 for name, rows in self.predictions.items()}
         scores = {name: found[same] for name, same in self.same_as.items()}
         resampled = ablation.resample(scores, selection) if scores else None
         if resampled is None:
@@ -276,16 +282,18 @@ class Ablations:
         )
 
 
-def example(split, index, row, found, clip_length, tokenizer) -> dict:
+def example(
+    split: datasets.Split, index: int, row: dict, found: tuple, clip_length: float, tokenizer: str
+) -> dict:
     """What the figures show of one query.
 
     Args:
-      split: the queries.
-      index: of the query.
-      row: its prediction.
-      found: what `look` returned of it.
-      clip_length: seconds.
-      tokenizer: that names its words.
+        split: the queries.
+        index: of the query.
+        row: its prediction.
+        found: what `look` returned of it.
+        clip_length: seconds.
+        tokenizer: that names its words.
     """
     record, roles = split.queries[index], split.roles[index]
     seen, of_phrases = found

@@ -2,12 +2,12 @@
 
 import pathlib
 
-import numpy as np
+from flax import traverse_util
 
 from data_pipelines.files import write_json, write_text
 from dualground_jax.analysis import figures, report
 from dualground_jax.analysis.ablation import CONDITIONS, TITLES
-from dualground_jax.sweep import leaves
+from dualground_jax.metrics import summary, tables
 
 CORRELATIONS = ('pearson', 'spearman', 'pearson_pooled', 'spearman_pooled')
 PHRASES = ('slot_entropy', 'slot_overlap', 'generator_entropy', 'generator_overlap',
@@ -39,35 +39,28 @@ def compare(reports: dict[str, dict]) -> list[dict]:
         runs, their names; numbers, name -> mean, std (ddof 1; None of one run) and n.
     """
     values = distinguishing({name: found['config'] for name, found in reports.items()})
-    groups: dict[tuple, list[str]] = {}
-    for name, found in reports.items():
-        for split in found['splits']:
-            key = (*values[name].items(), ('split', split))
-            groups.setdefault(tuple(map(str, key)), []).append((name, split))
-    rows = []
-    for members in groups.values():
-        name, split = members[0]
-        measured = [numbers_of(reports[other]['splits'][split]) for other, _ in members]
-        common = [key for key in measured[0] if all(key in found for found in measured)]
-        rows.append(dict(
-            values=values[name],
-            split=split,
-            runs=[other for other, _ in members],
-            numbers={key: _over_runs([found[key] for found in measured]) for key in common},
-        ))
-    return rows
+    measured = [(name, split, numbers_of(part)) for name, found in reports.items()
+                for split, part in found['splits'].items()]
+    groups = summary.over_seeds([(values[name] | dict(split=split), numbers)
+                                 for name, split, numbers in measured])
+    return [dict(
+        values=values[measured[group['runs'][0]][0]],
+        split=group['values']['split'],
+        runs=[measured[place][0] for place in group['runs']],
+        numbers=group['numbers'],
+    ) for group in groups]
 
 
 def distinguishing(configs: dict[str, dict]) -> dict[str, dict]:
     """For each run the model's name, and what tells runs of one model apart, but for the seed."""
-    flat = {name: leaves(config) for name, config in configs.items()}
+    flat = {name: traverse_util.flatten_dict(config, sep='.') for name, config in configs.items()}
     models = {name: values['model.name'] for name, values in flat.items()}
     keys = ['model.name']
     for model in dict.fromkeys(models.values()):
         group = [flat[name] for name in flat if models[name] == model]
         keys += [key for key in dict.fromkeys(key for values in group for key in values)
                  if len({str(values.get(key)) for values in group}) > 1]
-    keys = [key for key in dict.fromkeys(keys) if key not in ('seed', 'data.root')]
+    keys = [key for key in dict.fromkeys(keys) if key not in (summary.SEED, 'data.root')]
     return {name: {key: values[key] for key in keys if key in values}
             for name, values in flat.items()}
 
@@ -91,11 +84,6 @@ def numbers_of(part: dict) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _over_runs(values: list[float]) -> dict:
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return dict(mean=float(np.mean(values)), std=std, n=len(values))
-
-
 # Tables and figures ---------------------------------------------------------------------------
 
 
@@ -108,68 +96,61 @@ def label(values: dict) -> str:
 
 def _markdown(rows: list[dict], split: str) -> str:
     rows = [row for row in rows if row['split'] == split]
-    tables = (
-        ('trained so, evaluated on all tokens that the model sees',
+    shown = (
+        ('Trained so, evaluated on all tokens that the model sees',
          {name: name.removeprefix('MR-full-').removeprefix('HL-min-')
           for name in report.SHOWN_METRICS}),
-        ('performance with parts of the text, at inference',
+        ('Performance with parts of the text, at inference',
          {name: TITLES[name] for name in CONDITIONS}),
-        ('reliance on [EOS], and correlation of the attention to [EOS] and to the words (sum)',
+        ('Reliance on [EOS], and correlation of the attention to [EOS] and to the words (sum)',
          {'reliance': 'reliance, masked', 'reliance_by_swapping': 'reliance, swapped',
           **{name: name.replace('_pooled', ', all clips') for name in CORRELATIONS}}),
-        ('phrases', {name: name.replace('_', ', ') for name in PHRASES}),
+        ('Phrases', {name: name.replace('_', ', ') for name in PHRASES}),
     )
     pieces = [f'## {split}\n']
-    for title, columns in tables:
-        columns = {name: shown for name, shown in columns.items()
+    for title, columns in shown:
+        columns = {name: column for name, column in columns.items()
                    if any(name in row['numbers'] for row in rows)}
         if columns:
             body = [[label(row['values']), len(row['runs']),
-                     *(_mean_std(row['numbers'].get(name)) for name in columns)]
+                     *(tables.spread(*_moments(row, name)) for name in columns)]
                     for row in rows if columns.keys() & row['numbers'].keys()]
-            pieces.append(f'{title[0].upper()}{title[1:]}:\n\n'
-                          + report.markdown_table(['', 'runs', *columns.values()], body))
+            pieces.append(f'{title}:\n\n'
+                          + tables.markdown(['', 'runs', *columns.values()], body))
     return '\n'.join(pieces)
-
-
-def _mean_std(found: dict | None) -> str:
-    if found is None:
-        return '–'
-    spread = '' if found['std'] is None else f' ± {found["std"]:.2f}'
-    return f'{found["mean"]:.2f}{spread}'
 
 
 def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
     pictures = []
+
+    def draw(kind: str, title: str, groups: dict) -> None:
+        figure = figures.ablation_figure(
+            groups, metric='performance, mean ± std over seeds', title=title)
+        figures.save_all(figure, folder / kind)
+        pictures.append((kind, title[0].lower() + title[1:]))
+
     for split in dict.fromkeys(row['split'] for row in rows):
         here = [row for row in rows if row['split'] == split]
         both = [row for row in here if row['numbers'].keys() >= {'pearson', 'mask_eos'}]
-        groups = {TITLES[name]: {label(row['values']): _bar(row, name) for row in both[:4]}
-                  for name in ('full', 'mask_eos', 'mask_words', 'swap_eos', 'swap_words')}
         if both:
-            figures.save_all(
-                figures.ablation_figure(groups, metric='performance, mean ± std over seeds',
-                                        title=f'Token ablation at inference, {split}'),
-                folder / f'ablation_{split}')
-            pictures.append((f'ablation_{split}', f'token ablation at inference, {split}'))
+            draw(f'ablation_{split}', f'Token ablation at inference, {split}',
+                 {TITLES[name]: {label(row['values']): _bar(row, name) for row in both[:4]}
+                  for name in ('full', 'mask_eos', 'mask_words', 'swap_eos', 'swap_words')})
         trained = {}
         for row in here:
             values = dict(row['values'])
             if (tokens := values.pop('model.tokens', None)) and 'full' in row['numbers']:
                 trained.setdefault(f'trained on {tokens}', {})[label(values)] = _bar(row, 'full')
-        if trained and len(dict.fromkeys(k for group in trained.values() for k in group)) <= 4:
-            figures.save_all(
-                figures.ablation_figure(trained, metric='performance, mean ± std over seeds',
-                                        title=f'Token ablation by training, {split}'),
-                folder / f'training_{split}')
-            pictures.append((f'training_{split}', f'token ablation by training, {split}'))
+        if trained and len({name for group in trained.values() for name in group}) <= 4:
+            draw(f'training_{split}', f'Token ablation by training, {split}', trained)
     return pictures
 
 
+def _moments(row: dict, name: str) -> tuple:
+    found = row['numbers'].get(name, {})
+    return found.get('mean'), found.get('std')
+
+
 def _bar(row: dict, name: str) -> tuple:
-    found = row['numbers'].get(name)
-    if found is None:
-        return None, None, None
-    spread = found['std']
-    ends = (None, None) if spread is None else (found['mean'] - spread, found['mean'] + spread)
-    return found['mean'], *ends
+    mean, std = _moments(row, name)
+    return (mean, None, None) if std is None else (mean, mean - std, mean + std)

@@ -63,8 +63,8 @@ def save_all(figure: Figure, path: str | os.PathLike) -> list[pathlib.Path]:
 
 
 @matplotlib.rc_context(STYLE)
-def correlation_figure(splits: dict, *, title: str, roles=('[EOS]', 'words')) -> Figure:
-    """Attention to one role against the other, and how they correlate within samples.
+def correlation_figure(splits: dict, *, title: str) -> Figure:
+    """Attention to [EOS] against that to words, and how they correlate within samples.
 
     Args:
         splits: name -> dict of x and y, n clips' attention to the two roles; edges float[k + 1];
@@ -83,8 +83,8 @@ def correlation_figure(splits: dict, *, title: str, roles=('[EOS]', 'words')) ->
         points.plot(split['x'], split['y'], ls='', marker=look.marker, ms=2, mew=0,
                     color=look.colour, rasterized=True,
                     alpha=float(np.clip(1500 / max(len(split['x']), 1), 0.3, 0.8)))
-        points.set_xlabel(f'attention of a clip to {roles[0]}')
-        points.set_ylabel(f'attention of a clip to {roles[1]}')
+        points.set_xlabel('attention of a clip to [EOS]')
+        points.set_ylabel('attention of a clip to words')
         points.label_outer()
         label = f'{name}: pooled Pearson {_text(split["pearson_pooled"])}'
         _legend_above(points, [Line2D([], [], ls='', marker=look.marker, color=look.colour,
@@ -279,7 +279,7 @@ def phrase_figure(example: dict) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def heads_figure(values, *, title: str) -> Figure:
+def heads_figure(values: list[list[float | None]], *, title: str) -> Figure:
     """One number in [-1, 1] per attention head.
 
     Args:

@@ -4,8 +4,10 @@ docs/analysis.md tells what each number is.
 """
 
 import csv
+import itertools
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from data_pipelines.tokens import EOS, MEAN, ROLES, WORD
 from dualground_jax.analysis import correlation, figures
 from dualground_jax.analysis.ablation import TITLES
 from dualground_jax.analysis.attention import POOLINGS
+from dualground_jax.metrics import tables
+from dualground_jax.metrics.tables import interval, number, spread
 
 SHOWN_METRICS = ('MR-full-mAP', 'MR-full-R1@0.5', 'MR-full-R1@0.7', 'HL-min-VeryGood-mAP',
                  'HL-min-VeryGood-Hit1')
@@ -23,44 +27,14 @@ NUMBERS = ('pearson', 'pearson_std', 'spearman', 'spearman_std', 'pearson_pooled
            'spearman_pooled', 'n', 'n_constant', 'n_clips')
 
 
-class Table:
-    """Context of a CSV file that grows row by row; its columns are those of the first row."""
-
-    def __init__(self, path: os.PathLike):
-        self.path, self.writer = path, None
-
-    def __enter__(self):
-        self.file = open(self.path, 'w', newline='', encoding='utf-8')
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def add(self, row: dict) -> None:
-        """Writes a row."""
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.file, list(row))
-            self.writer.writeheader()
-        self.writer.writerow(row)
-
-
-def markdown_table(columns: list[str], rows: list[list]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [columns, ['---', *['---:'] * (len(columns) - 1)], *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
-
-
-def number(value, digits: int = 2) -> str:
-    """A number, or a dash for None."""
-    return '–' if value is None else f'{value:.{digits}f}'
-
-
-def interval(found: dict | None, digits: int = 2) -> str:
-    """'value [low, high]', or a dash for what was not measured."""
-    if not found:
-        return '–'
-    low, high = (number(found[end], digits) for end in ('low', 'high'))
-    return f'{number(found["value"], digits)} [{low}, {high}]'
+def write_table(path: os.PathLike, rows: list[dict]) -> None:
+    """Writes a CSV file; what a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, columns)
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def sentence_pair(part: dict, pooling: str = 'sum') -> dict | None:
@@ -70,6 +44,13 @@ def sentence_pair(part: dict, pooling: str = 'sum') -> dict | None:
         if pair:
             return pair[pooling]
     return None
+
+
+def pairs_of(part: dict) -> Iterator[tuple[str, str, dict]]:
+    """Each pair of roles of a split's part of a report once, with its correlations by pooling."""
+    for a, b in itertools.combinations(part['correlation'], 2):
+        if b in part['correlation'][a]:
+            yield a, b, part['correlation'][a][b]
 
 
 def summary(found: dict) -> str:
@@ -99,33 +80,28 @@ def write(found: dict, examples: list[tuple], folder: pathlib.Path) -> None:
 
 
 def _write_tables(found: dict, folder: pathlib.Path) -> None:
-    with Table(folder / 'correlation.csv') as table:
-        for split, part in found['splits'].items():
-            for a, others in part['correlation'].items():
-                for b, by_pooling in others.items():
-                    for pooling, row in by_pooling.items():
-                        table.add(dict(split=split, role_a=a, role_b=b, pooling=pooling)
-                                  | {name: row[name] for name in NUMBERS})
-    with Table(folder / 'correlation_by_head.csv') as table:
-        for split, part in found['splits'].items():
-            for pooling, by_kind in part['correlation_by_head'].items():
-                for (layer, head), value in np.ndenumerate(np.array(by_kind['pearson'], object)):
-                    table.add(dict(split=split, pooling=pooling, layer=layer + 1, head=head + 1,
-                                   pearson=value, spearman=by_kind['spearman'][layer][head]))
-    with Table(folder / 'ablation.csv') as table:
-        for split, part in found['splits'].items():
-            for condition, values in part['ablation'].items():
-                table.add(dict(split=split, condition=condition, **values,
-                               **{f'performance_{k}': v
-                                  for k, v in part['performance'][condition].items()}))
-    with Table(folder / 'gains.csv') as table:
-        for split, part in found['splits'].items():
-            for kind, bins in part['gains'].items():
-                for name, row in bins.items():
-                    flat = {f'{what}_{k}': v for what, values in row.items()
-                            if what != 'queries' for k, v in values.items()}
-                    table.add(dict(split=split, kind=kind, bin=name, queries=row['queries'],
-                                   **flat))
+    rows = {name: [] for name in ('correlation', 'correlation_by_head', 'ablation', 'gains')}
+    for split, part in found['splits'].items():
+        for a, b, by_pooling in pairs_of(part):
+            rows['correlation'] += [
+                dict(split=split, role_a=a, role_b=b, pooling=pooling)
+                | {name: row[name] for name in NUMBERS} for pooling, row in by_pooling.items()]
+        for pooling, by_kind in part['correlation_by_head'].items():
+            rows['correlation_by_head'] += [
+                dict(split=split, pooling=pooling, layer=layer + 1, head=head + 1, pearson=value,
+                     spearman=by_kind['spearman'][layer][head])
+                for (layer, head), value in np.ndenumerate(np.array(by_kind['pearson'], object))]
+        rows['ablation'] += [
+            dict(split=split, condition=condition, **values)
+            | {f'performance_{k}': v for k, v in part['performance'][condition].items()}
+            for condition, values in part['ablation'].items()]
+        rows['gains'] += [
+            dict(split=split, kind=kind, bin=name, queries=row['queries'])
+            | {f'{what}_{k}': v for what, values in row.items() if what != 'queries'
+               for k, v in values.items()}
+            for kind, bins in part['gains'].items() for name, row in bins.items()]
+    for name, listed in rows.items():
+        write_table(folder / f'{name}.csv', listed)
 
 
 # Figures --------------------------------------------------------------------------------------
@@ -234,7 +210,7 @@ def _reliance_section(found: dict) -> str:
         '## Reliance on [EOS]\n\n'
         f'The share of [EOS] in what the text adds to {_performance(found)}: 1 if all hangs on '
         '[EOS], 0 if all hangs on the words, the others masked or taken from another query.\n\n'
-        + markdown_table(['split, absent tokens', 'reliance', 'what the text adds'], rows))
+        + tables.markdown(['split, absent tokens', 'reliance', 'what the text adds'], rows))
 
 
 def _correlation_section(parts: dict) -> str:
@@ -242,18 +218,14 @@ def _correlation_section(parts: dict) -> str:
                'Pearson, all clips', 'Spearman, all clips', 'n', 'constant']
     rows = []
     for name, part in parts.items():
-        names = list(part['correlation'])
-        for i, a in enumerate(names):
-            for b in names[i + 1:]:
-                for pooling in POOLINGS if (a, b) == ('eos', 'words') else ('sum',):
-                    if row := part['correlation'][a].get(b, {}).get(pooling):
-                        rows.append([
-                            f'{ROLE_TITLES[a]} – {ROLE_TITLES[b]}', name, pooling,
-                            *(f'{number(row[k])} ± {number(row[f"{k}_std"])}'
-                              for k in ('pearson', 'spearman')),
-                            number(row['pearson_pooled']),
-                            number(row['spearman_pooled']),
-                            row['n'], row['n_constant']])
+        for a, b, by_pooling in pairs_of(part):
+            for pooling in POOLINGS if (a, b) == ('eos', 'words') else ('sum',):
+                row = by_pooling[pooling]
+                rows.append([
+                    f'{ROLE_TITLES[a]} – {ROLE_TITLES[b]}', name, pooling,
+                    *(spread(row[kind], row[f'{kind}_std']) for kind in correlation.KINDS),
+                    *(number(row[f'{kind}_pooled']) for kind in correlation.KINDS),
+                    row['n'], row['n_constant']])
     alignment = sorted({role for part in parts.values() for role in part['alignment']},
                        key=list(ROLES).index)
     aucs = [[ROLE_TITLES[role], *(number(part['alignment'].get(role, {}).get('mean', {}).get('auc'))
@@ -261,10 +233,10 @@ def _correlation_section(parts: dict) -> str:
     return (
         '## Attention\n\nCorrelation over the clips of a video between the attention to two roles, '
         'mean over layers and heads, the keys of a role pooled. Sums over words grow with the '
-        'query: read what is over all clips with pooling mean.\n\n' + markdown_table(columns, rows)
+        'query: read what is over all clips with pooling mean.\n\n' + tables.markdown(columns, rows)
         + '\nAUC: how often a clip inside the true moments gets more attention from a role, mean '
         'over its keys, than one outside (0.5: chance).\n\n'
-        + markdown_table(['role', *parts], aucs))
+        + tables.markdown(['role', *parts], aucs))
 
 
 def _ablation_section(found: dict) -> str:
@@ -278,7 +250,7 @@ def _ablation_section(found: dict) -> str:
                     for condition, values in part['ablation'].items()
                     if part['same_as'].get(condition) != 'full']
             unseen = [TITLES[c] for c, same in part['same_as'].items() if same == 'full']
-            tables.append(f'{name}:\n\n' + markdown_table(
+            tables.append(f'{name}:\n\n' + tables.markdown(
                 ['text', _performance(found), *shown], rows) + (
                 f'\nNothing changes {", ".join(unseen)}: the model sees no such tokens, or there '
                 'are none.\n' if unseen else ''))
@@ -302,7 +274,7 @@ def _gain_section(parts: dict) -> str:
                                                    'gain_of_words', 'gain_of_eos')),
                     number(auc.get('eos')), number(auc.get('words'))])
         if rows:
-            pieces.append(f'{name}:\n\n' + markdown_table(columns, rows))
+            pieces.append(f'{name}:\n\n' + tables.markdown(columns, rows))
     note = ('Gain: what is lost without them. A query counts for each length of window that it '
             'has. AUC: as above.\n\n')
     return '## Gain by length\n\n' + note + '\n'.join(pieces) if pieces else ''
@@ -315,9 +287,9 @@ def _phrase_section(parts: dict) -> str:
     shown = {name: part['phrases'] for name, part in parts.items() if 'phrases' in part}
     if not shown:
         return ''
-    rows = [[title, *(f'{number(p[key]["mean"], 3)} ± {number(p[key]["std"], 3)}'
-                      for p in shown.values())] for key, title in names.items()]
+    rows = [[title, *(spread(p[key]['mean'], p[key]['std'], 3) for p in shown.values())]
+            for key, title in names.items()]
     rows.append(['weights of the phrases', *(', '.join(number(w) for w in p['phrase_weights'])
                                              for p in shown.values())])
     return ('## Phrases\n\nEntropy over the words, relative to equal weights; overlap: mass that '
-            'two phrases share.\n\n' + markdown_table(['', *shown], rows))
+            'two phrases share.\n\n' + tables.markdown(['', *shown], rows))

@@ -13,7 +13,7 @@ ANNOTATORS = 3
 MIN_SALIENCY = {'Fair': 2, 'Good': 3, 'VeryGood': 4}
 
 
-def qvhighlights(predictions, annotations):
+def qvhighlights(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
     """Scores clips by QVHighlights' protocol (moment_detr, `standalone_eval/`).
 
     Args:
@@ -103,7 +103,7 @@ def _running_max_from_end(values):
     return np.maximum.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
 
 
-def tvsum(predictions, annotations):
+def tvsum(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
     """Scores clips by the top-5 mAP of TVSum: `_video_domains` with 20 annotators.
 
     A clip is positive for an annotator who gave it more than the lower median of their labels.
@@ -114,7 +114,7 @@ def tvsum(predictions, annotations):
     return _video_domains(predictions, annotations, labels > median[:, None], clips, depth=5)
 
 
-def youtube_highlights(predictions, annotations):
+def youtube_highlights(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
     """Scores clips by the mAP of YouTube Highlights: `_video_domains`, labels 0 or 1."""
     labels, clips = _video_labels(annotations, 1)
     field(annotations, 'annotations', 'label').check(

@@ -9,13 +9,13 @@ import numpy as np
 from dualground_jax.metrics.rows import Block, field, predicted_windows
 from dualground_jax.nms import overlap
 
-MAX_WINDOWS = 10
+MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 AP_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 R1_THRESHOLDS = tuple(percent / 100 for percent in range(30, 100, 5))
 LENGTH_RANGES = {'short': (0, 10), 'middle': (10, 30), 'long': (30, 150), 'full': (-1, np.inf)}
 
 
-def moment_retrieval(predictions, annotations):
+def moment_retrieval(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
     """Scores each query's windows, against all its targets and against those of a length range.
 
     Args:

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualground_jax.metrics import highlights, moments, rows
+from dualground_jax.metrics import highlights, moments, rows, tables
 from dualground_jax.metrics.moments import AP_THRESHOLDS, R1_THRESHOLDS
 from dualground_jax.metrics.rows import Block, MetricsError
-
-__all__ = ['PROTOCOLS', 'MetricsError', 'Scores', 'columns', 'evaluate', 'format_table',
-           'per_query', 'summarise']
 
 BRIEF_AP = ('0.5', '0.75')
 BRIEF_R1 = ('0.3', '0.5', '0.7')
@@ -77,6 +74,33 @@ class Scores:
     protocol: Protocol
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What single queries count for each number of the brief block.
+
+    A number is the mean of its column of values, weighted by its column of weights, which may be
+    all 0.
+
+    Attributes:
+        names: M metrics of the brief block.
+        values: float64[Q, M].
+        weights: float64[Q, M].
+        protocol: of the data set.
+    """
+
+    names: list[str]
+    values: np.ndarray
+    weights: np.ndarray
+    protocol: Protocol
+
+    def brief(self, kept: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        """Metrics of some queries; those that none of them counts for are left out."""
+        total = self.weights[kept].sum(axis=0)
+        means = (self.values * self.weights)[kept].sum(axis=0) / np.where(total > 0, total, 1)
+        return {name: self.protocol.number(mean)
+                for name, mean, n in zip(self.names, means, total, strict=True) if n > 0}
+
+
 def _percent(mean):
     # Through text, as the reference rounds: `round` differs on some halves.
     return float(f'{100 * mean:.2f}')
@@ -123,7 +147,9 @@ PROTOCOLS = {
 }
 
 
-def evaluate(predictions, annotations, dataset='qvhighlights'):
+def evaluate(
+    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights'
+) -> dict[str, dict]:
     """Scores predictions against annotations by the official protocol of a data set.
 
     Means run over queries in the order of `predictions`, as in the reference: another order can
@@ -152,7 +178,9 @@ def evaluate(predictions, annotations, dataset='qvhighlights'):
     return summarise(per_query(predictions, annotations, dataset))
 
 
-def per_query(predictions, annotations, dataset='qvhighlights'):
+def per_query(
+    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights'
+) -> Scores:
     """Returns the Scores of single queries; see `evaluate`, which gives their means."""
     protocol = PROTOCOLS[dataset]
     annotations = rows.align(annotations, predictions)
@@ -171,7 +199,7 @@ def per_query(predictions, annotations, dataset='qvhighlights'):
     return Scores([row['qid'] for row in predictions], blocks, brief, protocol)
 
 
-def summarise(scores):
+def summarise(scores: Scores) -> dict[str, dict]:
     """Returns the means of Scores in the official layout; see `evaluate`."""
     number = scores.protocol.number
     blocks = {name: {metric: _mean(metric, values, block.weights, number)
@@ -197,12 +225,8 @@ def _mean(metric, values, weights, number):
     return found
 
 
-def columns(scores):
-    """Returns the brief metrics of single queries: names, values and weights float64[Q, M].
-
-    A brief number is the mean of its column of values, weighted by its column of weights; a column
-    of weights may be all 0.
-    """
+def columns(scores: Scores) -> Columns:
+    """Returns the brief metrics of single queries."""
     values, weights = [], []
     for block, metric, key in scores.brief.values():
         array = scores.blocks[block].values[metric].astype(float)
@@ -210,11 +234,11 @@ def columns(scores):
             array = array[:, [str(t) for t in THRESHOLDS[metric]].index(key)]
         values.append(array.mean(axis=1) if array.ndim == 2 else array)
         weights.append(scores.blocks[block].weights)
-    return list(scores.brief), np.stack(values, axis=1), np.stack(weights, axis=1)
+    return Columns(list(scores.brief), np.stack(values, axis=1), np.stack(weights, axis=1),
+                   scores.protocol)
 
 
-def format_table(metrics, dataset='qvhighlights'):
+def format_table(metrics: dict[str, dict], dataset: str = 'qvhighlights') -> str:
     """Returns the `brief` part of `metrics` as a text table, one metric per line."""
-    brief, digits = metrics['brief'], PROTOCOLS[dataset].digits
-    width = max(len(name) for name in brief)
-    return '\n'.join(f'{name:<{width}}  {value:6.{digits}f}' for name, value in brief.items())
+    form = f'6.{PROTOCOLS[dataset].digits}f'
+    return tables.plain([[name, f'{value:{form}}'] for name, value in metrics['brief'].items()])

@@ -6,10 +6,13 @@ rows at once; only where one fails is the culprit looked for.
 
 import numbers
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipelines import files
 from data_pipelines.errors import UserError
@@ -29,10 +32,12 @@ class Block:
     """
 
     weights: np.ndarray
-    values: dict
+    values: dict[str, np.ndarray]
 
 
-def in_parts(per_query, predictions, annotations, size=512):
+def in_parts(
+    per_query: Callable, predictions: list[dict], annotations: list[dict], size: int = 512
+) -> dict[str, Block]:
     """Returns the blocks of `per_query`, called with `size` rows at a time.
 
     So that memory does not grow with the number of queries, nor one long list pads all others.
@@ -51,12 +56,12 @@ def in_parts(per_query, predictions, annotations, size=512):
 class Field:
     """One list-valued field of all rows: N entries laid end to end to check, padded to use."""
 
-    rows: list
+    rows: list[dict]
     source: str  # 'predictions' or 'annotations', for messages
     name: str
     counts: np.ndarray  # int[Q], entries per row, N in all
 
-    def numbers(self, width, expected):
+    def numbers(self, width: int, expected: str) -> np.ndarray:
         """Returns float64[N, width], or float64[N] for width 0; raises on other content."""
         shape = (width,) if width else ()
         entries = list(chain.from_iterable(row[self.name] for row in self.rows))
@@ -72,7 +77,7 @@ class Field:
             values = np.array(entries)
         return values.astype(np.float64)
 
-    def check(self, good, expected):
+    def check(self, good: ArrayLike, expected: str) -> None:
         """Raises MetricsError for the first entry that is not in `good` (bool[N])."""
         bad = np.flatnonzero(np.logical_not(good))
         if bad.size:
@@ -83,7 +88,7 @@ class Field:
             raise error_of(self.source, self.rows[row], f'{self.name}[{position}]',
                          f'found {files.short(found)}, expected {expected}')
 
-    def check_rows(self, good, expected):
+    def check_rows(self, good: ArrayLike, expected: str) -> None:
         """Raises MetricsError for the first row that is not in `good` (bool[Q])."""
         bad = np.flatnonzero(np.logical_not(good))
         if bad.size:
@@ -91,7 +96,7 @@ class Field:
             raise error_of(self.source, row, self.name,
                          f'found {files.short(row[self.name])}, expected {expected}')
 
-    def pad(self, values, fill):
+    def pad(self, values: np.ndarray, fill: float) -> np.ndarray:
         """Returns values[N, ...] as [Q, max(counts) or 1, ...], `fill` behind each row's end."""
         longest = max(int(self.counts.max()), 1)
         padded = np.full((len(self.counts), longest, *values.shape[1:]), fill)
@@ -99,7 +104,7 @@ class Field:
         return padded
 
 
-def field(rows, source, name):
+def field(rows: list[dict], source: str, name: str) -> Field:
     """Returns the list-valued field `name` of all rows; raises MetricsError where it is not."""
     for row in rows:
         if name not in row:
@@ -109,20 +114,20 @@ def field(rows, source, name):
     return Field(rows, source, name, np.array([len(row[name]) for row in rows]))
 
 
-def predicted_windows(predictions):
+def predicted_windows(predictions: list[dict]) -> tuple[Field, np.ndarray]:
     """Returns the field `pred_relevant_windows` and its checked entries float64[N, 3]."""
     predicted = field(predictions, 'predictions', 'pred_relevant_windows')
     return predicted, predicted.numbers(3, 'three finite numbers [start, end, score]')
 
 
-def predicted_saliency(predictions):
+def predicted_saliency(predictions: list[dict]) -> tuple[Field, np.ndarray]:
     """Returns the field `pred_saliency_scores` and its checked entries float64[N]."""
     predicted = field(predictions, 'predictions', 'pred_saliency_scores')
     predicted.check_rows(predicted.counts > 0, 'at least one score')
     return predicted, predicted.numbers(0, 'a finite number')
 
 
-def is_number(value):
+def is_number(value: Any) -> bool:
     """Says whether a float holds the value."""
     # Compared, not converted: JSON also yields integers that no float can hold.
     return isinstance(value, numbers.Real) and bool(abs(value) <= sys.float_info.max)
@@ -135,12 +140,12 @@ def _is_entry(entry, width):
     return is_row and len(entry) == width and all(is_number(value) for value in entry)
 
 
-def any_has(rows, name):
+def any_has(rows: list[dict], name: str) -> bool:
     """Says whether any row has the field."""
     return any(name in row for row in rows)
 
 
-def error_of(source, row, field, problem):
+def error_of(source: str, row: dict, field: str, problem: str) -> MetricsError:
     """Returns the MetricsError that names a row's qid and field."""
     return MetricsError(f'{source} qid {files.short(row["qid"])}: field {field}: {problem}')
 
@@ -164,7 +169,7 @@ def _by_qid(rows, source):
     return table
 
 
-def align(annotations, predictions):
+def align(annotations: list[dict], predictions: list[dict]) -> list[dict]:
     """Returns the annotations in the order of the predictions, after checking the qids."""
     predicted = _by_qid(predictions, 'predictions')
     annotated = _by_qid(annotations, 'annotations')

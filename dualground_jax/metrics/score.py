@@ -5,23 +5,22 @@ See docs/evaluation.md for what each number is.
 
 import pathlib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from data_pipelines import files
 from data_pipelines.errors import UserError
+from data_pipelines.files import load_jsonl, short, write_json
 from dualground_jax import nms
-from dualground_jax.metrics import official, rows
+from dualground_jax.metrics import moments, official, rows, summary, tables
 
-# Words of a query, as in the paper: (0, 10], (10, 15], (15, 20], (20, inf).
-QUERY_LENGTHS = {'1-10': (0, 10), '11-15': (10, 15), '16-20': (15, 20), '>20': (20, np.inf)}
 WINDOW_METRICS = [
     *((f'MR-R1@{key}', 'MR-R1', key) for key in official.BRIEF_R1), ('MR-mAP', 'MR-mAP', 'average'),
     *((f'MR-mAP@{key}', 'MR-mAP', key) for key in official.BRIEF_AP), ('MR-mIoU', 'MR-mIoU', None)]
 COMPARE_RESAMPLES = 10000
 LEVEL = 95  # per cent, of the intervals
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -30,43 +29,35 @@ class Run:
 
     Attributes:
         path: of the file.
-        metrics: as of `metrics.evaluate`.
-        names: M metrics of the brief block.
-        values: float64[Q, M] of each query, in the order of the annotations.
-        weights: float64[Q, M], see `metrics.columns`.
+        metrics: as of `official.evaluate`.
+        columns: of each query, in the order of the annotations.
         queries: block -> number of queries that count for it.
         by_query_length: bin -> brief metrics and 'queries'; {} unless asked for.
-        protocol: of the data set.
     """
 
     path: str
     metrics: dict
-    names: list
-    values: np.ndarray
-    weights: np.ndarray
-    queries: dict
-    by_query_length: dict
-    protocol: official.Protocol
+    columns: official.Columns
+    queries: dict[str, int]
+    by_query_length: dict[str, dict]
 
-    def brief(self):
+    def brief(self) -> dict[str, float]:
         """The brief metrics that a query counts for: the official block tells 0 for the others."""
-        brief = self.metrics['brief']
-        return {name: brief[name] for name, counts in zip(self.names, self.weights.any(axis=0))
-                if counts}
+        return {name: self.metrics['brief'][name] for name in self.columns.brief()}
 
 
-def run(values, config=None, extra=()):
+def run(values: Any, config: None = None, files: Sequence[str] = ()) -> None:
     """Scores the files that the flags name, prints tables and writes `--output`.
 
     Args:
         values: parsed flags.
-        config: None.
-        extra: files that follow as plain arguments: `--compare A B`, `--predictions runs/*/P`.
+        config: none, as this mode needs no model.
+        files: those that follow as plain arguments: `--compare A B`, `--predictions runs/*/P`.
 
     Raises:
         UserError: flags that do not go together, or a file that cannot be scored or written.
     """
-    paths = [*(values.compare or values.predictions), *extra]
+    paths = [*(values.compare or values.predictions), *files]
     if bool(values.compare) == bool(values.predictions):
         raise UserError('--mode=score needs either --predictions=FILE,... or --compare=FILE,FILE')
     if values.compare and len(paths) != 2:
@@ -75,8 +66,8 @@ def run(values, config=None, extra=()):
         raise UserError('--mode=score needs --annotations=FILE')
     if values.output and not pathlib.Path(values.output).parent.is_dir():
         raise UserError(f'--output={values.output}: no such folder')
-    suppression = nms.parse(values.nms) if values.nms else None
-    annotations = files.load_jsonl(values.annotations)
+    suppression = parse_nms(values.nms) if values.nms else None
+    annotations = load_jsonl(values.annotations)
     runs = [score_file(path, annotations, values, suppression) for path in paths]
     print(f'{values.dataset}, {len(annotations)} queries of {values.annotations}')
     if values.compare:
@@ -85,21 +76,23 @@ def run(values, config=None, extra=()):
     else:
         report = report_runs(runs, values.bootstrap or 0)
     if values.output:
-        files.write_json(values.output, report)
+        write_json(values.output, report)
         print(f'wrote {values.output}')
 
 
-def score_file(path, annotations, values, suppression=None):
+def score_file(
+    path: str, annotations: list[dict], values: Any, suppression: tuple[float, str] | None = None
+) -> Run:
     """Scores one prediction file; returns its Run.
 
     Raises:
         MetricsError: it cannot be scored; the message names the file.
     """
-    predictions = files.load_jsonl(path)
+    predictions = load_jsonl(path)
     try:
         if suppression:
             rows.align(annotations, predictions)
-            predictions = nms.nms_predictions(predictions, *suppression)
+            predictions = suppress(predictions, *suppression)
         scores = official.per_query(predictions, annotations, values.dataset)
         by_length = (by_query_length(predictions, annotations, values.dataset)
                      if values.breakdown else {})
@@ -108,32 +101,36 @@ def score_file(path, annotations, values, suppression=None):
         raise rows.MetricsError(re.sub(
             '^(predictions|annotations) (?=qid|row)', lambda match: f'{paths[match[1]]}: ',
             str(error))) from error
-    names, *columns = official.columns(scores)
+    columns = official.columns(scores)
     place = {qid: i for i, qid in enumerate(scores.qids)}
     order = [place[row['qid']] for row in annotations]
+    columns = replace(columns, values=columns.values[order], weights=columns.weights[order])
     queries = {name: np.count_nonzero(block.weights) for name, block in scores.blocks.items()}
-    return Run(path, official.summarise(scores), names, *(array[order] for array in columns),
-               queries, by_length, scores.protocol)
+    return Run(path, official.summarise(scores), columns, queries, by_length)
 
 
-def by_query_length(predictions, annotations, dataset):
-    """Returns bin of `QUERY_LENGTHS` -> brief metrics of its queries, and 'queries', their number.
+def by_query_length(
+    predictions: list[dict], annotations: list[dict], dataset: str
+) -> dict[str, dict]:
+    """Scores queries by their length.
 
-    A word is what spaces separate. A bin without queries is left out, and a metric that none of
-    its queries counts for.
+    Returns:
+        Bin of `summary.QUERY_LENGTHS` -> brief metrics of its queries, and 'queries', their number.
+        A word is what spaces separate. A bin without queries is left out, and a metric that none
+        of its queries counts for.
 
     Raises:
-        MetricsError: an annotation without a `query`, or one that `metrics.evaluate` refuses.
+        MetricsError: an annotation without a `query`, or one that `official.evaluate` refuses.
     """
     aligned = rows.align(annotations, predictions)
     for row in aligned:
         if not isinstance(row.get('query'), str):
             raise rows.error_of('annotations', row, 'query',
-                                f'found {files.short(row.get("query"))}, expected a text')
+                                f'found {short(row.get("query"))}, expected a text')
     words = np.array([len(row['query'].split()) for row in aligned])
     found = {}
-    for name, (low, high) in QUERY_LENGTHS.items():
-        kept = np.flatnonzero((low < words) & (words <= high))
+    for name, kept in summary.length_bins(words).items():
+        kept = np.flatnonzero(kept)
         if kept.size:
             scores = official.per_query([predictions[i] for i in kept], [aligned[i] for i in kept],
                                        dataset)
@@ -144,98 +141,111 @@ def by_query_length(predictions, annotations, dataset):
     return found
 
 
-# Bootstrap ------------------------------------------------------------------------------------
+def parse_nms(text: str) -> tuple[float, str]:
+    """Reads 'KIND:THRESHOLD', such as 'normal:0.7', into (threshold, kind).
+
+    Raises:
+        UserError: another form, an unknown kind, listed with the known ones, or a threshold outside
+            [0, 1].
+    """
+    kind, _, value = text.partition(':')
+    try:
+        threshold = float(value)
+    except ValueError:
+        threshold = -1.0
+    if kind not in nms.KINDS or not 0 <= threshold <= 1:
+        raise UserError(f'--nms={text}: expected KIND:THRESHOLD with a kind of '
+                        f'{", ".join(nms.KINDS)} and a threshold in [0, 1], such as normal:0.7')
+    return threshold, kind
 
 
-def bootstrap(values, weights, resamples, seed=SEED):
-    """Means over queries drawn with replacement.
+def suppress(predictions: list[dict], threshold: float, kind: str) -> list[dict]:
+    """Applies `nms.nms` to the windows of predictions.
 
     Args:
-        values: float64[Q, M].
-        weights: float64[Q, M].
-        resamples: R.
-        seed: of the draws.
+        predictions: dicts with `qid` and `pred_relevant_windows`.
+        threshold: IoU.
+        kind: of `nms.KINDS`.
 
     Returns:
-        float64[R, M], weighted means; NaN where a draw holds no query that counts.
+        New dicts. FlashVTG's kinds compute in float32 and the DETRs' in float64, as they do there.
+
+    Raises:
+        MetricsError: a field that `official.evaluate` would not take either, or a negative score,
+            which the references' suppression would raise to 0.
     """
-    rng = np.random.default_rng(seed)
-    queries = len(values)
-    means = np.empty((resamples, values.shape[1]))
-    step = max(1, 2**20 // queries)  # draws at a time, so that memory stays small
-    for start in range(0, resamples, step):
-        part = means[start:start + step]
-        drawn = rng.integers(queries, size=(len(part), queries))
-        drawn += queries * np.arange(len(part))[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape) * 1.0
-        with np.errstate(invalid='ignore'):
-            np.divide(counts @ (values * weights), counts @ weights, out=part)
-    return means
-
-
-def intervals(run, values, resamples):
-    """Percentile confidence intervals: metric -> (low, high), rounded as the metric.
-
-    Args:
-        run: whose names, weights and protocol count.
-        values: float64[Q, M], e.g. the difference of two runs' values.
-        resamples: 0: no intervals.
-
-    Metrics that fewer than two queries count for are left out.
-    """
-    if not resamples:
-        return {}
-    counted = np.flatnonzero(np.count_nonzero(run.weights, axis=0) > 1)
-    means = bootstrap(values[:, counted], run.weights[:, counted], resamples)
-    tail = (100 - LEVEL) / 200
-    bounds = np.nanquantile(means, [tail, 1 - tail], axis=0).T
-    return {run.names[i]: tuple(map(run.protocol.number, pair))
-            for i, pair in zip(counted, bounds, strict=True)}
+    dtype = np.float64 if kind == 'hard' else np.float32
+    found = []
+    for start in range(0, len(predictions), 512):  # no list pads all others to its length
+        part = predictions[start:start + 512]
+        field, values = rows.predicted_windows(part)
+        field.check(values[:, 2] >= 0, 'a score >= 0 for NMS')
+        kept = nms.nms(field.pad(values, -1.0).astype(dtype), threshold, kind)
+        found += [row | dict(pred_relevant_windows=windows[windows[:, 2] >= 0].tolist())
+                  for row, windows in zip(part, kept, strict=True)]
+    return found
 
 
 # Reports --------------------------------------------------------------------------------------
 
 
-def report_runs(runs, resamples):
+def intervals(columns: official.Columns, resamples: int) -> dict[str, tuple]:
+    """Percentile confidence intervals, rounded as the metric.
+
+    Args:
+        columns: of a run, or of the mean or the difference of runs.
+        resamples: 0: no intervals.
+
+    Returns:
+        metric -> (low, high); metrics that fewer than two queries count for are left out.
+    """
+    if not resamples:
+        return {}
+    counted = np.flatnonzero(np.count_nonzero(columns.weights, axis=0) > 1)
+    means = summary.bootstrap(
+        columns.values[:, counted], columns.weights[:, counted], resamples)
+    tail = (100 - LEVEL) / 200
+    bounds = np.nanquantile(means, [tail, 1 - tail], axis=0).T
+    return {columns.names[i]: tuple(map(columns.protocol.number, pair))
+            for i, pair in zip(counted, bounds, strict=True)}
+
+
+def report_runs(runs: list[Run], resamples: int) -> dict:
     """Prints one file's metrics, or several files' mean and std; returns what to write as json."""
-    first, digits = runs[0], runs[0].protocol.digits
+    first, digits = runs[0], runs[0].columns.protocol.digits
     _check_same_metrics(runs)
     report, lengths = first.metrics, first.by_query_length
     columns = {'value': first.brief()}
     if len(runs) > 1:
-        trees = [run.metrics for run in runs]
-        report = _leafwise(lambda *x: round(float(np.mean(x)), digits), *trees)
-        std = _leafwise(lambda *x: round(float(np.std(x, ddof=1)), digits), *trees)
+        report, std = (_over_runs(kind, [run.metrics for run in runs], digits)
+                       for kind in ('mean', 'std'))
         columns = {name: {key: tree['brief'][key] for key in first.brief()}
                    for name, tree in (('mean', report), ('std', std))}
         columns |= {str(i): run.brief() for i, run in enumerate(runs, start=1)}
-        lengths = _leafwise(lambda *x: round(float(np.mean(x)), digits),
-                            *(run.by_query_length for run in runs))
+        lengths = _over_runs('mean', [run.by_query_length for run in runs], digits)
         for name, brief in lengths.items():
             brief['queries'] = first.by_query_length[name]['queries']
         listed = [dict(predictions=run.path, brief=run.metrics['brief']) for run in runs]
         report |= dict(std=std, runs=listed)
     for i, run in enumerate(runs, start=1):
         print(f'{i}: {run.path}')
-    bounds = intervals(first, np.mean([run.values for run in runs], axis=0), resamples)
+    mean = np.mean([run.columns.values for run in runs], axis=0)
+    bounds = intervals(replace(first.columns, values=mean), resamples)
     print_table(columns, digits, bounds)
     if lengths:
         print_breakdown(report, lengths, first.queries, digits)
     return report | _given(intervals=bounds, by_query_length=lengths)
 
 
-def report_comparison(first, second, resamples):
+def report_comparison(first: Run, second: Run, resamples: int) -> dict:
     """Prints two files' metrics and their paired differences; returns what to write as json.
 
     Both files are resampled by the same queries, so that what is hard for both cancels out.
     """
-    digits, number = first.protocol.digits, first.protocol.number
+    digits = first.columns.protocol.digits
     _check_same_metrics((first, second))
-    values, total = second.values - first.values, first.weights.sum(axis=0)
-    means = (values * first.weights).sum(axis=0) / np.where(total > 0, total, 1)
-    difference = {name: number(mean) for name, mean in zip(first.names, means, strict=True)
-                  if name in first.brief()}
-    bounds = intervals(first, values, resamples)
+    paired = replace(first.columns, values=second.columns.values - first.columns.values)
+    difference, bounds = paired.brief(), intervals(paired, resamples)
     print(f'A: {first.path}\nB: {second.path}')
     columns = {'A': first.brief(), 'B': second.brief(), 'B - A': difference}
     print_table(columns, digits, bounds, mark=True)
@@ -251,7 +261,7 @@ def report_comparison(first, second, resamples):
 
 def _check_same_metrics(runs):
     for run in runs[1:]:
-        if odd := set(run.names) ^ set(runs[0].names):
+        if odd := set(run.columns.names) ^ set(runs[0].columns.names):
             raise UserError(f'{runs[0].path} and {run.path}: only one of them has predictions for '
                             + ', '.join(sorted(odd)))
 
@@ -260,12 +270,14 @@ def _given(**parts):
     return {name: part for name, part in parts.items() if part}
 
 
-def print_breakdown(found, lengths, queries, digits):
+def print_breakdown(
+    found: dict, lengths: dict[str, dict], queries: dict[str, int], digits: int
+) -> None:
     """Prints metrics by the number of words of the query and by the length of the true window."""
     print('\nby words of the query (queries)')
     print_table({f'{name} ({brief["queries"]})': {k: v for k, v in brief.items() if k != 'queries'}
                  for name, brief in lengths.items()}, digits)
-    blocks = [name for name in ('short', 'middle', 'long', 'full') if queries.get(name)]
+    blocks = [name for name in moments.LENGTH_RANGES if queries.get(name)]
     if 'MR-mAP' in found.get('full', {}):
         print('\nby length of the true window (queries)')
         print_table({f'{name} ({queries[name]})': {
@@ -273,7 +285,9 @@ def print_breakdown(found, lengths, queries, digits):
             for title, metric, key in WINDOW_METRICS} for name in blocks}, digits)
 
 
-def print_table(columns, digits, bounds=None, mark=False):
+def print_table(
+    columns: dict[str, dict], digits: int, bounds: dict | None = None, mark: bool = False
+) -> None:
     """Prints columns side by side, a metric a line.
 
     Args:
@@ -282,26 +296,23 @@ def print_table(columns, digits, bounds=None, mark=False):
         bounds: metric -> its interval, if any.
         mark: whether intervals that exclude 0 get a star.
     """
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    lines = [['metric', *columns, f'{LEVEL} % interval' if bounds else '']]
-    for name in names:
-        numbers = [f'{column[name]:.{digits}f}' if name in column else ''
-                   for column in columns.values()]
-        interval = ''
-        if bounds and name in bounds:
-            low, high = bounds[name]
-            interval = f'[{low:.{digits}f}, {high:.{digits}f}]' + ' *' * (mark and low * high > 0)
-        lines.append([name, *numbers, interval])
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
-    for name, *numbers, interval in lines:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:])]
-        print('  '.join([name.ljust(widths[0]), *cells, interval]).rstrip())
+    lines = [['metric', *columns] + [f'{LEVEL} % interval'] * bool(bounds)]
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        cells = [f'{column[name]:.{digits}f}' if name in column else ''
+                 for column in columns.values()]
+        if bounds:
+            low, high = bounds.get(name, (0, 0))
+            star = ' *' * (mark and low * high > 0)
+            cells.append(f'[{low:.{digits}f}, {high:.{digits}f}]{star}' * (name in bounds))
+        lines.append([name, *cells])
+    print(tables.plain(lines, left=(0, -1) if bounds else (0,)))
     if mark and bounds:
         print('* the interval of the difference excludes 0')
 
 
-def _leafwise(function, *trees):
-    """Applies the function to the numbers at the same place of nested dicts of one form."""
+def _over_runs(kind, trees, digits):
+    """Returns nested dicts of the mean or std of the numbers at one place of each run's dicts."""
     if isinstance(trees[0], dict):
-        return {name: _leafwise(function, *(tree[name] for tree in trees)) for name in trees[0]}
-    return function(*trees)
+        return {name: _over_runs(kind, [tree[name] for tree in trees], digits)
+                for name in trees[0]}
+    return round(summary.mean_std(trees)[kind], digits)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.errors import UserError
 from dualground_jax import nms, spans
+from dualground_jax.metrics import score
 from tests.helpers.paths import goldens_dir
 
 FOLDER = goldens_dir() / 'components'
@@ -29,7 +30,7 @@ def predictions_of(lists):
 
 def suppressed(lists, threshold, kind):
     """The numpy form, as it is used on files."""
-    found = nms.nms_predictions(predictions_of(lists), threshold, kind)
+    found = score.suppress(predictions_of(lists), threshold, kind)
     return [np.array(row['pred_relevant_windows']).reshape(-1, 3) for row in found]
 
 
@@ -141,8 +142,8 @@ def without_ties(rows):
 
     Where exact products are, float32 may order them differently, and what follows is another list.
     """
-    primes = lambda i, score: PRIMES[int(8 * score) * 12 + i] / 1024  # noqa: E731
-    return [[start, end, score and primes(i, score)] for i, (start, end, score) in enumerate(rows)]
+    primes = lambda i, value: PRIMES[int(8 * value) * 12 + i] / 1024  # noqa: E731
+    return [[start, end, value and primes(i, value)] for i, (start, end, value) in enumerate(rows)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -174,8 +175,8 @@ def test_numpy_and_jax_agree(kind):
     rng = np.random.default_rng(0)
     start = rng.integers(0, 75, (40, 14)) * 2.0
     end = start + rng.integers(0, 20, (40, 14)) * 2.0
-    score = rng.integers(0, 200, (40, 14)) / 200  # ties, zeros
-    windows = np.stack([start, end, score], -1).astype(np.float32)
+    scores = rng.integers(0, 200, (40, 14)) / 200  # ties, zeros
+    windows = np.stack([start, end, scores], -1).astype(np.float32)
     windows[:20, 11:, 2] = -1
     run = jax.jit(lambda w: spans.nms(w, 0.5, kind))
     ours = np.asarray(run(jnp.asarray(windows)))
@@ -196,11 +197,11 @@ def test_numpy_and_jax_agree(kind):
 @pytest.mark.parametrize('text', ['normal', 'soft:0.5', 'normal:x', 'hard:1.5', 'hard:nan', '0.7'])
 def test_bad_setting_lists_what_is_known(text):
     with pytest.raises(UserError, match='expected KIND:THRESHOLD with a kind of normal, linear'):
-        nms.parse(text)
+        score.parse_nms(text)
 
 
 def test_setting_is_read():
-    assert nms.parse('hard:0.7') == (0.7, 'hard')
+    assert score.parse_nms('hard:0.7') == (0.7, 'hard')
 
 
 def test_unknown_kind():
@@ -213,4 +214,4 @@ def test_negative_scores_are_refused():
     with pytest.raises(UserError, match=re.escape(
             'predictions qid 1: field pred_relevant_windows[1]: found [2.0, 3.0, -0.5], '
             'expected a score >= 0')):
-        nms.nms_predictions(rows, 0.5, 'hard')
+        score.suppress(rows, 0.5, 'hard')

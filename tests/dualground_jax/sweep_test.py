@@ -120,7 +120,7 @@ def test_values_take_the_type_of_the_config(config, text, values, names, tmp_pat
     assert found == values and [type(v) for v in found] == [type(v) for v in values]
     runs = sweep.combinations(config, tmp_path, choices)
     assert [run.workdir.name for run in runs] == [f'{key}={name}' for name in names]
-    assert [sweep.leaves(run.config)[key] for run in runs] == values
+    assert [sweep.value_of(run.config, key) for run in runs] == values
 
 
 # What is refused ------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_sweep_files(config, training, tmp_path, capsys):
     # Of the main metrics those that the results have; no others.
     assert [' '.join(line.split()) for line in text.splitlines()[2:]] == [
         '| model.tokens | MR-full-mAP | MR-full-R1@0.5 | seeds |',
-        '| ------------ | ------------ | -------------- | ----- |',
+        '| ------------ | -----------: | -------------: | ----: |',
         '| full | 73.00 ± 3.00 | 20.00 ± 10.00 | 3 |',
         '| eos | 62.00 ± 3.46 | 20.00 ± 10.00 | 3 |',
         '| words | 52.00 ± 2.65 | 20.00 ± 10.00 | 3 |',
@@ -348,7 +348,7 @@ def test_a_table_has_gaps_where_a_combination_lacks_a_metric():
     table = sweep.grouped([({'k': True}, {'A': 1.0}), ({'k': False}, {'B': 2.0})])
     lines = sweep.markdown(['k'], ['A', 'B', 'C'], table).splitlines()
     assert [line.strip('|').replace(' ', '').split('|') for line in lines[:1] + lines[2:]] == [
-        ['k', 'A', 'B', 'seeds'], ['true', '1.00', '', '1'], ['false', '', '2.00', '1']]
+        ['k', 'A', 'B', 'seeds'], ['true', '1.00', '–', '1'], ['false', '–', '2.00', '1']]
     assert len({len(line) for line in lines}) == 1
 
 

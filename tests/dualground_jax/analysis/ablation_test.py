@@ -104,13 +104,17 @@ def make_rows(n=23, seed=0):
     return predictions, annotations
 
 
-def test_scores_in_chunks_are_the_official_metrics(monkeypatch):
-    monkeypatch.setattr(ablation, 'CHUNK', 8)
+def score(predictions, annotations):
+    return official.columns(official.per_query(predictions, annotations))
+
+
+def columns_of(names, values, weights, number=float):
+    return official.Columns(names, values, weights, official.Protocol((), number, 2))
+
+
+def test_scores_are_the_official_metrics():
     predictions, annotations = make_rows()
-    scorer = ablation.Scorer(annotations)
-    for start in range(0, len(predictions), 3):
-        scorer.add(predictions[start : start + 3])
-    scores = scorer.finish()
+    scores = score(predictions, annotations)
     expected = official.evaluate(predictions, annotations)['brief']
     brief = scores.brief()
     assert brief and {name: expected[name] for name in brief} == pytest.approx(brief)
@@ -121,8 +125,8 @@ def test_scores_in_chunks_are_the_official_metrics(monkeypatch):
 
 
 def test_means_are_weighted():
-    scores = ablation.Scores(['a', 'b'], np.array([[1.0, 5], [3, 7], [9, 9]]),
-                             np.array([[1.0, 0], [3, 0], [0, 0]]), float)
+    scores = columns_of(['a', 'b'], np.array([[1.0, 5], [3, 7], [9, 9]]),
+                        np.array([[1.0, 0], [3, 0], [0, 0]]))
     assert scores.brief() == {'a': 2.5}, 'no query counts for b'
     assert scores.brief(np.array([False, True, True])) == {'a': 3.0}
 
@@ -136,8 +140,8 @@ def resampled_of(levels, n=200, noise=0.0):
     scores = {}
     for name in CONDITIONS:
         values = levels.get(name, 0.5) + noise * rng.normal(size=(n, 1))
-        scores[name] = ablation.Scores(list(SELECTION), values, np.ones((n, 1)),
-                                       lambda mean: 100 * mean)
+        scores[name] = columns_of(list(SELECTION), values, np.ones((n, 1)),
+                                  lambda mean: 100 * mean)
     return ablation.resample(scores, SELECTION)
 
 
@@ -187,9 +191,7 @@ def test_interval_holds_the_value_and_shrinks_with_queries():
 
 def test_performance_is_the_mean_of_the_selected_metrics():
     predictions, annotations = make_rows()
-    scorer = ablation.Scorer(annotations)
-    scorer.add(predictions)
-    scores = dict(full=scorer.finish())
+    scores = dict(full=score(predictions, annotations))
     selection = ('MR-full-R1@0.5', 'MR-full-mAP')
     brief = official.evaluate(predictions, annotations)['brief']
     resampled = ablation.resample(scores, selection)
@@ -202,11 +204,8 @@ def test_performance_is_the_mean_of_the_selected_metrics():
 def test_gains_by_length_are_those_of_the_bins_alone():
     predictions, annotations = make_rows(60)
     worse = make_rows(60, seed=1)[0]
-    scores = {}
-    for name, rows in dict(full=predictions, mask_words=worse, mask_eos=predictions).items():
-        scorer = ablation.Scorer(annotations)
-        scorer.add(rows)
-        scores[name] = scorer.finish()
+    conditions = dict(full=predictions, mask_words=worse, mask_eos=predictions)
+    scores = {name: score(rows, annotations) for name, rows in conditions.items()}
     words = np.array([len(row['query'].split()) for row in annotations])
     found = ablation.length_gains(scores, SELECTION, words)
     for name, (low, high) in dict(zip(found['by_query_length'], [(0, 10), (10, 15), (15, 20),
@@ -234,7 +233,7 @@ def test_draws_are_paired():
     """The same queries are drawn for each condition: a constant difference has no spread."""
     rng = np.random.default_rng(0)
     values = rng.random((50, 1))
-    scores = {name: ablation.Scores(list(SELECTION), values + shift, np.ones((50, 1)), float)
+    scores = {name: columns_of(list(SELECTION), values + shift, np.ones((50, 1)))
               for name, shift in dict(full=0.5, mask_words=0.0).items()}
     found = ablation.resample(scores, SELECTION).interval(lambda p: p['full'] - p['mask_words'])
     assert found['high'] - found['low'] < 1e-9 and found['value'] == pytest.approx(0.5)

@@ -1,5 +1,6 @@
 """The whole analysis: a tiny world with an untrained model, and worlds with a known answer."""
 
+import csv
 import json
 import types
 
@@ -85,6 +86,14 @@ def test_report_has_what_it_promises(report, runs):
         assert len(list((folder / 'figures').glob(f'{kind}_val_*.svg'))) == 1
     rows = (folder / 'queries_val.csv').read_text().splitlines()
     assert len(rows) == 17 and rows[0].startswith('qid,words,pearson_eos_words_sum')
+    with open(folder / 'correlation.csv', newline='') as file:
+        pairs = [(row['split'], frozenset((row['role_a'], row['role_b'])), row['pooling'])
+                 for row in csv.DictReader(file)]
+    assert len(pairs) == len(set(pairs)), 'a pair of roles is listed once'
+    assert set(pairs) == {
+        (split, frozenset((a, b)), pooling) for split, part in report['splits'].items()
+        for a, others in part['correlation'].items() for b, found in others.items()
+        for pooling in found}
     assert not list(runs[0].glob('**/.analysis*'))
 
 
@@ -140,7 +149,8 @@ def test_comparison_is_over_seeds(runs):
     assert found['mean'] == pytest.approx(np.mean(single))
     assert found['std'] == pytest.approx(abs(single[0] - single[1]) / np.sqrt(2))
     assert found['n'] == 2
-    assert '| dualground | 2 |' in (folder / 'analysis' / 'comparison.md').read_text()
+    text = (folder / 'analysis' / 'comparison.md').read_text()
+    assert '| dualground | 2 |' in ' '.join(text.split())
 
 
 def test_a_finished_analysis_is_kept_unless_asked_otherwise(runs, report, capsys, monkeypatch):

@@ -196,7 +196,7 @@ def test_nothing_has_another_colour_nor_a_background(make, drawn):
 
 @pytest.mark.parametrize('make', [
     lambda: figures.correlation_figure({'train': SPLIT, 'val': SPLIT}, title=LONG),
-    lambda: figures.correlation_figure({'val': SPLIT}, title='t', roles=('words', 'dummies')),
+    lambda: figures.correlation_figure({'val': SPLIT}, title='t'),
     lambda: figures.correlation_figure({'train': UNDEFINED, 'val': UNDEFINED}, title='t'),
     lambda: figures.ablation_figure(ablation(10, 4), metric='m', title=LONG),
     lambda: figures.ablation_figure(ABLATION, metric='m', title='t'),

@@ -131,10 +131,11 @@ def test_domains_weigh_the_same_however_many_videos():
     pairs = [pair('a', 'dog', True), *(pair(f'b{i}', 'skiing', False) for i in range(3))]
     assert score(pairs, 'youtube_highlights')['brief'] == {
         'mAP': 0.625, 'dog-mAP': 1.0, 'skiing-mAP': 0.25}
-    names, values, weights = columns(per_query(
+    found = columns(per_query(
         [p for p, _ in pairs], [a for _, a in pairs], 'youtube_highlights'))
-    means = (values * weights).sum(axis=0) / weights.sum(axis=0)
-    assert dict(zip(names, means)) == {'mAP': 0.625, 'dog-mAP': 1.0, 'skiing-mAP': 0.25}
+    means = (found.values * found.weights).sum(axis=0) / found.weights.sum(axis=0)
+    assert dict(zip(found.names, means)) == {'mAP': 0.625, 'dog-mAP': 1.0, 'skiing-mAP': 0.25}
+    assert found.brief() == {'mAP': 0.625, 'dog-mAP': 1.0, 'skiing-mAP': 0.25}
 
 
 def bad(dataset, **change):

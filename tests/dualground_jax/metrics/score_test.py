@@ -1,4 +1,4 @@
-"""Mode `score`: bootstrap, comparison, breakdown, and the command line as a user runs it."""
+"""Mode `score`: intervals, comparison, breakdown, and the command line as a user runs it."""
 
 import gzip
 import json
@@ -24,10 +24,11 @@ from tests.helpers.paths import REPO, goldens_dir
 @given(data_sets())
 def test_brief_numbers_are_means_of_columns(pairs):
     predictions, annotations = [p for p, _ in pairs], [a for _, a in pairs]
-    names, values, weights = official.columns(official.per_query(predictions, annotations))
+    columns = official.columns(official.per_query(predictions, annotations))
     brief = evaluate(predictions, annotations)['brief']
-    assert names == list(brief)
-    for name, column, weight in zip(names, values.T, weights.T, strict=True):
+    assert columns.names == list(brief)
+    for name, column, weight in zip(
+            columns.names, columns.values.T, columns.weights.T, strict=True):
         assert set(weight) <= {0.0, 1.0}
         # Each entry is what the query scores alone.
         for value, counts, pair in zip(column, weight, pairs, strict=True):
@@ -48,28 +49,7 @@ def test_many_queries_are_scored_as_few():
     assert evaluate([p for p, _ in many], [a for _, a in reversed(many)]) == one
 
 
-# Bootstrap ------------------------------------------------------------------------------------
-
-
-def test_bootstrap_against_a_loop():
-    rng = np.random.default_rng(1)
-    values, weights = rng.random((7, 3)), rng.random((7, 3)) * rng.integers(0, 2, (7, 3))
-    found = score.bootstrap(values, weights, 50, seed=5)
-    draws = np.random.default_rng(5).integers(7, size=(50, 7))
-    for row, draw in zip(found, draws, strict=True):
-        for m in range(3):
-            total = sum(weights[q, m] for q in draw)
-            mean = sum(values[q, m] * weights[q, m] for q in draw) / total if total else np.nan
-            assert row[m] == pytest.approx(mean, nan_ok=True)
-
-
-def test_bootstrap_in_parts_is_bootstrap():
-    values = np.random.default_rng(0).random((3000, 2))
-    found = score.bootstrap(values, np.ones((3000, 2)), 1000)
-    # Spread of a mean: the standard error, within what 1000 draws allow.
-    np.testing.assert_allclose(found.std(axis=0), values.std(axis=0) / 3000**0.5, rtol=0.15)
-    np.testing.assert_allclose(found.mean(axis=0), values.mean(axis=0), atol=1e-3)
-    assert len(np.unique(found[:, 0])) == 1000
+# Intervals ------------------------------------------------------------------------------------
 
 
 def run_of(predictions, annotations, tmp_path, **changes):
@@ -95,10 +75,10 @@ def test_intervals_of_equal_queries_have_no_width(tmp_path):
     predictions[1] = dict(predictions[0], qid=2)
     annotations[1] = dict(annotations[0], qid=2)
     run = run_of(predictions, annotations, tmp_path)
-    bounds = score.intervals(run, run.values, 100)
+    bounds = score.intervals(run.columns, 100)
     brief = run.metrics['brief']
     assert bounds == {name: (brief[name],) * 2 for name in run.brief()}
-    assert 'MR-long-mAP' not in bounds and score.intervals(run, run.values, 0) == {}
+    assert 'MR-long-mAP' not in bounds and score.intervals(run.columns, 0) == {}
 
 
 def test_interval_covers_the_mean_of_many_samples(tmp_path):
@@ -106,9 +86,9 @@ def test_interval_covers_the_mean_of_many_samples(tmp_path):
     rng, hits = np.random.default_rng(0), 0
     for _ in range(200):
         values = (rng.random((100, 1)) < 0.6).astype(float)
-        run = SimpleNamespace(names=['R1'], weights=np.ones((100, 1)),
-                              protocol=official.PROTOCOLS['qvhighlights'])
-        low, high = score.intervals(run, values, 400)['R1']
+        columns = official.Columns(['R1'], values, np.ones((100, 1)),
+                                   official.PROTOCOLS['qvhighlights'])
+        low, high = score.intervals(columns, 400)['R1']
         hits += low <= 60 <= high
     assert 0.89 < hits / 200 < 0.99
 
@@ -148,7 +128,7 @@ def test_paired_differences_are_narrower_than_each_interval(tmp_path):
     report = score.report_comparison(first, run_of(better, annotations, tmp_path), 300)
     assert report['difference']['MR-full-mIoU'] == 10.0
     assert report['intervals']['MR-full-mIoU'] == (10.0, 10.0)
-    low, high = score.intervals(first, first.values, 300)['MR-full-mIoU']
+    low, high = score.intervals(first.columns, 300)['MR-full-mIoU']
     assert high - low > 4
 
 
