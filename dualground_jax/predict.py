@@ -22,9 +22,8 @@ from data_pipelines.files import write_jsonl
 from dualground_jax import models, runtime, sharding, spans
 from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.metrics import official
+from dualground_jax.metrics.moments import MAX_WINDOWS
 from dualground_jax.state import abstract_state
-
-MAX_WINDOWS = 10  # what the official evaluation reads of a query's list
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
