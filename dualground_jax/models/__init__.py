@@ -2,10 +2,8 @@
 
 A model file exports `Model`, a linen module with `apply(variables, batch, train=...) -> out`;
 `loss_fn(out, batch, config) -> (loss, parts)` with `LOSS`, the defaults of its config;
-and `decode(out, batch) -> (windows, saliency)`. For checkpoints of its public code it exports the
-name table `TORCH_NAMES`, `TORCH_UNUSED` (patterns of names that nothing reads), `TORCH_OPTIONS` and
-`TORCH_LOSS` (our fields' names among the stored options) and `torch_fields` (what follows from the
-weights alone). Nothing outside this package asks which model it has.
+and `decode(out, batch) -> (windows, saliency)`. Nothing outside this package asks which model it
+has; only `pytorch.names` knows what the public codes call our modules, by the model's name.
 
 `out` is a flat dict. Its `attn` float32[B, layers, heads, T, K] is what clips take from each key,
 and `attn_roles` int32[B, K] what each key is (numbers of `data_pipelines.tokens`): the analysis

@@ -1,7 +1,7 @@
 """CG-DETR: moment queries on clips whose attention to the text is calibrated (arXiv 2311.08835).
 
 Follows the authors' code, wjun0830/CGDETR, in what it does to a single sample; numbers agree with
-it to rounding (tests/parity_test.py).
+it to rounding (cg_detr_parity_test.py).
 """
 
 import flax.linen as nn
@@ -13,7 +13,6 @@ from jax.scipy.special import xlogy
 from dualground_jax import losses
 from dualground_jax.models import cross_attention, detr, highlight, layers, negatives, text
 from dualground_jax.models.base import GroundingModel
-from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
@@ -355,52 +354,3 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
 
 
 decode = detr.decode
-
-
-def _summary_encoder(token: str, encoder: str) -> dict[str, str]:
-    """The table of a `SummaryEncoder`."""
-    return {
-        'token': f'{token}_rep_token',
-        'position': f'{token}_rep_pos',
-        **mapping.nest('encoder/layer_{}', f'{encoder}.layers.{{}}', names.ENCODER_LAYER),
-    }
-
-
-TORCH_NAMES = {
-    **names.INPUTS,
-    **names.TEXT_GUIDED_ENCODER,
-    **mapping.nest('saliency_head', '', names.SALIENCY_HEAD),
-    **mapping.nest('decoder', '', names.DECODER),
-    **mapping.nest('sentence_encoder', '', _summary_encoder('sent', 'scls_encoder')),
-    **mapping.nest('moment_encoder', '', _summary_encoder('moment', 'transformer.mcls_encoder')),
-    'prompt_tokens': 'global_rep_token',
-    'summary_position': 'global_rep_pos',
-}
-TORCH_UNUSED = (*names.UNUSED, r'txt_proj_linear\..*')
-
-# Field of `Model` -> name in the options of a public checkpoint.
-TORCH_OPTIONS = dict(
-    names.OPTIONS,
-    dummies='num_dummies',
-    dummy_layers='dummy_layers',
-    sentence_layers='sent_layers',
-    moment_layers='moment_layers',
-    t2v_layers='t2v_layers',
-    enc_layers='enc_layers',
-    dec_layers='dec_layers',
-    queries='num_queries',
-    prompts='total_prompts',
-    used_prompts='num_prompts',
-)
-# Entry of its config's `loss` section -> name there.
-TORCH_LOSS = {
-    **names.SET_LOSS,
-    'weights/saliency': 'lw_saliency',
-    'weights/align': 'lw_ms_align',
-    'weights/distill': 'lw_distill',
-    'weights/orthogonal': 'lw_distill',
-    'attn': 'lw_wattn',
-    'margin': 'saliency_margin',
-    'detr_background': 'eos_coef',
-}
-torch_fields = names.no_fields

@@ -24,7 +24,6 @@ from dualground_jax.models import (
     text,
 )
 from dualground_jax.models.base import GroundingModel
-from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config, values: D; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
@@ -288,60 +287,3 @@ def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         return pyramid.decode_points(out, batch['clip_length']), out['saliency']
     extent = batch['video_mask'].sum(-1) * batch['clip_length']
     return detr.decode_moments(out, extent), out['saliency']
-
-
-# Names in the development code (D) of the modules that were measured; its final form, and so a
-# whole checkpoint, is not public.
-_PROJECTED = {
-    'query': 'q_proj',
-    'key': 'k_proj',
-    'value': 'v_proj',
-    'norm': 'norm',
-    **mapping.nest('attention', 'att', names.ATTENTION),
-}
-_GENERATOR = {
-    'query_{}': 'global_emb_fn.{}',
-    'guide': 'guide_emb_fn.0',
-    'key': 'att_fn.key2att',
-    'word': 'att_fn.feat2att',
-    'score': 'att_fn.to_alpha',
-}
-_SLOT_LAYER = {
-    **mapping.nest('words_attention', '', {k: v for k, v in _PROJECTED.items() if '/' not in k}),
-    **mapping.nest('words_attention/attention', 'slot_att', names.ATTENTION),
-    **mapping.nest('self_attention', 'self_att', names.ATTENTION),
-    'self_norm': 'norm_s',
-    'feed_forward/linear': 'linear1',
-    'feed_forward/norm': 'norm1',
-}
-_PRODUCT = {
-    'phrase': 'fc_1',
-    'clip': 'fc_2',
-    'context': 'fc_3',
-    'norm1': 'norm',
-    'norm2': 'norm1',
-}
-_CONTEXT_LAYER = {
-    **mapping.nest('time/attention', 't_att', _PROJECTED),
-    'time/feed_forward/linear': 'fc_t.0',
-    'time/feed_forward/norm': 'norm_t',
-    **mapping.nest('phrases/attention', 'n_att', _PROJECTED),
-    'phrases/feed_forward/linear': 'fc_n.0',
-    'phrases/feed_forward/norm': 'norm_n',
-}
-_TEMPORAL = {
-    **mapping.nest('attention', 't_att', _PROJECTED),
-    'feed_forward/linear': 'linear',
-    'feed_forward/norm': 'norm',
-}
-TORCH_NAMES = {
-    **mapping.nest('sentence_path', '', names.TEXT_GUIDED_ENCODER),
-    **mapping.nest('phrase_encoder/generator', 'phrase_generate.sqan', _GENERATOR),
-    **mapping.nest('phrase_encoder/slot_{}', 'phrase_generate.phrase_att.{}', _SLOT_LAYER),
-    'phrase_encoder/phrase_eos': 'phrase_generate.cls_token',
-    **mapping.nest('phrase_path/product', 'phrase_context.product', _PRODUCT),
-    **mapping.nest('phrase_path/layer_{}', 'phrase_context.layers.{}', _CONTEXT_LAYER),
-    **mapping.nest('temporal_attention', 't_sa.layers.0', _TEMPORAL),
-    'saliency_head/clip': 'saliency_proj.proj1',
-    'saliency_head/video': 'saliency_proj.proj2',
-}

@@ -1,10 +1,9 @@
 """FlashVTG: feature layering and adaptive score refinement (https://arxiv.org/abs/2412.13441).
 
 Follows the authors' code, Zhuo-Cao/FlashVTG, in what it does to a single sample; numbers agree with
-it to rounding (tests/parity_test.py).
+it to rounding (flash_vtg_parity_test.py).
 """
 
-import re
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 from dualground_jax import losses
 from dualground_jax.models import cross_attention, highlight, layers, negatives, pyramid, text
 from dualground_jax.models.base import GroundingModel
-from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
@@ -121,45 +119,3 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
 def decode(out: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
     """Windows float32[B, K, 3] and saliency float32[B, T]; see `pyramid.decode_points`."""
     return pyramid.decode_points(out, batch['clip_length']), out['saliency']
-
-
-TORCH_NAMES = {
-    **names.INPUTS,
-    **mapping.nest('encoder', '', names.TEXT_GUIDED_ENCODER),
-    **mapping.nest('saliency_head', '', names.SALIENCY_HEAD),
-    **mapping.nest('pyramid_head', '', names.PYRAMID_HEAD),
-    'pooling': 'pooling.att',
-}
-TORCH_UNUSED = names.UNUSED
-
-# Field of `Model` -> name in the options of a public checkpoint.
-TORCH_OPTIONS = dict(
-    names.OPTIONS,
-    dummies='num_dummies',
-    dummy_layers='dummy_layers',
-    t2v_layers='t2v_layers',
-    enc_layers='enc_layers',
-    kernel='kernel_size',
-    conv_layers='num_conv_layers',
-    mlp_layers='num_mlp_layers',
-)
-# Entry of its config's `loss` section -> name there.
-TORCH_LOSS = {
-    'weights/reg': 'lw_reg',
-    'weights/cls': 'lw_cls',
-    'weights/sal': 'lw_sal',
-    'weights/saliency': 'lw_saliency',
-    'weights/label': 'label_loss_coef',
-    'attn': 'lw_wattn',
-    'margin': 'saliency_margin',
-}
-
-
-def torch_fields(state) -> dict:
-    """Fields that follow from a state dict: a level of stride 2^k has a chain of k convolutions."""
-    chain = r'pyramid\.blocks\.{}\.\d+\.weight'
-    lengths = [
-        sum(1 for k, v in state.items() if re.fullmatch(chain.format(i), k) and v.ndim == 3)
-        for i in range(len(state['coef']))
-    ]
-    return dict(strides=tuple(2**n for n in lengths))

@@ -1,8 +1,8 @@
 """TR-DETR: moment retrieval and highlight detection help each other (arXiv 2401.02309).
 
 Follows the authors' code, mingyao1120/TR-DETR, in what it does to a single sample; numbers agree
-with it to rounding (tests/parity_test.py). Where padding acts there (means, the softmax over clips,
-the length that a span is relative to), the valid clips and words act here.
+with it to rounding (tr_detr_parity_test.py). Where padding acts there (means, the softmax over
+clips, the length that a span is relative to), the valid clips and words act here.
 """
 
 import flax.linen as nn
@@ -13,7 +13,6 @@ import optax
 from dualground_jax import losses, spans
 from dualground_jax.models import cross_attention, detr, dropout, highlight, layers, text
 from dualground_jax.models.base import GroundingModel
-from dualground_jax.pytorch import mapping, names
 
 # The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
@@ -278,56 +277,3 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
 
 
 decode = detr.decode
-
-
-TORCH_NAMES = {
-    **names.PROJECTIONS,
-    **mapping.nest(
-        'fuser',
-        'fuser',
-        {
-            'score_clip/kernel': 'cq_attention.w4C',
-            'score_word/kernel': 'cq_attention.w4Q',
-            'score_product': 'cq_attention.w4mlu',
-            'attended': 'cq_attention.cqa_linear.conv1d',
-            'pooling': 'cq_concat.weighted_pool',
-            'joined': 'cq_concat.conv1d.conv1d',
-        },
-    ),
-    **mapping.nest(
-        'cross_attention/layer_{}', 'transformer.t2v_encoder.layers.{}', names.ENCODER_LAYER
-    ),
-    **mapping.nest(
-        'encoder/layer_{}', 'transformer.encoder.layers.{}', names.ENCODER_LAYER
-    ),
-    **mapping.nest('decoder', '', names.DECODER),
-    'saliency_head/clip': 'saliency_proj1',
-    **mapping.nest(
-        'moment_refinement/gru',
-        'gru_extractor.gru',
-        {
-            'input/kernel': 'weight_ih_l0',
-            'input/bias': 'bias_ih_l0',
-            'hidden/kernel': 'weight_hh_l0',
-            'hidden/bias': 'bias_hh_l0',
-        },
-    ),
-}
-TORCH_UNUSED = names.UNUSED
-
-# Field of `Model` -> name in the options of a public checkpoint.
-TORCH_OPTIONS = dict(
-    names.OPTIONS,
-    enc_layers='enc_layers',
-    dec_layers='dec_layers',
-    queries='num_queries',
-)
-# Entry of its config's `loss` section -> name there.
-TORCH_LOSS = {
-    **names.SET_LOSS,
-    'weights/saliency': 'lw_saliency',
-    'weights/vtc': 'VTC_loss_coef',
-    'weights/ctc': 'CTC_loss_coef',
-    'margin': 'saliency_margin',
-}
-torch_fields = names.no_fields

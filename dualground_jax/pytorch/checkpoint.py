@@ -2,44 +2,43 @@
 
 The public training codes save a dict with the state dict (`model`), the options of the command line
 (`opt`) and the state of the optimizer; read here without PyTorch and without running code of the
-file. What the options say of the model, its losses, the data and the training becomes our config;
-a model file's TORCH_* tables say how (`models`). The optimizer starts fresh, at step 0: training on
-in the workdir is fine-tuning.
+file. What the options say of the model, its losses, the data and the training becomes our config
+(`names` says how). The optimizer starts fresh, at step 0: training on in the workdir is
+fine-tuning.
 """
 
+import importlib
 import os
 import pathlib
 import tempfile
 from collections.abc import Mapping
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import common
 from data_pipelines import datasets, torch_file
 from data_pipelines.errors import ConfigError
-from dualground_jax import models, sharding
+from dualground_jax import sharding
 from dualground_jax import state as state_lib
 from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.pytorch import mapping, names
 from dualground_jax.pytorch.mapping import ConvertError
 
-# The public codes' names of the data sets -> ours.
-_DATASETS = {
-    'hl': 'qvhighlights', 'qv_internvideo2': 'qvhighlights', 'charadesSTA': 'charades_sta',
-    'charadesSTA_internvideo2': 'charades_sta', 'tacos': 'tacos', 'tvsum': 'tvsum',
-    'youtube_uni': 'youtube_highlights',
-}
+# The public codes' names of the data sets -> our config files.
+_CONFIGS = dict(
+    hl='qvh', qv_internvideo2='qvh', charadesSTA='charades', charadesSTA_internvideo2='charades',
+    tacos='tacos', tvsum='tvsum', youtube_uni='youtube_hl',
+)  # fmt: skip
 # What can be chosen there and not here.
 _FIXED = dict(
     pre_norm=False, position_embedding='sine', use_txt_pos=False, ctx_mode='video_tef',
     no_norm_vfeat=False, a_feat_dir=None, span_loss_type='l1', contrastive_align_loss=False,
 )  # fmt: skip
 # Key of our config -> public option; a negative number stands for no limit, and leaves ours.
-_OPTIONS = {
+_TRAINING = {
     'seed': 'seed', 'optimizer.learning_rate': 'lr', 'optimizer.weight_decay': 'wd',
     'optimizer.clip_norm': 'grad_clip', 'train.batch_size': 'bsz', 'train.epochs': 'n_epoch',
     'train.eval_every': 'eval_epoch', 'data.clip_length': 'clip_length',
@@ -48,17 +47,17 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def run(values, config: ConfigDict | None) -> None:
+def run(flags: Any, config: ConfigDict | None) -> None:
     """Converts as the flags checkpoint, model, workdir and output, and the config, say.
 
     Raises:
-      ConfigError: a flag is missing.
-      UserError: as `import_checkpoint` and `export_checkpoint`.
+        ConfigError: a flag is missing.
+        UserError: as `import_checkpoint` and `export_checkpoint`.
     """
-    path, model, workdir = values.checkpoint, values.model, values.workdir
-    if workdir and values.output:
-        tensors = export_checkpoint(workdir, values.output, template=path)
-        print(f'{values.output}: {len(tensors)} tensors')
+    path, model, workdir = flags.checkpoint, flags.model, flags.workdir
+    if workdir and flags.output:
+        tensors = export_checkpoint(workdir, flags.output, template=path)
+        print(f'{flags.output}: {len(tensors)} tensors')
     elif workdir and path and model:
         data = import_checkpoint(path, model, workdir, config).data
         print(
@@ -81,33 +80,31 @@ def import_checkpoint(
     """Writes a public checkpoint into a new workdir, as its latest and best.
 
     Args:
-      path: file of a public training code.
-      model: our name of the model.
-      workdir: folder that holds no run.
-      config: whose model and losses become those of the checkpoint; default: one for the data set
-        and features that the checkpoint names.
+        path: file of a public training code.
+        model: our name of the model.
+        workdir: folder that holds no run.
+        config: whose model and losses become those of the checkpoint; default: one for the data
+            set and features that the checkpoint names.
 
     Returns:
-      The config in the workdir.
+        The config in the workdir.
 
     Raises:
-      TorchFileError: the file is damaged or of another kind.
-      ConvertError: it does not fit the model, or the workdir holds a run; nothing is written.
-      ConfigError: the config is of another model.
+        TorchFileError: the file is damaged or of another kind.
+        ConvertError: it does not fit the model, or the workdir holds a run; nothing is written.
+        ConfigError: the config is of another model.
     """
-    module = _module(model)
+    code = _public_code(model)
     state, options = read(path)
     try:
         config = make_config(model, options, state, config)
-        tx = state_lib.make_optimizer(config.optimizer, 1)
         shapes = state_lib.abstract_state(config, sharding.one_device()).params
-        params = mapping.from_torch(
-            state, shapes, module.TORCH_NAMES, unused=module.TORCH_UNUSED
-        )
+        params = mapping.from_torch(state, shapes, code.names, unused=code.unused)
     except ConvertError as error:
         raise ConvertError(f'{path}: {error}') from error
     params = jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), params, shapes)
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+    tx = state_lib.make_optimizer(config.optimizer, 1)
     start = state_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
     _write(workdir, start, config)
     return config
@@ -129,19 +126,20 @@ def _write(workdir: str, start: state_lib.TrainState, config: ConfigDict) -> Non
         checkpoints.root.rename(root)
 
 
-def _module(model: str) -> ModuleType:
-    known = [name for name, module in models.MODELS.items() if hasattr(module, 'TORCH_OPTIONS')]
-    if model not in known:
-        raise ConvertError(f'{model!r} has no public PyTorch code, known are: {", ".join(known)}')
-    return models.MODELS[model]
+def _public_code(model: str) -> names.PublicCode:
+    if model not in names.CODES:
+        raise ConvertError(
+            f'{model!r} has no public PyTorch code, known are: {", ".join(names.CODES)}'
+        )
+    return names.CODES[model]
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], dict]:
     """Reads the state dict and the options of a public checkpoint.
 
     Raises:
-      TorchFileError: the file is damaged or of another kind.
-      ConvertError: it can't be opened, or lacks weights or options.
+        TorchFileError: the file is damaged or of another kind.
+        ConvertError: it can't be opened, or lacks weights or options.
     """
     try:
         content = torch_file.read_checkpoint(path)
@@ -170,27 +168,37 @@ def make_config(
     """The config of a public checkpoint.
 
     Args:
-      model: our name of the model.
-      options: of the checkpoint.
-      state: torch parameter names and arrays.
-      config: as in `import_checkpoint`.
+        model: our name of the model.
+        options: of the checkpoint.
+        state: torch parameter names and arrays.
+        config: as in `import_checkpoint`.
 
     Raises:
-      ConvertError: options that we lack or that have no counterpart here, or features of another
-        width than the config's.
-      ConfigError: the config is of another model.
+        ConvertError: options that we lack or that have no counterpart here, or features of another
+            width than the config's.
+        ConfigError: the config is of another model.
     """
-    module = models.MODELS[model]
     for name, value in _FIXED.items():
         if options.get(name, value) != value:
             raise ConvertError(f'option {name} is {options[name]!r}, only {value!r} is known here')
-    fields, loss = mapping.read_options(module, options, state)
-    widths = _widths(module, state)
+    try:
+        values = mapping.read_options(names.CODES[model], options, state)
+        # The video features are followed by two temporal endpoints.
+        widths = (
+            len(state['input_vid_proj.0.LayerNorm.weight']) - 2,
+            len(state['input_txt_proj.0.LayerNorm.weight']),
+        )
+    except KeyError as error:
+        name = error.args[0]
+        raise ConvertError(f'the weights lack {name}; is --model the right one?') from error
     if config is None:
         config = _infer_config(model, options, widths)
+        values |= _training_values(options)
+        if config.evaluate.round_to:
+            values['evaluate.round_to'] = values.get('data.clip_length', config.data.clip_length)
     elif config.model.name != model:
         raise ConfigError(f'the config is of model {config.model.name}, --model={model}')
-    config = config.copy_and_resolve_references().unlock()
+    config = config.copy_and_resolve_references().lock()
     data = config.data
     if widths != (sum(data.video_dims), data.text_dim):
         raise ConvertError(
@@ -198,47 +206,38 @@ def make_config(
             f'data.video_dims is {data.video_dims}, data.text_dim {data.text_dim}'
         )
     try:
-        config.model.update(fields)
-        config.loss.update(loss)
+        config.update_from_flattened_dict(values)
     except TypeError as error:
         raise ConvertError(f'an option is of another type: {error}') from error
-    return config.lock()
+    return config
 
 
-def _widths(module: ModuleType, state: Mapping) -> tuple[int, int]:
-    """Widths of the video features, without the temporal endpoints, and of the text features."""
-    found = []
-    for stream in ('video', 'text'):
-        path = (f'{stream}_projection', 'norm_0', 'scale')
-        name, _ = mapping.torch_leaf(path, module.TORCH_NAMES)
-        if name not in state:
-            raise ConvertError(f'the weights lack {name}; is --model the right one?')
-        found.append(len(state[name]))
-    return found[0] - 2, found[1]
+def _training_values(options: Mapping) -> dict:
+    """What the options say of data, training and evaluation, by key of our config."""
+    values = {key: options.get(name) for key, name in _TRAINING.items()}
+    is_set = lambda v: isinstance(v, str) or (isinstance(v, int | float) and v >= 0)  # noqa: E731
+    values = {key: value for key, value in values.items() if is_set(value)}
+    values['data.normalize_text'] = not options.get('no_norm_tfeat', False)
+    if 'nms_thd' in options:
+        values['evaluate.nms'] = options['nms_thd'] if is_set(options['nms_thd']) else 2.0
+    return values
 
 
 def _infer_config(model: str, options: Mapping, widths: tuple[int, int]) -> ConfigDict:
-    """The config for the data set and the features that the options name."""
-    known = [name for name, ours in _DATASETS.items() if ours in datasets.DATASETS]
-    if options.get('dset_name') not in known:
+    """The config file for the data set and the features that the options name.
+
+    Config files stand above this package, so one is found by its name, as on the command line.
+    """
+    dataset = options.get('dset_name')
+    if dataset not in _CONFIGS:
         raise ConvertError(
-            f'option dset_name is {options.get("dset_name")!r}, known are: {", ".join(known)}; '
+            f'option dset_name is {dataset!r}, known are: {", ".join(_CONFIGS)}; '
             'other data need --config=configs/NAME.py'
         )
-    dataset = _DATASETS[options['dset_name']]
-    release, streams = _find_release(dataset, options, widths)
-    config = common.base(dataset, dict(common.ARGUMENTS, model=model, features=release))
+    get_config = importlib.import_module(f'configs.{_CONFIGS[dataset]}').get_config
+    release, streams = _find_release(get_config().data.dataset, options, widths)
+    config = get_config(f'model={model},features={release}')
     config.data.update(streams)
-    values = {key: options.get(name) for key, name in _OPTIONS.items()}
-    is_set = lambda v: isinstance(v, str) or (isinstance(v, int | float) and v >= 0)  # noqa: E731
-    config.lock()
-    config.update_from_flattened_dict({k: v for k, v in values.items() if is_set(v)})
-    config.unlock()
-    config.data.normalize_text = not options.get('no_norm_tfeat', False)
-    threshold = options.get('nms_thd', config.evaluate.nms)
-    config.evaluate.nms = 2.0 if threshold < 0 else float(threshold)
-    if config.evaluate.round_to:
-        config.evaluate.round_to = config.data.clip_length
     return config
 
 
@@ -280,17 +279,17 @@ def export_checkpoint(
     `load_state_dict(..., strict=False)`.
 
     Args:
-      workdir: of a run.
-      output: file to write.
-      template: any checkpoint of the public code with the same sizes.
+        workdir: of a run.
+        output: file to write.
+        template: any checkpoint of the public code with the same sizes.
 
     Returns:
-      The tensors, by torch names.
+        The tensors, by torch names.
 
     Raises:
-      CheckpointError: the workdir holds no run.
-      ConvertError: PyTorch is not installed, the model has no public code, or the template's
-        tensors are others.
+        CheckpointError: the workdir holds no run.
+        ConvertError: PyTorch is not installed, the model has no public code, or the template's
+            tensors are others.
     """
     try:
         import torch
@@ -300,17 +299,16 @@ def export_checkpoint(
         ) from error
     checkpoints = Checkpoints(workdir)
     config = checkpoints.config('best')
-    module = _module(config.model.name)
+    code = _public_code(config.model.name)
     abstract = state_lib.abstract_state(config, sharding.one_device())
     state, _ = checkpoints.restore('best', abstract)
-    params = jax.device_get(state.eval_params)
-    tensors = mapping.to_torch(params, module.TORCH_NAMES, names.AXES)
+    tensors = mapping.to_torch(jax.device_get(state.eval_params), code.names)
     if template:
-        tensors = _complete(tensors, read(template)[0], module.TORCH_UNUSED, template)
+        tensors |= _unread(tensors, read(template)[0], code.unused, template)
     content = dict(
         model={name: torch.from_numpy(value.copy()) for name, value in tensors.items()},
         epoch=0,
-        opt=public_options(module, config),
+        opt=mapping.public_options(code, config),
     )
     partial = pathlib.Path(f'{output}.partial')
     try:
@@ -321,11 +319,11 @@ def export_checkpoint(
     return tensors
 
 
-def _complete(
+def _unread(
     ours: Mapping, theirs: Mapping, unused: tuple[str, ...], path: str
 ) -> dict[str, np.ndarray]:
-    """Adds the tensors that nothing reads, after a check that all others agree in shape."""
-    extra = mapping.matching(theirs, unused)
+    """The template's tensors that nothing reads, after a check that all others agree in shape."""
+    extra = {name: theirs[name] for name in mapping.matching(theirs, unused)}
     shapes = {name: value.shape for name, value in ours.items()}
     wanted = {name: value.shape for name, value in theirs.items() if name not in extra}
     changed = sorted(
@@ -334,15 +332,4 @@ def _complete(
     if changed:
         pairs = (f'{n}: {wanted.get(n)} there, {shapes.get(n)} here' for n in changed)
         raise ConvertError(f'{path}: other tensors than ours: {"; ".join(pairs)}')
-    return dict(ours) | {name: theirs[name] for name in extra}
-
-
-def public_options(module: ModuleType, config: ConfigDict) -> dict:
-    """The public options that a config's model and losses stand for."""
-    found = {theirs: config.model[ours] for ours, theirs in module.TORCH_OPTIONS.items()}
-    for ours, theirs in module.TORCH_LOSS.items():
-        node = config.loss
-        for key in ours.split('/'):
-            node = node[key]
-        found[theirs] = node
-    return found
+    return extra

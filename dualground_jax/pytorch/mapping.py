@@ -1,13 +1,14 @@
-"""Maps weights of PyTorch modules to ours and back, driven by a model's table of names.
+"""Maps weights and options of the public PyTorch codes to ours, and back.
 
-A table maps flax module paths ('a/b_{}/c') to torch module paths ('x.y.{}.z'); `{}` stands for a
-layer index. What a leaf becomes follows from its own name: `kernel` is the transposed `weight` of
-a linear layer or convolution, `scale` and `negative_slope` are a `weight`. A torch path may end in
-'in_proj#q', '#k' or '#v': one third of a packed attention projection. A flax path that names a
-leaf itself, such as a learned token, maps to the torch parameter of that very name.
+A table of names (`names`) maps flax module paths ('a/b_{}/c') to torch module paths ('x.y.{}.z');
+`{}` stands for a layer index. What a leaf becomes follows from its own name: `kernel` is the
+transposed `weight` of a linear layer or convolution, `scale` and `negative_slope` are a `weight`. A
+torch path may end in 'in_proj#q', '#k' or '#v': one third of a packed attention projection. A flax
+path that names a leaf itself, such as a learned token, maps to the torch parameter of that very
+name.
 
-Axes of length one that torch has and we have not are dropped without a word; on the way back a
-table of axes restores them. Files and configs are the matter of `torch_checkpoint`.
+Axes of length one that torch has and we have not are dropped without a word; on the way back
+`names.AXES` restores them. `checkpoint` reads and writes the files.
 """
 
 import re
@@ -15,75 +16,37 @@ from collections.abc import Iterable, Mapping
 
 import flax.traverse_util
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
+from dualground_jax.pytorch.names import AXES, PublicCode
 
 
 class ConvertError(UserError):
     """A state dict does not fit the model."""
 
 
-_LEAVES = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'negative_slope': 'weight',
-    'embedding': 'weight',
-    'bias': 'bias',
-}
+_LEAVES = dict(kernel='weight', scale='weight', negative_slope='weight', bias='bias')
 
 
-def nest(flax_prefix: str, torch_prefix: str, table: Mapping[str, str]) -> dict[str, str]:
-    """Puts a table of a submodule under prefixes; either may be empty."""
-    join = lambda separator, *parts: separator.join(p for p in parts if p)  # noqa: E731
-    return {
-        join('/', flax_prefix, k): join('.', torch_prefix, v) for k, v in table.items()
-    }
-
-
-def subtable(table: Mapping[str, str], flax_prefix: str, torch_prefix: str) -> dict[str, str]:
-    """The part of a table under both prefixes, with them removed: the table of a submodule."""
-    return {
-        k.removeprefix(flax_prefix).lstrip('/'): v.removeprefix(torch_prefix).lstrip('.')
-        for k, v in table.items()
-        if k.startswith(flax_prefix) and v.startswith(torch_prefix)
-    }
-
-
-def _lookup(path: str, names: Mapping[str, str]) -> str | None:
+def _lookup(path: tuple[str, ...], names: Mapping[str, str]) -> str | None:
     """The torch path of a flax path, with layer indices filled in."""
     for ours, theirs in names.items():
         pattern = re.escape(ours).replace(r'\{\}', r'(\d+)')
-        if found := re.fullmatch(pattern, path):
+        if found := re.fullmatch(pattern, '/'.join(path)):
             return theirs.format(*found.groups())
     return None
 
 
-def torch_leaf(path: tuple[str, ...], names: Mapping[str, str]) -> tuple[str, int]:
-    """Torch parameter of a flax leaf, '' if there is none, and which third of it (-1: all)."""
-    if (whole := _lookup('/'.join(path), names)) is not None:
-        return whole, -1
-    module = _lookup('/'.join(path[:-1]), names)
-    if module is None or path[-1] not in _LEAVES:
-        return '', -1
-    leaf = _LEAVES[path[-1]]
-    base, _, part = module.partition('#')
-    if part:
-        return f'{base}_{leaf}', 'qkv'.index(part)
-    return f'{module}.{leaf}', -1
-
-
-def _to_flax(value: np.ndarray, leaf: str, third: int, shape: tuple[int, ...]) -> np.ndarray:
-    if third >= 0:
-        value = np.split(value, 3)[third]
-    if leaf == 'kernel':
-        # Conv2d with a kernel of height 1 acts along time only.
-        if value.ndim == 4 and value.shape[2] == 1:
-            value = value[:, :, 0]
-        value = value.T
-    # torch keeps axes of length 1 where we have none, such as a PReLU's slope.
-    if value.squeeze().shape == tuple(n for n in shape if n != 1):
-        value = value.reshape(shape)
-    return value
+def torch_leaf(path: tuple[str, ...], names: Mapping[str, str]) -> tuple[str, int | None]:
+    """Torch parameter of a flax leaf, '' if there is none, and which third of it, None if all."""
+    if (whole := _lookup(path, names)) is not None:
+        return whole, None
+    module, leaf = _lookup(path[:-1], names), _LEAVES.get(path[-1])
+    if module is None or leaf is None:
+        return '', None
+    base, packed, part = module.partition('#')
+    return (f'{base}_{leaf}', 'qkv'.index(part)) if packed else (f'{module}.{leaf}', None)
 
 
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
@@ -101,17 +64,17 @@ def from_torch(
     """Fills the tree of `params` with the values of a torch state dict.
 
     Args:
-      state: torch parameter names and arrays.
-      params: our parameters, nested; only paths and shapes are used.
-      names: table of module names.
-      unused: regular expressions of torch names that are left out on purpose.
+        state: torch parameter names and arrays.
+        params: our parameters, nested; only paths and shapes are used.
+        names: table of module names.
+        unused: regular expressions of torch names that are left out on purpose.
 
     Returns:
-      A nested dict of the structure of `params`.
+        A nested dict of the structure of `params`.
 
     Raises:
-      ConvertError: a parameter of ours that no torch array fills, an array that nothing uses, or
-        one of another shape; the message lists them all.
+        ConvertError: a parameter of ours that no torch array fills, an array that nothing uses, or
+            one of another shape; the message lists them all.
     """
     flat, problems, used = {}, [], set()
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
@@ -121,8 +84,12 @@ def from_torch(
             problems.append(f'{ours}: nothing fills it (looked for {theirs or "no name"!r})')
             continue
         used.add(theirs)
-        value = _to_flax(np.asarray(state[theirs]), path[-1], third, leaf.shape)
-        if value.shape != leaf.shape:
+        value = np.asarray(state[theirs])
+        value = value if third is None else np.array_split(value, 3)[third]
+        value = value.T if path[-1] == 'kernel' else value
+        if value.squeeze().shape == tuple(n for n in leaf.shape if n != 1):
+            value = value.reshape(leaf.shape)
+        else:
             problems.append(f'{ours}: shape {leaf.shape}, but {theirs} gives {value.shape}')
         flat[path] = value
     left = set(state) - used - matching(state, unused)
@@ -132,56 +99,54 @@ def from_torch(
     return flax.traverse_util.unflatten_dict(flat)
 
 
-def to_torch(params: Mapping, names: Mapping[str, str], axes: Mapping) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The torch state dict of our parameters: what `from_torch` reads, bit for bit.
 
     Args:
-      params: our parameters, nested.
-      names: table of module names.
-      axes: regular expression of torch names -> index that gives a value, transposed as torch has
-        it, the axes of length one that torch has.
+        params: our parameters, nested.
+        names: table of module names.
 
     Raises:
-      ConvertError: parameters without a torch name; the message lists them all.
+        ConvertError: parameters without a torch name; the message lists them all.
     """
-    state, parts, problems = {}, {}, []
+    state, thirds, problems = {}, {}, []
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         theirs, third = torch_leaf(path, names)
         value = np.asarray(leaf).T if path[-1] == 'kernel' else np.asarray(leaf)
         if not theirs:
             problems.append('/'.join(path))
-        elif third >= 0:
-            parts.setdefault(theirs, {})[third] = value
-        else:
+        elif third is None:
             state[theirs] = value
+        else:
+            thirds.setdefault(theirs, [None] * 3)[third] = value
     if problems:
         raise ConvertError(f'PyTorch has no name for {", ".join(problems)}')
-    state |= {name: np.concatenate([thirds[i] for i in range(3)]) for name, thirds in parts.items()}
-    for name in state:
-        for pattern, index in axes.items():
-            if re.fullmatch(pattern, name):
-                state[name] = state[name][index]
-    return {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in state.items()}
+    state |= {name: np.concatenate(values) for name, values in thirds.items()}
+    for pattern, index in AXES.items():
+        for name in matching(state, (pattern,)):
+            state[name] = state[name][index]
+    return {name: np.array(value, order='C') for name, value in state.items()}
 
 
-def read_options(module, options: Mapping, state: Mapping) -> tuple[dict, dict]:
-    """What the options and weights of a public checkpoint say of a model.
+def read_options(code: PublicCode, options: Mapping, state: Mapping) -> dict:
+    """What a public checkpoint says of a model and its losses: values by key of our config.
 
     Args:
-      module: the model file; its TORCH_OPTIONS and TORCH_LOSS name our fields' public options.
-      options: of the checkpoint.
-      state: torch parameter names and arrays; what no option tells follows from them.
-
-    Returns:
-      (fields of `Model`, values of its `loss` section).
+        code: the public code of the model.
+        options: of the checkpoint.
+        state: torch parameter names and arrays; what no option tells follows from them.
 
     Raises:
-      ConvertError: options that are missing; the message lists them all.
+        ConvertError: options that are missing; the message lists them all.
+        KeyError: the state lacks an array that tells something.
     """
-    wanted = {**module.TORCH_OPTIONS, **module.TORCH_LOSS}
-    missing = sorted(set(wanted.values()) - set(options))
+    missing = sorted(set(code.options.values()) - set(options))
     if missing:
         raise ConvertError(f'options of the checkpoint lack {", ".join(missing)}')
-    fields = {ours: options[theirs] for ours, theirs in module.TORCH_OPTIONS.items()}
-    loss = {tuple(ours.split('/')): options[theirs] for ours, theirs in module.TORCH_LOSS.items()}
-    return fields | module.torch_fields(state), flax.traverse_util.unflatten_dict(loss)
+    return {key: options[name] for key, name in code.options.items()} | code.derived(state)
+
+
+def public_options(code: PublicCode, config: ConfigDict) -> dict:
+    """The public options that a config's model and losses stand for."""
+    values = flax.traverse_util.flatten_dict(config.to_dict(), sep='.')
+    return {name: values[key] for key, name in code.options.items()}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.tokens import WORD
 from dualground_jax import models
-from dualground_jax.pytorch import mapping
+from dualground_jax.pytorch import mapping, names
 from tests.helpers.paths import goldens_dir
 
 # Golden folder -> name of the model.
@@ -20,9 +20,12 @@ FOLDERS = dict(
 )
 
 
-def folders():
-    """The golden folders that are there."""
-    return [name for name in FOLDERS if (goldens_dir() / name / 'weights.npz').is_file()]
+def folders(*models):
+    """The golden folders that are there; with names of models, only theirs."""
+    return [
+        name for name, model in FOLDERS.items()
+        if (not models or model in models) and (goldens_dir() / name / 'weights.npz').is_file()
+    ]
 
 
 def golden_batch(path, ids, options):
@@ -62,6 +65,18 @@ def trimmed(batch, b):
     return one | {name: one[name][:, :tokens] for name in ('text', 'text_role')}
 
 
+def windows_of(stored, duration):
+    """The windows [N, 3], in any order, that a sample's stored entries stand for.
+
+    FlashVTG's are stored; the others' are what the references make of the last layer's predictions.
+    """
+    if 'boundary' in stored:
+        return stored['boundary']
+    logits, (centre, width) = stored['pred_logits'][0], stored['pred_spans'][0].T
+    score = 1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))
+    return np.stack([(centre - width / 2) * duration, (centre + width / 2) * duration, score], 1)
+
+
 class GoldenModel:
     """A golden folder with its model, parameters and the config of its loss."""
 
@@ -70,10 +85,12 @@ class GoldenModel:
         self.module = models.MODELS[self.name]
         self.options = json.loads((self.folder / 'config.json').read_text())['config']
         self.state = dict(np.load(self.folder / 'weights.npz'))
-        fields, loss = mapping.read_options(self.module, self.options, self.state)
-        self.model = self.module.Model(**fields)
-        self.loss = ConfigDict(self.module.LOSS)
-        self.loss.update(loss)
+        self.code = names.CODES[self.name]
+        config = ConfigDict(dict(model=models.defaults(self.name), loss=self.module.LOSS)).lock()
+        config.update_from_flattened_dict(
+            mapping.read_options(self.code, self.options, self.state)
+        )
+        self.model, self.loss = self.module.Model(**config.model), config.loss
         self.train_batch = self.batch('full/inputs.npz')
         shapes = jax.eval_shape(
             lambda: nn.unbox(self.model.init(jax.random.key(0), self.train_batch, train=True))
@@ -83,9 +100,7 @@ class GoldenModel:
     def from_torch(self, state, shapes=None):
         """Values by torch names as our tree; those that we have no parameter for are dropped."""
         shapes = self.params['params'] if shapes is None else shapes
-        return mapping.from_torch(
-            state, shapes, self.module.TORCH_NAMES, unused=self.module.TORCH_UNUSED
-        )
+        return mapping.from_torch(state, shapes, self.code.names, unused=self.code.unused)
 
     def batch(self, name, ids='vid_main'):
         """A stored batch as ours."""
@@ -94,6 +109,14 @@ class GoldenModel:
     def arrays(self, name):
         """An .npz file of the folder."""
         return dict(np.load(self.folder / name))
+
+    def evaluated(self, b):
+        """What is stored of sample b as it is evaluated: alone, without padding."""
+        found = {}
+        for name, value in self.arrays('outputs_eval.npz').items():
+            if match := re.fullmatch(rf'(?:single_)?trim/s{b}/(.*)', name):
+                found[match[1]] = value
+        return found
 
     def json(self, name):
         """A .json file of the folder."""

@@ -17,7 +17,6 @@ from data_pipelines.errors import ConfigError
 from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import models
 from dualground_jax.models import cg_detr, dualground
-from dualground_jax.pytorch import mapping
 
 CLIPS, WORDS, WINDOWS = 11, 5, 2
 VIDEO_DIM, TEXT_DIM = 7, 6
@@ -331,34 +330,6 @@ def test_bad_options_are_named(options, message):
 
     with pytest.raises(ConfigError, match=message):
         jax.eval_shape(trace)
-
-
-@every_model
-def test_names_all_lead_to_parameters(name):
-    # The longest chain of convolutions that has names is that of stride 256.
-    chain = dict(across_phrases=True, strides=(1, 256))
-    model = tiny(name, **{k: v for k, v in chain.items() if k in models.defaults(name)})
-    batch = {
-        k: np.zeros([256 if n == CLIPS else n for n in v.shape], v.dtype)
-        for k, v in make_batch().items()
-    }
-    shapes = jax.eval_shape(
-        lambda: nn.unbox(model.init(jax.random.key(0), batch, train=True))
-    )['params']
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    paths = ['/'.join(str(k.key) for k in path) for path, _ in leaves]
-    for ours in models.MODELS[name].TORCH_NAMES:
-        pattern = re.escape(ours).replace(r'\{\}', r'\d+') + '(/[a-z_]+)?'
-        assert any(re.fullmatch(pattern, path) for path in paths), ours
-
-
-def test_conversion_names_what_does_not_fit():
-    params = {'a': {'kernel': np.zeros((2, 3)), 'bias': np.zeros(3)}, 'b': {'scale': np.zeros(2)}}
-    state = {'x.weight': np.zeros((3, 2)), 'x.bias': np.zeros(4), 'old.weight': np.zeros(1)}
-    with pytest.raises(mapping.ConvertError) as error:
-        mapping.from_torch(state, params, {'a': 'x', 'b': 'y'})
-    for part in ('b/scale: nothing fills it', 'y.weight', 'a/bias: shape (3,)', 'old.weight'):
-        assert part in str(error.value)
 
 
 def test_config_sections_build_their_model():

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 
 import jax
 import numpy as np
@@ -13,9 +14,8 @@ from configs import qvh
 from dualground_jax import checkpoints, cli, main, models, sharding, state
 from dualground_jax.predict import Predictor
 from dualground_jax.pytorch import checkpoint, mapping, names
-from tests.dualground_jax.models import parity_test
 from tests.helpers import command_line, golden_models, torch_writer
-from tests.helpers.paths import COMPACT_GOLDENS, REPO, goldens_dir
+from tests.helpers.paths import REPO
 
 FOLDERS = golden_models.folders()
 goldens_found = pytest.mark.parametrize('folder', FOLDERS)
@@ -82,15 +82,12 @@ def test_converted_checkpoint_predicts_the_goldens_windows(folder, tmp_path):
     assert predictor.config.loss.to_dict() == golden.loss.to_dict()
     if not (golden.folder / 'outputs_eval.npz').is_file():
         return
-    expected = golden.arrays('outputs_eval.npz')
-    prefix, windows_of = parity_test.EVALUATED[golden.name]
     batch = golden.batch('inputs.npz')
     for b, duration in enumerate(batch['duration']):
         one = golden_models.trimmed(batch, b)
-        start = f'{prefix}/s{b}/'
-        stored = {k.removeprefix(start): v for k, v in expected.items() if k.startswith(start)}
+        stored = golden.evaluated(b)
         found, saliency = predictor.predict(one['video'][0, :, :-2], one['text'][0], duration)
-        wanted = windows_of(stored, duration)
+        wanted = golden_models.windows_of(stored, duration)
         wanted[:, :2] = wanted[:, :2].clip(0, duration)
         assert len(found) == min(10, len(wanted))
         scores = np.sort(wanted[:, 2])[::-1][: len(found)]
@@ -121,10 +118,8 @@ CG_DETR = dict(
     lw_saliency=4.0, lw_wattn=1.0, lw_ms_align=1.0, lw_distill=0.5, eos_coef=0.1,
     saliency_margin=0.2,
 )  # fmt: skip
-needs_cg_detr = pytest.mark.skipif('cg_detr' not in models.MODELS, reason='no CG-DETR')
 
 
-@needs_cg_detr
 def test_config_follows_the_options():
     config = checkpoint.make_config('cg_detr', CG_DETR, qvh_state(2816, 512))
     assert config.is_locked
@@ -149,7 +144,6 @@ def test_config_follows_the_options():
     assert config.data.video_dims == (2304, 512) and config.evaluate.round_to == 1.0
 
 
-@needs_cg_detr
 @pytest.mark.parametrize('changes, widths, parts', [
     (dict(dset_name='nlq'), (2816, 512), ["dset_name is 'nlq'", 'charadesSTA', '--config=']),
     (dict(), (768, 512), ['widths 768 (video) and 512 (text)', 'sf_clip (2304 + 512, 512)']),
@@ -176,19 +170,17 @@ def run_main(monkeypatch, *arguments):
         flags.FLAGS.unparse_flags()
 
 
-@pytest.mark.parametrize(
-    'model', [name for name, module in models.MODELS.items() if hasattr(module, 'TORCH_OPTIONS')]
-)
+@pytest.mark.parametrize('model', names.CODES)
 def test_command_line(model, tmp_path, monkeypatch, capsys):
     """Without goldens: random weights of a small model, under the names that torch has."""
-    module = models.MODELS[model]
+    code = names.CODES[model]
     config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
     tx = state.make_optimizer(config.optimizer, 1)
     abstract = state.abstract_state(config, sharding.one_device())
     params = state.fresh_state(config, tx, abstract).params
-    tensors = mapping.to_torch(params, module.TORCH_NAMES, names.AXES)
+    tensors = mapping.to_torch(params, code.names)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
-    options = TRAINING | checkpoint.public_options(module, config)
+    options = TRAINING | mapping.public_options(code, config)
     found = dict(model=tensors, epoch=7, opt=torch_writer.options(options))
     path = torch_writer.save(tmp_path / 'model_best.ckpt', found)
     arguments = [f'--checkpoint={path}', f'--model={model}', f'--workdir={tmp_path / "run"}']
@@ -211,7 +203,8 @@ def damaged(golden):
     weights = golden.state
     norm = 'input_vid_proj.0.LayerNorm.weight'
     linear = 'input_vid_proj.0.net.1.weight'
-    without = {k: v for k, v in weights.items() if k != linear}
+    packed = next(name for name in weights if name.endswith('in_proj_bias'))
+    without = lambda name: {k: v for k, v in weights.items() if k != name}  # noqa: E731
     other_options = content(golden)
     del other_options['opt'].hidden_dim, other_options['opt'].nheads
     return {
@@ -221,7 +214,11 @@ def damaged(golden):
             dict(content(golden), model=torch_writer.options({})), ['not a state dict of tensors']
         ),
         'missing tensor': (
-            content(golden, without), [f'looked for {linear!r}', 'video_projection/linear_0/kernel']
+            content(golden, without(linear)),
+            [f'looked for {linear!r}', 'video_projection/linear_0/kernel'],
+        ),
+        'weights of another model': (
+            content(golden, without(norm)), [f'the weights lack {norm}; is --model the right one?']
         ),
         'unknown tensor': (
             content(golden, weights | {'adapter.weight': np.ones(3)}),
@@ -229,6 +226,9 @@ def damaged(golden):
         ),
         'other shape': (
             content(golden, weights | {linear: weights[linear][:, :-1]}), ['shape', linear]
+        ),
+        'not three thirds': (
+            content(golden, weights | {packed: weights[packed][:-1]}), ['shape', packed]
         ),
         'other width': (
             content(golden, weights | {norm: np.ones(7, np.float32)}),
@@ -289,23 +289,6 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 # To PyTorch
 
 
-@goldens_found
-def test_round_trip_is_exact(folder):
-    golden = golden_models.golden_model(folder)
-    found = mapping.to_torch(golden.params['params'], golden.module.TORCH_NAMES, names.AXES)
-    unused = mapping.matching(golden.state, golden.module.TORCH_UNUSED)
-    assert found.keys() == golden.state.keys() - unused
-    for name, value in found.items():
-        assert (value.shape, value.dtype) == (golden.state[name].shape, np.float32), name
-        np.testing.assert_array_equal(value, golden.state[name])
-
-
-def test_parameters_without_a_name_are_an_error():
-    params = dict(known=dict(kernel=np.ones((2, 3))), other=dict(bias=np.ones(3)))
-    with pytest.raises(mapping.ConvertError, match='no name for other/bias$'):
-        mapping.to_torch(params, {'known': 'theirs'}, {})
-
-
 def test_export_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(SystemExit, match=re.escape("pip install -e '.[torch]'")):
@@ -314,12 +297,31 @@ def test_export_without_torch(tmp_path, monkeypatch):
 
 
 @goldens_found
+def test_export_converts_again(folder, tmp_path, monkeypatch):
+    """With a stand-in for torch, which few have beside jax."""
+    torch = types.SimpleNamespace(
+        from_numpy=lambda value: value, save=lambda value, path: torch_writer.save(path, value)
+    )
+    monkeypatch.setitem(sys.modules, 'torch', torch)
+    golden, output = golden_models.golden_model(folder), tmp_path / 'model.ckpt'
+    path = torch_writer.save(tmp_path / 'model_best.ckpt', content(golden))
+    checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
+    run_main(monkeypatch, f'--workdir={tmp_path / "run"}', f'--output={output}',
+             f'--checkpoint={path}')
+    state, options = checkpoint.read(output)
+    assert_equal_trees(state, golden.state)
+    config = checkpoint.make_config(golden.name, options, state, golden_config(golden))
+    assert models.build(config.model) == golden.model
+    assert config.loss.to_dict() == golden.loss.to_dict()
+
+
+@goldens_found
 def test_export_loads_in_torch(folder, tmp_path, monkeypatch):
     torch = pytest.importorskip('torch')
     golden, run = golden_models.golden_model(folder), f'--workdir={tmp_path / "run"}'
     path = torch_writer.save(tmp_path / 'model_best.ckpt', content(golden))
     checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
-    unused = mapping.matching(golden.state, golden.module.TORCH_UNUSED)
+    unused = mapping.matching(golden.state, golden.code.unused)
     assert unused
     for template, expected in (([], golden.state.keys() - unused),
                             ([f'--checkpoint={path}'], golden.state.keys())):
@@ -346,6 +348,4 @@ def test_export_loads_in_torch(folder, tmp_path, monkeypatch):
 
 
 def test_goldens_of_whole_models_are_there():
-    if goldens_dir() == COMPACT_GOLDENS:
-        pytest.skip('the compact goldens are of components')
     assert FOLDERS
