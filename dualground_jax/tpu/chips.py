@@ -7,6 +7,9 @@ import os
 import re
 from dataclasses import dataclass
 
+import jax
+from jax.experimental import topologies
+
 from data_pipelines.errors import UserError
 from dualground_jax.tpu import hlo
 
@@ -72,8 +75,6 @@ class Topology:
         Raises:
             UserError: no libtpu, no such slice, or JAX has started with fewer CPU devices.
         """
-        import jax
-
         jax.config.update('jax_platforms', 'cpu')
         if self.chip:
             return self._tpu_devices()
@@ -93,9 +94,6 @@ class Topology:
         # It would look for the machine's TPUs, and ask a server what they are.
         os.environ.update(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-16',
                           TPU_WORKER_HOSTNAMES='localhost')
-        import jax
-        from jax.experimental import topologies
-
         host = [min(size, 2) for size in self.sizes] + [1] * (3 - len(self.sizes))
         named = dict(chip_config_name=self.chip.config_name) if self.chip.config_name else {}
         try:

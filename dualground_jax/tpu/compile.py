@@ -9,10 +9,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError
+from dualground_jax import predict, sharding, state, train
 from dualground_jax.tpu import chips, hlo
 
 # A compiler counts the body of a loop once; config.model's keys for loops -> without.
@@ -38,8 +41,6 @@ def run(values, config: ConfigDict) -> dict:
         ConfigError: no topology, or a mesh or batch size that does not suit it.
         UserError: no such topology, or a step does not fit; then the report was written.
     """
-    from dualground_jax import sharding  # slow to import
-
     if not values.topology:
         raise ConfigError('--mode=compile needs --topology=KIND:SIZES, as in v5e:4x4')
     place = chips.parse(values.topology)
@@ -78,11 +79,6 @@ def run(values, config: ConfigDict) -> dict:
 
 def make_step(name: str, config: ConfigDict, mesh) -> tuple[Callable, tuple]:
     """(the jitted 'train' or 'predict' step, the shapes and placement of its arguments)."""
-    import jax
-    import numpy as np
-
-    from dualground_jax import predict, state, train
-
     abstract = state.abstract_state(config, mesh)
     if name == 'predict':
         batch = state.abstract_batch(config, config.evaluate.batch_size, mesh)
@@ -101,8 +97,6 @@ def measure(name: str, config: ConfigDict, mesh, place: chips.Topology) -> dict:
         that fits also the parts in `memory`; flops of the step and flops_per_chip; `collectives`,
         kind -> count and bytes of a step; `seconds`, the estimate (None on a CPU).
     """
-    import jax
-
     start = time.monotonic()
     step, arguments = make_step(name, config, mesh)
     platform = mesh.devices.flat[0].platform
@@ -151,8 +145,6 @@ def needed_bytes(message: str) -> float | None:
 
 def unrolled_flops(name: str, config: ConfigDict, loops: dict) -> float:
     """FLOPs of a step on one device, before optimisation, with the loops written out."""
-    from dualground_jax import sharding
-
     flat = config.copy_and_resolve_references()
     with flat.unlocked():
         flat.model.update(loops)
