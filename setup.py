@@ -30,6 +30,7 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12',
         'rich>=13',
+        'scipy',
         'tensorboard',  # clu writes its events; tensorflow no longer brings it
         # The CPU build: TensorFlow only feeds data here, accelerators belong to JAX.
         'tensorflow-cpu; platform_system != "Darwin"',
@@ -38,7 +39,7 @@ setup(
         'transformers',
     ],
     extras_require={
-        'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'scipy'],
+        'test': ['hypothesis', 'import-linter', 'pytest', 'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
