@@ -9,20 +9,17 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from data_pipelines import features, tokens
+from data_pipelines import features, progress, tokens
 from data_pipelines.errors import DataError, one_line
 from data_pipelines.files import write_text
 
 CACHE = 'verified.json'
 VERSION = 1  # raise it when inspection begins to find other things
 THREADS = 8
-PROGRESS_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +94,17 @@ class Inspector:
     def inspect_all(self, files: Iterable[tuple[str, str]]) -> None:
         """Inspects (path, array name) pairs in parallel, tells progress, remembers the findings."""
         files = list(files)
-        start = last = time.monotonic()
         pool = concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
         try:
             inspected = pool.map(lambda file: self._inspect_one(*file), files)
-            for (path, _), (entry, size, altered) in zip(files, inspected, strict=True):
-                self.entries[path] = entry
-                self.read += size is not None
-                self.unchanged += size is None
-                self.bytes += size or 0
-                self.altered += [path] * altered
-                if time.monotonic() - last > PROGRESS_SECONDS:
-                    last = time.monotonic()
-                    print(f'{len(self.entries)} of {len(files)} files, {self.bytes / 2**20:.0f} '
-                          f'MiB read, {last - start:.0f} s', file=sys.stderr)
+            with progress.Bar('verifying', len(files), 'files') as bar:
+                for (path, _), (entry, size, altered) in zip(files, inspected, strict=True):
+                    self.entries[path] = entry
+                    self.read += size is not None
+                    self.unchanged += size is None
+                    self.bytes += size or 0
+                    self.altered += [path] * altered
+                    bar.advance(note=f'{self.bytes / 2**20:.0f} MiB read')
         finally:  # also when interrupted
             pool.shutdown(cancel_futures=True)
             self._save()
