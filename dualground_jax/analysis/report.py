@@ -240,7 +240,7 @@ def _correlation_section(parts: dict) -> str:
 
 
 def _ablation_section(found: dict) -> str:
-    tables = []
+    pieces = []
     for name, part in found['splits'].items():
         if part['ablation']:
             shown = [m for m in SHOWN_METRICS
@@ -250,13 +250,13 @@ def _ablation_section(found: dict) -> str:
                     for condition, values in part['ablation'].items()
                     if part['same_as'].get(condition) != 'full']
             unseen = [TITLES[c] for c, same in part['same_as'].items() if same == 'full']
-            tables.append(f'{name}:\n\n' + tables.markdown(
+            pieces.append(f'{name}:\n\n' + tables.markdown(
                 ['text', _performance(found), *shown], rows) + (
                 f'\nNothing changes {", ".join(unseen)}: the model sees no such tokens, or there '
                 'are none.\n' if unseen else ''))
         else:
-            tables.append(f'{name} has no labels: nothing is scored.\n')
-    return '## Token ablation\n\n' + '\n'.join(tables)
+            pieces.append(f'{name} has no labels: nothing is scored.\n')
+    return '## Token ablation\n\n' + '\n'.join(pieces)
 
 
 def _gain_section(parts: dict) -> str:
