@@ -206,6 +206,6 @@ def write(output: str, **report: list[dict]) -> None:
     for name, rows in report.items():
         print(f'\n{name}\n\n{markdown(rows)}')
     if output:
-        machine = dict(train.versions(), cores=os.cpu_count(), backend=jax.default_backend())
+        machine = dict(runtime.versions(), cores=os.cpu_count(), backend=jax.default_backend())
         files.write_json(output, dict(report, machine=machine))
         print(f'\nwrote {output}')

@@ -5,6 +5,7 @@ JAX is imported where it is needed: the mode `score` does without.
 
 import contextlib
 import ctypes
+import importlib.metadata
 import io
 import logging
 import os
@@ -162,3 +163,9 @@ def keep_compiled(workdir: str) -> None:
 
         folder = pathlib.Path(workdir).absolute() / 'compiled'
         jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {name: importlib.metadata.version(name) for name in names}

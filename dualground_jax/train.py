@@ -1,6 +1,5 @@
 """Mode `train`: one function, from the config to `results.json`."""
 
-import importlib.metadata
 import itertools
 import json
 import math
@@ -334,12 +333,6 @@ def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
-    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    return {name: importlib.metadata.version(name) for name in names}
-
-
 def write_results(
     config: ConfigDict, folder: pathlib.Path, best: dict, parameters: int, rows: list[dict],
     val_split: datasets.Split,
@@ -362,7 +355,7 @@ def write_results(
         best_step=best['best_step'],
         steps_per_second=round(best['steps_per_second'], 3),
         parameters=parameters,
-        versions=versions(),
+        versions=runtime.versions(),
         **best['best_metrics'],
     )
     files.write_json(folder / 'results.json', result)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
-from dualground_jax import evaluate, predict, sharding, train
+from dualground_jax import evaluate, predict, runtime, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -127,7 +127,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
             selection=list(config.evaluate.selection),
             seen_roles=[tokens.ROLES[role] for role in sorted(seen)],
             config=json.loads(config.to_json()),
-            versions=train.versions(),
+            versions=runtime.versions(),
             splits={},
         )
         figures = []
