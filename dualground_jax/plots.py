@@ -1,7 +1,6 @@
 """Pictures of a run: training curves, and what the model found in single videos."""
 
 import os
-import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -9,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+
+from data_pipelines.files import whole_files
 
 # Okabe-Ito: told apart by colour-blind readers, and in grey.
 BLUE, ORANGE, GREEN, PURPLE, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#777777'
@@ -33,16 +34,9 @@ def write(figure: Figure, pictures: dict) -> None:
     Args:
         pictures: path -> options of `Figure.savefig`, the format among them.
     """
-    paths = [pathlib.Path(path) for path in pictures]
-    temporaries = [path.with_name(f'.{path.name}.tmp') for path in paths]
-    try:
-        for temporary, options in zip(temporaries, pictures.values(), strict=True):
-            figure.savefig(temporary, **options)
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+    with whole_files(*pictures) as paths:
+        for path, options in zip(paths, pictures.values(), strict=True):
+            figure.savefig(path, **options)
 
 
 def titled_figure(width: float, height: float, title: str) -> Figure:

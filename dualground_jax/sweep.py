@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from absl import logging
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
+from dualground_jax import checkpoints, sharding, state, train
 from dualground_jax.config import check_key as check_known
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
@@ -82,8 +84,6 @@ def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[
         UserError: a run's folder holds a run by another config (nothing was trained), or runs
             failed: all others are finished and tabulated.
     """
-    from dualground_jax import train  # slow to import
-
     choices = parse(config, sweeps or config.sweep)
     runs = combinations(config, workdir, choices)
     check(runs)
@@ -204,10 +204,8 @@ def check(runs: list[Run]) -> None:
         ConfigError: a value that the model, the optimiser or the mesh refuses.
         UserError: a folder holds a run by another config, finished or cut off.
     """
-    from dualground_jax import checkpoints, sharding, state
-
     for one in runs:
-        check_same_config(one, checkpoints.Checkpoints(str(one.workdir)))
+        check_same_config(one)
     traced = []
     for one in runs:
         without_seed = summary.without_seed(one.values)
@@ -220,17 +218,16 @@ def check(runs: list[Run]) -> None:
             raise ConfigError(f'{one.workdir.name}: {one_line(error)}') from error
 
 
-def check_same_config(one: Run, checkpoints: Any) -> None:
+def check_same_config(one: Run) -> None:
     """Raises UserError if the run's folder holds a run by another config."""
-    from flax import traverse_util
-
-    if checkpoints.step('latest') is None:
+    run_there = checkpoints.Checkpoints(str(one.workdir))
+    if run_there.step('latest') is None:
         if one.results.exists():
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
     wanted, saved = (traverse_util.flatten_dict(config.to_dict(), sep='.')
-                     for config in (one.config, checkpoints.config('latest')))
+                     for config in (one.config, run_there.config('latest')))
     absent = 'absent'
     pairs = [f'{key}: {saved.get(key, absent)} there, {wanted.get(key, absent)} here'
              for key in sorted(wanted.keys() | saved.keys())

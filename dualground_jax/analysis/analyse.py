@@ -4,13 +4,9 @@ The diagnosis of the DualGround paper (arXiv 2510.20244, section 3) for any mode
 that returns its attention. docs/analysis.md tells what each number is.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
+from data_pipelines.files import whole_folder
 from dualground_jax import evaluate, predict, runtime, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
@@ -70,23 +67,9 @@ def run(values: Any, config: None = None) -> None:
         reports[str(workdir.relative_to(root))] = analyse_run(workdir, settings)
         jax.clear_caches()  # each run compiles its own programs
     if workdirs != [root]:
-        with new_folder(root / 'analysis') as folder:
+        with whole_folder(root / 'analysis', replace=True) as folder:
             comparison.write(reports, folder)
         print(f'wrote {root / "analysis"}, runs: {", ".join(reports)}')
-
-
-@contextlib.contextmanager
-def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A fresh folder that takes the place of `path` once it is complete."""
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix='.analysis', dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
@@ -119,7 +102,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
     analyst = Analyst(config, mesh, params, seen)
 
     # ---- Analysis ----------------------------------------------------------------------------
-    with new_folder(path.parent) as folder:
+    with whole_folder(path.parent, replace=True) as folder:
         found = dict(
             model=config.model.name,
             seed=config.seed,
