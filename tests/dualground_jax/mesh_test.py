@@ -1,5 +1,6 @@
 """Training does not depend on the mesh: 1, 2, 4 and 8 forced host devices, several shapes."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,26 +16,32 @@ from dualground_jax import models, sharding
 from dualground_jax import state as state_lib
 from tests.helpers.paths import REPO
 
-WORKER = 'tests.helpers.mesh_worker'
+# Model -> meshes of forced host devices: data, fsdp, model. DualGround has FlashVTG's layers.
+SHAPES = {'flash_vtg': ('1,4,1',), 'dualground': ('2,2,2',), 'tr_detr': ('8,1,1',)}
+SLOW = {'flash_vtg': ('2,1,1', '2,2,2'), 'cg_detr': ('2,2,2',)}
 
 
 def mesh(**sizes):
     return sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, model=1) | sizes))
 
 
-@pytest.mark.parametrize('name, shapes', [
-    ('flash_vtg', ('2,1,1', '1,4,1', '2,2,2')),
-    pytest.param('dualground', ('2,2,2',), marks=pytest.mark.slow),
-    pytest.param('cg_detr', ('2,2,2',), marks=pytest.mark.slow),
-    ('tr_detr', ('8,1,1',)),
-])
-def test_five_steps_are_the_same_on_every_mesh(name, shapes):
+@functools.cache
+def five_steps(*models_and_shapes: str) -> tuple[list[dict], str]:
+    """Rows that the worker, one process for all models, prints; and its last words."""
     done = subprocess.run(
-        [sys.executable, '-m', WORKER, name, *shapes], text=True, timeout=600,
-        capture_output=True, cwd=REPO)
-    assert done.returncode == 0, done.stderr[-3000:]
+        [sys.executable, '-m', 'tests.helpers.mesh_worker', *models_and_shapes], text=True,
+        timeout=600, capture_output=True, cwd=REPO)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
-    assert [row['mesh'] for row in rows] == list(shapes)
+    return rows, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize('name, of', [
+    *((name, SHAPES) for name in SHAPES),
+    *(pytest.param(name, SLOW, marks=pytest.mark.slow) for name in SLOW)])
+def test_five_steps_are_the_same_on_every_mesh(name, of):
+    rows, said = five_steps(*(':'.join([model, *shapes]) for model, shapes in of.items()))
+    rows = [row for row in rows if row['model'] == name]
+    assert [row['mesh'] for row in rows] == list(of[name]), said
     for row in rows:
         _, fsdp, model = map(int, row['mesh'].split(','))
         assert row['parts'] == fsdp * model, 'parameters are spread over fsdp and model'

@@ -1,6 +1,6 @@
-"""Five steps of a model on meshes of up to 8 forced host devices; prints parameters' distances.
+"""Five steps of models on meshes of up to 8 forced host devices; prints parameters' distances.
 
-    python -m tests.helpers.mesh_worker MODEL 2,1,1 2,2,2 ...
+    python -m tests.helpers.mesh_worker MODEL:2,1,1:2,2,2 MODEL:8,1,1 ...
 """
 
 import json
@@ -22,7 +22,8 @@ from dualground_jax import predict, train  # noqa: E402
 from dualground_jax import state as state_lib  # noqa: E402
 
 BATCH, CLIPS, STEPS = 8, 16, 5
-SIZES = dict(width=32, heads=4, ffn=32, phrases=2, queries=4, strides=(1, 2), dummies=3)
+SIZES = dict(width=16, heads=2, ffn=16, phrases=2, queries=4, strides=(1, 2), dummies=3,
+             input_layers=1, mlp_layers=1)
 
 
 def make_config(name):
@@ -85,17 +86,20 @@ def distance(a, b):
                if not entry[1].endswith(("['key']['bias']", "['score']['bias']")))
 
 
-def main(name, *shapes):
+def compare(name, shapes):
+    """Prints a row for each shape: what differs from one device."""
     config = make_config(name)
     batch = make_batch(config)
     alone = run(config, batch, (1, 1, 1))
     for shape in shapes:
         state, losses, saliency, parts = run(config, batch, tuple(map(int, shape.split(','))))
         print(json.dumps(dict(
-            mesh=shape, parts=parts, params=distance(state.params, alone[0].params),
+            model=name, mesh=shape, parts=parts, params=distance(state.params, alone[0].params),
             ema=distance(state.ema, alone[0].ema), losses=distance(losses, alone[1]),
             saliency=float(np.abs(saliency - alone[2]).max()))))
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    for argument in sys.argv[1:]:
+        model, *meshes = argument.split(':')
+        compare(model, meshes)
