@@ -73,8 +73,7 @@ def make_split(data: ConfigDict, folder: str | pathlib.Path, queries: int) -> da
         dict(qid=i, vid=f'v{i}', duration=data.max_clips * data.clip_length,
              query=' '.join(f'word{i + j}' for j in range(11)), relevant_windows=[[10, 30]],
              relevant_clip_ids=list(range(5, 15)), saliency_scores=[[3, 3, 3]] * 10)
-        for i in range(queries)
-    ]
+        for i in range(queries)]
     path = pathlib.Path(folder, 'train.jsonl')
     files.write_jsonl(path, rows)
     data.update(root=str(path.with_name('features')),
@@ -183,8 +182,7 @@ def compare(programs: dict[str, Program], repeats: int) -> list[dict]:
              gflop=programs[name].gflop,
              share_of_peak=float(np.median(programs[name].gflop / own / peak)),
              memory_gb=programs[name].memory_gb, compile_seconds=programs[name].compile_seconds)
-        for name, own in seconds.items()
-    ]
+        for name, own in seconds.items()]
 
 
 # Reports --------------------------------------------------------------------------------------

@@ -39,9 +39,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     config=ocp.args.JsonSave(json.loads(config.to_json())),
-                    progress=ocp.args.JsonSave(progress),
-                ),
-            )
+                    progress=ocp.args.JsonSave(progress)))
 
     def step(self, kind: str) -> int | None:
         """The saved step, or None."""
@@ -54,8 +52,7 @@ class Checkpoints:
         step = self.step(kind)
         if step is None:
             raise CheckpointError(
-                f'{self.root / kind}: no checkpoint; train into this workdir first'
-            )
+                f'{self.root / kind}: no checkpoint; train into this workdir first')
         with self._manager(kind) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
 
@@ -67,8 +64,7 @@ class Checkpoints:
     def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, dict]:
         """The state, placed as `abstract` says, and the progress."""
         found = self._restore(
-            kind, state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-        )
+            kind, state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         return found.state, found.progress
 
 

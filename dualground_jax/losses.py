@@ -58,8 +58,7 @@ def assign_points(
     distances = jnp.stack([time - start, end - time], -1)
     centre = (start + end) / 2
     inside = (time >= jnp.maximum(centre - radius * stride, start)) & (
-        time <= jnp.minimum(centre + radius * stride, end)
-    )
+        time <= jnp.minimum(centre + radius * stride, end))
     farthest = distances.max(-1)
     takes = mask & inside & (farthest >= low) & (farthest <= high)
     length = jnp.where(takes, end - start, jnp.inf)
@@ -130,8 +129,7 @@ def distribution_focal(*, logits: Array, labels: Array) -> Array:
     upper = jnp.clip(left + 1, 0, bins - 1)
     to_lower, to_upper = (
         optax.softmax_cross_entropy_with_integer_labels(logits, index.astype(jnp.int32))
-        for index in (lower, upper)
-    )
+        for index in (lower, upper))
     return to_lower * (upper - labels) + to_upper * (labels - lower)
 
 
@@ -219,9 +217,7 @@ def rank_with_negatives(
     both = rank_contrastive(
         scores=jnp.concatenate([scores, scores_neg], 1),
         labels=jnp.concatenate([labels, jnp.zeros_like(labels)], 1),
-        mask=jnp.concatenate([mask, mask & real_neg[:, None]], 1),
-        temperature=temperature,
-    )
+        mask=jnp.concatenate([mask, mask & real_neg[:, None]], 1), temperature=temperature)
     return masked_mean(both, real_neg) + masked_mean(both, ~real_neg)
 
 
@@ -384,8 +380,7 @@ def set_prediction(
     matched = jax.lax.stop_gradient(jax.vmap(assign)(spans, foreground, target_spans, targets_mask))
     chosen = jnp.take_along_axis(spans, matched[..., None], 1)
     overlap = spans_lib.generalized_iou(
-        spans_lib.spans_to_windows(chosen), spans_lib.spans_to_windows(target_spans)
-    )
+        spans_lib.spans_to_windows(chosen), spans_lib.spans_to_windows(target_spans))
     queries = jnp.arange(spans.shape[1])
     is_matched = ((matched[:, :, None] == queries) & targets_mask[..., None]).any(1)
     labels = jnp.where(is_matched, 0, 1)
@@ -399,6 +394,4 @@ def set_prediction(
         raise ConfigError(f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'")
     return dict(
         span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
-        giou=masked_mean(1 - overlap, targets_mask),
-        query_label=label_loss.mean(),
-    )
+        giou=masked_mean(1 - overlap, targets_mask), query_label=label_loss.mean())

@@ -28,8 +28,7 @@ def matching_cost(
     l1 = jnp.abs(pred_spans[:, None] - target_spans[None]).sum(-1)
     overlap = spans_lib.generalized_iou(
         spans_lib.spans_to_windows(pred_spans)[:, None],
-        spans_lib.spans_to_windows(target_spans)[None],
-    )
+        spans_lib.spans_to_windows(target_spans)[None])
     return span * l1 - giou * overlap - label * foreground[:, None]
 
 
@@ -49,8 +48,7 @@ def match(cost: jax.Array, mask: jax.Array) -> jax.Array:
     if cost.shape[0] < cost.shape[1]:
         raise ConfigError(
             f'{cost.shape[1]} target spans for {cost.shape[0]} moment queries: '
-            'set model.queries >= data.max_spans'
-        )
+            'set model.queries >= data.max_spans')
     # A constant column changes no comparison between assignments of the real targets.
     rows, cols = assignment.hungarian_algorithm(jnp.where(mask, cost, 0.0))
     return jnp.zeros(cost.shape[1], jnp.int32).at[cols].set(rows.astype(jnp.int32))

@@ -21,9 +21,7 @@ MAX_ROWS = 10  # of 'hard': rows read and rows kept, defaults of the DETRs' opti
 
 def overlap(a: Array, b: Array, xp: ModuleType = np) -> tuple[Array, Array, Array]:
     """Intersection, union and hull lengths of windows a and b [..., 2], broadcast."""
-    inter = xp.maximum(
-        xp.minimum(a[..., 1], b[..., 1]) - xp.maximum(a[..., 0], b[..., 0]), 0.0
-    )
+    inter = xp.maximum(xp.minimum(a[..., 1], b[..., 1]) - xp.maximum(a[..., 0], b[..., 0]), 0.0)
     union = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - inter
     hull = xp.maximum(a[..., 1], b[..., 1]) - xp.minimum(a[..., 0], b[..., 0])
     return inter, union, hull

@@ -73,8 +73,7 @@ def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) ->
                 left.plot(*zip(*points, strict=True), color=GREY, lw=0.7, alpha=0.7)
                 left.annotate(
                     name.removeprefix('train/'), points[-1], xytext=(3, 0), fontsize=6,
-                    textcoords='offset points', color=GREY, va='center',
-                )
+                    textcoords='offset points', color=GREY, va='center')
     left.plot([r['step'] for r in train], [r['train/loss'] for r in train], color=BLUE, lw=1.6)
     left.set_title('training loss (blue: weighted total)', fontsize=9)
     left.set_xlabel('step', fontsize=8)
@@ -128,12 +127,10 @@ def draw_windows(axes: Axes, example: dict) -> None:
     for rank, (start, end, score) in enumerate(example['predictions'][:SHOWN_PREDICTIONS], 1):
         axes.barh(
             -rank, end - start, left=start, height=0.7, color=(BLUE, 0.25 + 0.75 * score),
-            edgecolor=BLUE, lw=0.6,
-        )
+            edgecolor=BLUE, lw=0.6)
         axes.annotate(
             f'{score:.2f}', (end, -rank), xytext=(3, 0), textcoords='offset points', fontsize=7,
-            va='center',
-        )
+            va='center')
     axes.set_yticks([0, -1], ['true', 'found'])
 
 
@@ -151,8 +148,7 @@ def draw_saliency(axes: Axes, example: dict, bar_colour: str) -> None:
         scale = axes.twinx()
         scale.bar(
             centres, example['labels'], width=0.9 * length, color=(bar_colour, 0.35),
-            edgecolor=bar_colour, lw=0.4,
-        )
+            edgecolor=bar_colour, lw=0.4)
         top = 12 if max(example['labels']) > 1 else 1
         scale.set_ylim(0, top)
         scale.set_yticks([0, 4, 8, 12] if top == 12 else [0, 1])

@@ -80,10 +80,8 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
 
     # Parameters stay where they are.
     return jax.jit(
-        predict_step,
-        in_shardings=(None, sharding.batch_sharding(mesh)),
-        out_shardings=sharding.replicated(mesh),
-    )
+        predict_step, in_shardings=(None, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh))
 
 
 def prediction(record: annotations.Query, windows: np.ndarray, saliency: np.ndarray) -> dict:
@@ -111,8 +109,7 @@ def batch_predictions(
     return [
         prediction(split.queries[i], found, scores[: len(split.saliency[i])])
         for i, found, scores in zip(index, windows, saliency, strict=True)
-        if i >= 0
-    ]
+        if i >= 0]
 
 
 def check_section(section: ConfigDict, mesh: Mesh) -> None:
@@ -130,8 +127,7 @@ def predict_split(
     size, placement = config.evaluate.batch_size, sharding.batch_sharding(mesh)
     batches = pipeline.eval_batches(
         split, config.data, batch_size=size, buckets=config.evaluate.buckets,
-        rows=sharding.local_rows(placement, size),
-    )
+        rows=sharding.local_rows(placement, size))
     found = ((index, predict_step(params, sharding.put_batch(batch, placement, size)))
              for index, batch in batches)
     rows = {}
@@ -249,17 +245,14 @@ class Predictor:
         video = release.join_streams(
             data,
             [features.check_rows(rows, f'video_features[{i}]') for i, rows in enumerate(streams)],
-            names=[f'video_features[{i}]' for i in range(len(streams))],
-        )
+            names=[f'video_features[{i}]' for i in range(len(streams))])
         text, roles = release.label_query(
-            data, features.check_rows(query_features, 'query_features'), 'query_features'
-        )
+            data, features.check_rows(query_features, 'query_features'), 'query_features')
         duration = duration or len(video) * data.clip_length
         batch = pipeline.pad(data, video, text, roles, duration)
         placement = sharding.batch_sharding(self.mesh)
         windows, saliency = jax.device_get(
-            self.predict_step(self.params, jax.device_put(batch, placement))
-        )
+            self.predict_step(self.params, jax.device_put(batch, placement)))
         return windows[0][windows[0, :, 2] >= 0], saliency[0, : len(video)]
 
 
@@ -283,8 +276,4 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
         json.dumps(
             dict(
                 windows=windows.astype(float).round(4).tolist(),
-                saliency=saliency.astype(float).round(4).tolist(),
-                clip_length=data.clip_length,
-            )
-        )
-    )
+                saliency=saliency.astype(float).round(4).tolist(), clip_length=data.clip_length)))

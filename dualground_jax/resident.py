@@ -22,10 +22,8 @@ def load(split: datasets.Split, data: ConfigDict, mesh: Mesh) -> dict[str, jax.A
         video_index int32[N].
     """
     store = dict(
-        video=_padded(split.videos, data.max_clips),
-        text=_padded(split.text, data.max_tokens),
-        video_index=np.asarray(split.video_index, np.int32),
-    )
+        video=_padded(split.videos, data.max_clips), text=_padded(split.text, data.max_tokens),
+        video_index=np.asarray(split.video_index, np.int32))
     progress.say(f'features of {len(split.videos)} videos and {len(split.text)} queries on each '
                  f'device: {sum(x.nbytes for x in store.values()) / 1e9:.2f} GB')
     everywhere = sharding.replicated(mesh)

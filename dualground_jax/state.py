@@ -50,15 +50,13 @@ def make_optimizer(section: ConfigDict, total_steps: int) -> optax.GradientTrans
         schedule = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     else:
         raise ConfigError(
-            f"optimizer.schedule={section.schedule!r}: expected 'constant' or 'cosine'"
-        )
+            f"optimizer.schedule={section.schedule!r}: expected 'constant' or 'cosine'")
     if warmup:
         ramp = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([ramp, schedule], [warmup])
     return optax.chain(
         optax.clip_by_global_norm(section.clip_norm),
-        optax.adamw(schedule, weight_decay=section.weight_decay),
-    )
+        optax.adamw(schedule, weight_decay=section.weight_decay))
 
 
 def dummy_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
@@ -116,6 +114,5 @@ def fresh_state(
     """The state before the first step, made where `abstract` places it."""
     make = jax.jit(
         lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
-        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-    )
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     return make(np.uint32(config.seed))

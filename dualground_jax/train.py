@@ -78,11 +78,9 @@ def make_train_step(
 
     replicated = sharding.replicated(mesh)
     return jax.jit(
-        train_steps if stacked else train_step,
-        donate_argnums=0,
+        train_steps if stacked else train_step, donate_argnums=0,
         in_shardings=(placement, sharding.batch_sharding(mesh, stacked), replicated, replicated),
-        out_shardings=(placement, replicated),
-    )
+        out_shardings=(placement, replicated))
 
 
 class History:
@@ -132,8 +130,7 @@ class History:
                 step = last - len(wrong) + 1 + first
                 names = ', '.join(name for name, at in bad.items() if at[first])
                 raise TrainingError(
-                    f'step {step}: {names} not finite; qids of the batch: {self.qids_of(step)}'
-                )
+                    f'step {step}: {names} not finite; qids of the batch: {self.qids_of(step)}')
         mean = {f'train/{k}': float(np.mean(np.concatenate([np.atleast_1d(v[k]) for v in found])))
                 for k in found[0]}
         step = self.pending[-1][0]
@@ -165,8 +162,7 @@ def device_batches(
     batches = pipeline.train_batches(
         split, config.data, batch_size=size, seed=config.seed, first_step=first_step,
         last_step=last_step, rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
-        resident=config.data.resident,
-    )
+        resident=config.data.resident)
     step = first_step
     while step < last_step:
         stop = min(last_step, (step // stop_every + 1) * stop_every)
@@ -235,8 +231,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
     progress.say(
         f'{config.model.name}: {parameters} parameters, {len(train_split.queries)} training and '
         f'{len(val_split.queries)} {val_split.name} queries, {total_steps} steps of {batch_size} '
-        f'on {dict(mesh.shape)} {jax.default_backend()}'
-    )
+        f'on {dict(mesh.shape)} {jax.default_backend()}')
 
     # ---- Steps -------------------------------------------------------------------------------
     from clu import periodic_actions  # imports TensorFlow
@@ -255,8 +250,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
         train_split.queries[i].qid for i in pipeline.train_indices(
             len(train_split.queries), batch_size, config.seed, step - 1)])
     report = periodic_actions.ReportProgress(
-        num_train_steps=total_steps, writer=history.writer, every_secs=20.0
-    )
+        num_train_steps=total_steps, writer=history.writer, every_secs=20.0)
     clock, step, note = StepClock(), first_step, None
     with progress.Bar('step', total_steps, 'steps', done=first_step) as bar:
         for count, batch in runtime.one_ahead(device_batches(
@@ -329,8 +323,7 @@ def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
     if changed:
         pairs = ', '.join(f'{k}: {theirs.get(k)} there, {ours.get(k)} here' for k in changed)
         raise CheckpointError(
-            f'the workdir holds a run of another model ({pairs}); use another --workdir'
-        )
+            f'the workdir holds a run of another model ({pairs}); use another --workdir')
 
 
 def write_results(
@@ -360,8 +353,7 @@ def write_results(
     )
     files.write_json(folder / 'results.json', result)
     plots.plot_training(
-        rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split
-    )
+        rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split)
     predictions = files.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.
     count = min(config.evaluate.pictures, len(predictions))

@@ -134,8 +134,7 @@ def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Sp
         tokens.mark_punctuation(
             role, tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
         )
-        for record, role in zip(split.queries, split.roles, strict=True)
-    ]
+        for record, role in zip(split.queries, split.roles, strict=True)]
     return dataclasses.replace(split, roles=roles)
 
 

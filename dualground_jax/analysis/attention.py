@@ -74,8 +74,7 @@ def check_attention(out: dict, batch: dict, name: str) -> tuple[int, int]:
     """
     expected = (
         "expected out['attn'] float32[B, layers, heads, T, K], what clips take from each key, and "
-        "out['attn_roles'] int32[B, K], the role of each key (data_pipelines.tokens)"
-    )
+        "out['attn_roles'] int32[B, K], the role of each key (data_pipelines.tokens)")
     for key in ('attn', 'attn_roles'):
         if key not in out:
             raise UserError(f"model {name!r} returns no out[{key!r}]: {expected}")

@@ -12,9 +12,7 @@ def length_bins(words: np.ndarray) -> dict[str, np.ndarray]:
     return {name: (low < words) & (words <= high) for name, (low, high) in QUERY_LENGTHS.items()}
 
 
-def bootstrap(
-    values: np.ndarray, weights: np.ndarray, resamples: int, seed: int = 0
-) -> np.ndarray:
+def bootstrap(values: np.ndarray, weights: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
     """Means over queries drawn with replacement.
 
     Args:
@@ -71,8 +69,6 @@ def over_seeds(runs: list[tuple[dict, dict]]) -> list[dict]:
         measured = [runs[place][1] for place in places]
         common = [name for name in measured[0] if all(name in other for other in measured)]
         found.append(dict(
-            values=without_seed(runs[places[0]][0]),
-            runs=places,
-            numbers={name: mean_std([numbers[name] for numbers in measured]) for name in common},
-        ))
+            values=without_seed(runs[places[0]][0]), runs=places,
+            numbers={name: mean_std([numbers[name] for numbers in measured]) for name in common}))
     return found

@@ -35,8 +35,7 @@ import flax.linen as nn
 from dualground_jax.models import cg_detr, dualground, flash_vtg, tr_detr
 
 MODELS: dict[str, ModuleType] = dict(
-    dualground=dualground, flash_vtg=flash_vtg, cg_detr=cg_detr, tr_detr=tr_detr
-)
+    dualground=dualground, flash_vtg=flash_vtg, cg_detr=cg_detr, tr_detr=tr_detr)
 
 
 def defaults(name: str) -> dict:

@@ -39,8 +39,7 @@ class GroundingModel(nn.Module):
     def shared(self) -> dict:
         """What layers with attention are told, see `layers.Block`."""
         return dict(
-            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution
-        )
+            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution)
 
     @nn.nowrap
     def token_types(self) -> tuple[jax.Array, jax.Array]:

@@ -17,8 +17,7 @@ from dualground_jax.models.base import GroundingModel
 # The `loss` section of its config; `dualground_jax.models` says what each weight is of.
 LOSS = dict(
     weights=dict(
-        span=10.0, giou=1.0, query_label=4.0, saliency=1.0, align=1.0, distill=1.0, orthogonal=1.0
-    ),
+        span=10.0, giou=1.0, query_label=4.0, saliency=1.0, align=1.0, distill=1.0, orthogonal=1.0),
     attn=1.0,
     margin=0.2,
     margin_weight=2.0,
@@ -45,17 +44,13 @@ class SummaryEncoder(layers.Block, kw_only=True):
         """Maps x [B, T, D] with position [..., T, D] and mask bool[B, T] to ([B, D], [B, T, D])."""
         token, first = (
             self.param(name, layers.embedding(), x.shape[-1:]).astype(x.dtype)
-            for name in ('token', 'position')
-        )
+            for name in ('token', 'position'))
         x = layers.Encoder(
             **self.shared, num_layers=self.num_layers, ffn=self.ffn, inits=self.inits,
             name='encoder',
         )(
-            prepend(token, x),
-            prepend(first, position),
-            cross_attention.with_dummies(mask, 1),
-            deterministic=deterministic,
-        )
+            prepend(token, x), prepend(first, position), cross_attention.with_dummies(mask, 1),
+            deterministic=deterministic)
         return x[:, 0], x[:, 1:]
 
 
@@ -148,12 +143,10 @@ class Model(GroundingModel):
             out |= dict(dummies=dummies, prompts=prompts, column_mask=columns)
             out |= self.summaries(
                 (clips, position, mask), batch['saliency'] > 0, (tokens, tokens_mask),
-                (dummies, dummy_position), how,
-            )
+                (dummies, dummy_position), how)
         decoder = detr.MomentDecoder(
             **self.shared, queries=self.queries, num_layers=self.dec_layers, ffn=self.ffn,
-            name='decoder',
-        )
+            name='decoder')
         return out | decoder(memory, position, mask, **how)
 
     @nn.nowrap
@@ -166,16 +159,13 @@ class Model(GroundingModel):
         """
         attend = cross_attention.CrossAttention(
             **self.shared, num_layers=self.t2v_layers, ffn=self.ffn, inits=layers.XAVIER,
-            name='cross_attention',
-        )
+            name='cross_attention')
         related, weights = attend(clips, position, *encoded, **how)
         importance = highlight.text_weight(weights, encoded.values.shape[1])
         token = saliency_token(
             clips=clips,
             context=jax.lax.stop_gradient(losses.masked_mean(clips, mask[..., None], axis=1)),
-            importance=jnp.where(mask, importance, 0.0),
-            prompts=prompts,
-            used=self.used_prompts,
+            importance=jnp.where(mask, importance, 0.0), prompts=prompts, used=self.used_prompts,
         ).astype(self.dtype)
         first = self.param('summary_position', layers.embedding(), (self.width,))
         first = first.astype(self.dtype)
@@ -186,11 +176,8 @@ class Model(GroundingModel):
             **self.shared, num_layers=self.enc_layers, ffn=self.ffn, inits=layers.XAVIER,
             name='encoder',
         )(
-            prepend(token[:, 0], related),
-            prepend(first, position),
-            cross_attention.with_dummies(mask, 1),
-            **how,
-        )
+            prepend(token[:, 0], related), prepend(first, position),
+            cross_attention.with_dummies(mask, 1), **how)
         return x[:, 1:] + x[:, :1], x[:, 0], weights
 
     @nn.nowrap
@@ -211,8 +198,7 @@ class Model(GroundingModel):
         """
         encode_sentence = SummaryEncoder(
             **self.shared | dict(heads=self.dummy_heads), num_layers=self.sentence_layers,
-            ffn=self.ffn, name='sentence_encoder',
-        )
+            ffn=self.ffn, name='sentence_encoder')
         tokens, tokens_mask = sentence
         nowhere = jnp.zeros(tokens.shape[1:], tokens.dtype)  # text has no positions
         sentence, words = encode_sentence(tokens, nowhere, tokens_mask, **how)
@@ -221,8 +207,7 @@ class Model(GroundingModel):
 
         encode_moment = SummaryEncoder(
             **self.shared, num_layers=self.moment_layers, ffn=self.ffn, inits=layers.XAVIER,
-            name='moment_encoder',
-        )
+            name='moment_encoder')
         clips, position, mask = video
         moment, inside = encode_moment(clips, position, mask & relevant, **how)
         non_moment, outside = encode_moment(clips, position, mask & ~relevant, **how)
@@ -291,8 +276,7 @@ def moment_alignment(
     to_clips = jnp.einsum('bd,btd->bt', moment.astype(jnp.float32), clips.astype(jnp.float32))
     return (
         (choose(sentence, rows) + choose(dummy_sentence, jnp.where(rows == 0, 1, 0))).mean()
-        + losses.masked_mean(saturating_cross_entropy(to_clips, labels.astype(jnp.float32)), mask)
-    )
+        + losses.masked_mean(saturating_cross_entropy(to_clips, labels.astype(jnp.float32)), mask))
 
 
 def distillation(*, similarity, weights, column_mask, mask) -> jax.Array:
@@ -336,17 +320,11 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
         align=moment_alignment(
-            clips=out['moment_clips'],
-            labels=relevant,
-            mask=batch['video_mask'],
-            **{k: out[k] for k in ('moment', 'non_moment', 'sentence', 'dummy_sentence')},
-        ),
+            clips=out['moment_clips'], labels=relevant, mask=batch['video_mask'],
+            **{k: out[k] for k in ('moment', 'non_moment', 'sentence', 'dummy_sentence')}),
         distill=distillation(
-            similarity=out['word_similarity'],
-            weights=out['attn'].mean((1, 2)),
-            column_mask=out['column_mask'],
-            mask=relevant,
-        ),
+            similarity=out['word_similarity'], weights=out['attn'].mean((1, 2)),
+            column_mask=out['column_mask'], mask=relevant),
         orthogonal=overlap(out['dummies']) + overlap(out['prompts']),
         **detr.set_losses(out, batch, config),
     )

@@ -49,13 +49,11 @@ class CrossAttentionLayer(layers.Block, kw_only=True):
             )(clips + position, keys, values, keys_mask[:, None, None], deterministic=deterministic)
         else:
             weights = layers.attention_weights(
-                clips + position, keys, keys_mask[:, None, None], heads=self.heads
-            )
+                clips + position, keys, keys_mask[:, None, None], heads=self.heads)
             valued = weights[..., weights.shape[-1] - values.shape[1] :]
             dropped = dropout.Dropout(self.dropout)(valued, deterministic=deterministic)
             update = layers.dense_of(clips.shape[-1], self.dtype, self.inits.out)('out')(
-                layers.weighted_values(dropped, values)
-            )
+                layers.weighted_values(dropped, values))
         residual = clips + drop(update)
         update = layers.FeedForward(
             self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
@@ -78,8 +76,7 @@ class CrossAttention(layers.Block, kw_only=True):
         def layer(name):
             return CrossAttentionLayer(
                 **self.shared, ffn=self.ffn, projections=self.projections,
-                drop_path=self.drop_path, inits=self.inits, name=name,
-            )
+                drop_path=self.drop_path, inits=self.inits, name=name)
 
         def step(layer, x):
             return layer(x, position, keys, values, keys_mask, deterministic=deterministic)
@@ -109,10 +106,8 @@ class DummyEncoder(layers.Block, kw_only=True):
             **self.shared, num_layers=self.num_layers, ffn=self.ffn, name='encoder'
         )(
             jnp.concatenate([jnp.broadcast_to(tokens, (batch, *shape)), text], 1),
-            jnp.pad(positions, ((0, length), (0, 0))),
-            with_dummies(text_mask, self.dummies),
-            deterministic=deterministic,
-        )
+            jnp.pad(positions, ((0, length), (0, 0))), with_dummies(text_mask, self.dummies),
+            deterministic=deterministic)
         return sequence[:, : self.dummies], positions
 
 
@@ -152,12 +147,9 @@ class TextGuidedEncoder(layers.Block, kw_only=True):
         common = dict(self.shared, ffn=self.ffn)
         self.dummy_encoder = DummyEncoder(
             **common | dict(heads=self.dummy_heads), dummies=self.dummies,
-            num_layers=self.dummy_layers,
-        )
+            num_layers=self.dummy_layers)
         self.cross_attention = CrossAttention(**common, num_layers=self.t2v_layers)
-        self.encoder = layers.Encoder(
-            **common, num_layers=self.enc_layers, inits=layers.NORMAL
-        )
+        self.encoder = layers.Encoder(**common, num_layers=self.enc_layers, inits=layers.NORMAL)
 
     def encode_text(self, text, text_mask, *, deterministic: bool) -> EncodedText:
         """Encodes text [B, L, D] with text_mask bool[B, L], once a sample."""

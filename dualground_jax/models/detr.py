@@ -68,10 +68,8 @@ class DecoderLayer(layers.Block, kw_only=True):
 
         weights = layers.attention_weights(
             dense('self_query_content')(x) + dense('self_query_position')(query_position),
-            dense('self_key_content')(x) + dense('self_key_position')(query_position),
-            None,
-            heads=self.heads,
-        )
+            dense('self_key_content')(x) + dense('self_key_position')(query_position), None,
+            heads=self.heads)
         update = layers.weighted_values(drop_weights(weights), dense('self_value')(x))
         x = layers.LayerNorm(self.dtype, name='norm1')(x + drop(dense('self_out')(update)))
 
@@ -87,11 +85,8 @@ class DecoderLayer(layers.Block, kw_only=True):
             return jnp.concatenate(by_head, -1).reshape(*parts[0].shape[:2], -1)
 
         weights = layers.attention_weights(
-            beside(query, dense('cross_query_sine')(query_sine)),
-            beside(key, key_position),
-            mask[:, None, None],
-            heads=self.heads,
-        )
+            beside(query, dense('cross_query_sine')(query_sine)), beside(key, key_position),
+            mask[:, None, None], heads=self.heads)
         update = layers.weighted_values(drop_weights(weights), dense('cross_value')(memory))
         x = layers.LayerNorm(self.dtype, name='norm2')(x + drop(dense('cross_out')(update)))
 
@@ -149,11 +144,9 @@ class MomentDecoder(layers.Block, kw_only=True):
                 modulated = modulated * query_scale(x)
             layer = DecoderLayer(
                 **self.shared, ffn=self.ffn, first=i == 0, drop_path=self.drop_path,
-                name=f'layer_{i}',
-            )
+                name=f'layer_{i}')
             x, weights = self.execution.rematted(step)(
-                layer, x, query_position(sine), modulated.astype(memory.dtype)
-            )
+                layer, x, query_position(sine), modulated.astype(memory.dtype))
             hidden = norm(x)
             offset = span_head(hidden).astype(jnp.float32)
             predicted.append(nn.sigmoid(offset + inverse_sigmoid(reference)))
@@ -163,10 +156,8 @@ class MomentDecoder(layers.Block, kw_only=True):
                 change = refine(x).astype(jnp.float32)
                 reference = nn.sigmoid(change + inverse_sigmoid(current))
         return dict(
-            pred_logits=jnp.stack(logits),
-            pred_spans=jnp.stack(predicted),
-            decoder_attention=jnp.stack(attention, 1),
-        )
+            pred_logits=jnp.stack(logits), pred_spans=jnp.stack(predicted),
+            decoder_attention=jnp.stack(attention, 1))
 
 
 def decode_moments(out: dict, seconds: jax.Array) -> jax.Array:
@@ -208,14 +199,9 @@ def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
 
     def layer(logits, pred_spans):
         return losses.set_prediction(
-            logits=logits,
-            spans=pred_spans,
-            target_spans=batch['spans'],
-            targets_mask=batch['spans_mask'],
-            cost=dict(config.detr_cost),
-            label=config.detr_label,
-            background=config.detr_background,
-        )
+            logits=logits, spans=pred_spans, target_spans=batch['spans'],
+            targets_mask=batch['spans_mask'], cost=dict(config.detr_cost), label=config.detr_label,
+            background=config.detr_background)
 
     per_layer = jax.vmap(layer)(out['pred_logits'], out['pred_spans'])
     return {name: value.sum() for name, value in per_layer.items()}

@@ -21,8 +21,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     place = sum(
         (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
          for axis, stride in enumerate(strides[:len(shape)])),
-        jnp.zeros(shape, jnp.uint32),
-    )
+        jnp.zeros(shape, jnp.uint32))
     x = place ^ before
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ middle ^ (x >> 15)) * np.uint32(0x846CA68B)

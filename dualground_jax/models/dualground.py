@@ -29,8 +29,7 @@ from dualground_jax.models.base import GroundingModel
 LOSS = dict(
     weights=dict(
         reg=1.0, cls=5.0, sal=0.1, saliency=0.8, label=4.0, phrase=1.0, eos=1.0,
-        span=10.0, giou=1.0, query_label=4.0,
-    ),
+        span=10.0, giou=1.0, query_label=4.0),
     attn=1.0,
     margin=0.2,
     margin_weight=1.0,
@@ -66,8 +65,7 @@ class Fusion(nn.Module):
         if self.mode == 'concat':
             return layers.MLP((width, width), self.dtype, name='mlp')(both)
         raise ConfigError(
-            f"model.fusion={self.mode!r}: expected 'sum', 'hadamard', 'gate' or 'concat'"
-        )
+            f"model.fusion={self.mode!r}: expected 'sum', 'hadamard', 'gate' or 'concat'")
 
 
 class Model(GroundingModel):
@@ -115,8 +113,7 @@ class Model(GroundingModel):
         """
         if self.paths not in ('both', 'sentence', 'phrase'):
             raise ConfigError(
-                f"model.paths={self.paths!r}: expected 'both', 'sentence' or 'phrase'"
-            )
+                f"model.paths={self.paths!r}: expected 'both', 'sentence' or 'phrase'")
         how = dict(deterministic=not train)
         text_type, video_type = self.token_types()
         words_mask, eos, eos_mask = text.split_roles(batch, self.tokens)
@@ -181,13 +178,11 @@ class Model(GroundingModel):
             sentence_path = cross_attention.TextGuidedEncoder(
                 **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_heads=self.heads,
                 dummy_layers=self.dummy_layers, t2v_layers=self.t2v_layers,
-                enc_layers=self.enc_layers, name='sentence_path',
-            )
+                enc_layers=self.enc_layers, name='sentence_path')
         if self.paths != 'sentence':
             phrase_path = phrases.PhrasePath(
                 **self.shared, context_layers=self.context_layers,
-                across_phrases=self.across_phrases, name='phrase_path',
-            )
+                across_phrases=self.across_phrases, name='phrase_path')
         return sentence_path, phrase_path
 
     @nn.nowrap
@@ -237,8 +232,7 @@ class Model(GroundingModel):
         if self.head == 'detr':
             return detr.MomentDecoder(
                 **self.shared, queries=self.queries, num_layers=self.dec_layers, ffn=self.ffn,
-                name='decoder',
-            )(clips, position, mask, **how)
+                name='decoder')(clips, position, mask, **how)
         raise ConfigError(f"model.head={self.head!r}: expected 'pyramid' or 'detr'")
 
 
@@ -258,13 +252,11 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     has_eos = out['eos_mask']
     parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
-        sal=highlight.clip_query_nce(out['clips'], out['eos'], has_eos, batch, config),
-    )
+        sal=highlight.clip_query_nce(out['clips'], out['eos'], has_eos, batch, config))
     if 'phrase_attention' in out:
         parts['phrase'] = sum(
             losses.phrase_diversity(attention=weights, mask=out['has_words'], r=config.dqa_r)
-            for weights in (out['phrase_attention'], out['slot_attention'][:, -1].mean(1))
-        )
+            for weights in (out['phrase_attention'], out['slot_attention'][:, -1].mean(1)))
         form = dict(infonce=losses.info_nce, margin=losses.cosine_margin)[config.eos_form]
         parts['eos'] = form(out['phrase_eos'], out['eos'], mask=has_eos & out['has_words'])
     on_head = pyramid.point_losses if 'points' in out else detr.set_losses

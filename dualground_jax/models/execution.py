@@ -66,8 +66,7 @@ def run_layers(
 
     loop = nn.scan(
         body, variable_axes={'params': 0}, split_rngs={'dropout': True}, out_axes=1,
-        length=num_layers,
-    )
+        length=num_layers)
     return nn.map_variables(loop, 'params', stacked)(parent, x)
 
 

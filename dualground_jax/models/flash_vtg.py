@@ -67,8 +67,7 @@ class Model(GroundingModel):
         encoder = cross_attention.TextGuidedEncoder(
             **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_layers=self.dummy_layers,
             dummy_heads=self.dummy_heads, t2v_layers=self.t2v_layers, enc_layers=self.enc_layers,
-            name='encoder',
-        )
+            name='encoder')
 
         video = clips, self.position(mask), mask
         encoded = encoder.encode_text(tokens, tokens_mask, **how)
@@ -86,8 +85,7 @@ class Model(GroundingModel):
 
         out |= pyramid.PyramidHead(
             strides=tuple(self.strides), kernel=self.kernel, conv_layers=self.conv_layers,
-            mlp_layers=self.mlp_layers, dtype=self.dtype, name='pyramid_head',
-        )(out['clips'], mask)
+            mlp_layers=self.mlp_layers, dtype=self.dtype, name='pyramid_head')(out['clips'], mask)
         # The head rectifies the clips, and the alignment loss sees them so.
         out['clips'] = nn.relu(out['clips'])
         out['query'] = query
@@ -111,8 +109,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
         sal=highlight.clip_query_nce(out['clips'], out['query'], True, batch, config),
-        **pyramid.point_losses(out, batch, config),
-    )
+        **pyramid.point_losses(out, batch, config))
     return losses.weighted_sum(parts, config.weights), parts
 
 

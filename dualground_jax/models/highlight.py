@@ -59,11 +59,9 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
     def ranking(scores, scores_neg):
         pairs = losses.margin_ranking(
             scores=scores, pos_clips=batch['pos_clips'], neg_clips=batch['neg_clips'],
-            mask=batch['pairs_mask'], margin=config.margin,
-        )
+            mask=batch['pairs_mask'], margin=config.margin)
         return config.margin_weight * pairs + losses.rank_with_negatives(
-            scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg
-        )
+            scores=scores, scores_neg=scores_neg, labels=labels, mask=mask, real_neg=real_neg)
 
     absence = losses.negative_pair(logits=out['saliency_neg'], mask=mask, real_neg=real_neg)
     loss = ranking(out['saliency'], out['saliency_neg']) + config.absence_weight * absence
@@ -73,18 +71,13 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
         loss += config.attn * (
             ranking(own, other)
             + losses.attention_cross_entropy(weights=own, labels=labels, mask=mask)
-            + config.absence_weight * absence
-        )
+            + config.absence_weight * absence)
     return loss
 
 
 def clip_query_nce(clips, query, has_query, batch: dict, config) -> jax.Array:
     """InfoNCE of clips [B, T, D] and query [B, D] where has_query bool[B], see `sampled_nce`."""
     return losses.sampled_nce(
-        similarity=losses.cosine(clips, query[:, None]),
-        labels=batch['saliency'],
-        pos_clips=batch['pos_clips'][:, 0],
-        mask=batch['video_mask'],
-        pairs_mask=batch['pairs_mask'] & has_query,
-        over_batch=config.nce_over_batch,
-    )
+        similarity=losses.cosine(clips, query[:, None]), labels=batch['saliency'],
+        pos_clips=batch['pos_clips'][:, 0], mask=batch['video_mask'],
+        pairs_mask=batch['pairs_mask'] & has_query, over_batch=config.nce_over_batch)

@@ -279,8 +279,7 @@ class Block(nn.Module):
     def shared(self) -> dict:
         """These fields, for the layers inside."""
         return dict(
-            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution
-        )
+            heads=self.heads, dropout=self.dropout, dtype=self.dtype, execution=self.execution)
 
 
 class Attention(Block):
@@ -313,14 +312,11 @@ class Attention(Block):
 
         def attend(query, drop):
             weights = attention_weights(
-                query, key, mask, heads=self.heads, normalize=self.normalize
-            )
+                query, key, mask, heads=self.heads, normalize=self.normalize)
             return weighted_values(drop(weights), value), weights
 
         drop = dropout.Dropout(self.dropout, deterministic=deterministic)
-        update, weights = execution.over_chunks(
-            attend, query, drop, self.execution.attention_chunk
-        )
+        update, weights = execution.over_chunks(attend, query, drop, self.execution.attention_chunk)
         return dense_of(width, self.dtype, self.inits.out, FROM_HEADS)('out')(update), weights
 
 
@@ -354,8 +350,7 @@ class EncoderLayer(Block, kw_only=True):
         drop = residual_dropout(self.dropout, self.drop_path, deterministic)
         keys = x + position
         update, _ = Attention(**self.shared, inits=self.inits, name='attention')(
-            keys, keys, x, mask[:, None, None], deterministic=deterministic
-        )
+            keys, keys, x, mask[:, None, None], deterministic=deterministic)
         x = LayerNorm(self.dtype, name='norm1')(x + drop(update))
         update = FeedForward(
             self.ffn, self.dropout, self.dtype, self.inits.linear, name='feed_forward'
@@ -375,8 +370,7 @@ class Encoder(Block, kw_only=True):
     def __call__(self, x, position, mask, *, deterministic: bool) -> jax.Array:
         def layer(name):
             return EncoderLayer(
-                **self.shared, ffn=self.ffn, drop_path=self.drop_path, inits=self.inits, name=name
-            )
+                **self.shared, ffn=self.ffn, drop_path=self.drop_path, inits=self.inits, name=name)
 
         def step(layer, x):
             return layer(x, position, mask, deterministic=deterministic), None
@@ -398,8 +392,7 @@ class ProjectedAttention(Block):
         dense = dense_of(x.shape[-1], self.dtype)
         outer = [dense(name) for name in ('query', 'key', 'value')]
         update, weights = Attention(**self.shared, normalize=self.normalize, name='attention')(
-            x, memory, memory, mask, deterministic=deterministic, outer=outer
-        )
+            x, memory, memory, mask, deterministic=deterministic, outer=outer)
         update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         return LayerNorm(self.dtype, name='norm')(x + update), weights
 
@@ -425,11 +418,9 @@ class SelfAttentionLayer(Block):
         """Maps x [B, T, D] with mask bool[B, T], or None, to [B, T, D]."""
         mask = None if mask is None else mask[:, None, None]
         x, _ = ProjectedAttention(**self.shared, name='attention')(
-            x, x, mask, deterministic=deterministic
-        )
+            x, x, mask, deterministic=deterministic)
         return ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
-            x, deterministic=deterministic
-        )
+            x, deterministic=deterministic)
 
 
 class InputProjection(nn.Module):

@@ -78,8 +78,7 @@ class SlotLayer(nn.Module):
         update = dropout.Dropout(self.dropout)(update, deterministic=deterministic)
         sequence = layers.LayerNorm(self.dtype, name='self_norm')(sequence + update)
         sequence = layers.ResidualLinear(self.dropout, self.dtype, name='feed_forward')(
-            sequence, deterministic=deterministic
-        )
+            sequence, deterministic=deterministic)
         return sequence[:, 1:], sequence[:, 0], weights
 
 
@@ -134,8 +133,7 @@ class PhraseClipProduct(nn.Module):
         """Combines phrases [B, N, D] and clips [B, T, D] to [B, N, T, D]."""
         dense = layers.dense_of(clips.shape[-1], self.dtype)
         product = (
-            nn.relu(dense('phrase')(phrases))[:, :, None] * nn.relu(dense('clip')(clips))[:, None]
-        )
+            nn.relu(dense('phrase')(phrases))[:, :, None] * nn.relu(dense('clip')(clips))[:, None])
         product = layers.LayerNorm(self.dtype, name='norm1')(product)
         return nn.relu(layers.LayerNorm(self.dtype, name='norm2')(dense('context')(product)))
 
@@ -150,10 +148,8 @@ class PhraseContextLayer(layers.Block):
         """Maps context [B, N, T, D] with clips_mask bool[B, T] to [B, N, T, D]."""
         batch, phrases, clips, width = context.shape
         context = layers.SelfAttentionLayer(**self.shared, name='time')(
-            context.reshape(batch * phrases, clips, width),
-            jnp.repeat(clips_mask, phrases, 0),
-            deterministic=deterministic,
-        ).reshape(context.shape)
+            context.reshape(batch * phrases, clips, width), jnp.repeat(clips_mask, phrases, 0),
+            deterministic=deterministic).reshape(context.shape)
         if self.across_phrases:
             by_clip = context.swapaxes(1, 2)
             context = layers.SelfAttentionLayer(**self.shared, name='phrases')(
@@ -182,9 +178,7 @@ class PhrasePath(layers.Block):
         position = layers.sine_position(clips_mask, width, normalize=False)
 
         def layer(name):
-            return PhraseContextLayer(
-                **self.shared, across_phrases=self.across_phrases, name=name
-            )
+            return PhraseContextLayer(**self.shared, across_phrases=self.across_phrases, name=name)
 
         def step(layer, x):
             return layer(x, clips_mask, deterministic=deterministic), None
@@ -202,7 +196,5 @@ class PhrasePath(layers.Block):
             return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
         return weighted(context), dict(
-            phrase_weights=weights,
-            phrase_energy=energy(matched),
-            summary_energy=energy(weighted(matched)),
-        )
+            phrase_weights=weights, phrase_energy=energy(matched),
+            summary_energy=energy(weighted(matched)))

@@ -63,8 +63,7 @@ class TemporalPyramid(nn.Module):
             for k in range(int(np.log2(stride))):
                 x = layers.conv(
                     clips.shape[-1], 2, self.dtype, f'level_{i}_conv_{k}', strides=2,
-                    padding='VALID',
-                )(x)
+                    padding='VALID')(x)
                 x = nn.relu(layers.LayerNorm(self.dtype, name=f'level_{i}_norm_{k}')(x))
             levels.append(x)
         return levels
@@ -103,8 +102,7 @@ class BoundaryHead(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         for i, features in enumerate((x.shape[-1], self.channels)):
             x = layers.conv(features, 3, self.dtype, f'conv_{i}', padding=1)(
-                jnp.where(mask[..., None], x, 0)
-            )
+                jnp.where(mask[..., None], x, 0))
             if i == 0:
                 x = nn.relu(x)
         return x
@@ -145,24 +143,19 @@ class PyramidHead(nn.Module):
         widths = (width // 2,) * (self.mlp_layers - 1) + (1,)
         class_head, score_head = (
             ConvHead(self.kernel, self.conv_layers, widths, self.dtype, name=name)
-            for name in ('class_head', 'score_head')
-        )
+            for name in ('class_head', 'score_head'))
         by_level = jnp.concatenate([class_head(x, m) for x, m in zip(pyramid, level_masks)], 1)
 
         order = jnp.argsort(~valid, axis=1, stable=True)[..., None]
         packed = jnp.take_along_axis(jnp.concatenate(pyramid, 1), order, 1)
         packed_mask = jnp.take_along_axis(valid, order[..., 0], 1)
-        across = jnp.take_along_axis(
-            score_head(packed, packed_mask), jnp.argsort(order, axis=1), 1
-        )
+        across = jnp.take_along_axis(score_head(packed, packed_mask), jnp.argsort(order, axis=1), 1)
         mix = self.param('mix', nn.initializers.constant(0.5), (1,))
         logits = mix * by_level + (1 - mix) * across
 
         out = dict(
-            points=jnp.asarray(pyramid_points(clips.shape[1], strides)),
-            points_mask=valid,
-            logits=logits[..., 0].astype(jnp.float32),
-        )
+            points=jnp.asarray(pyramid_points(clips.shape[1], strides)), points_mask=valid,
+            logits=logits[..., 0].astype(jnp.float32))
         boundary_head = BoundaryHead(2 * max(self.bins, 1), self.dtype, name='boundary_head')
         raw = [boundary_head(x, m).astype(jnp.float32) for x, m in zip(pyramid, level_masks)]
         if self.bins:
@@ -172,9 +165,7 @@ class PyramidHead(nn.Module):
             out['offsets'] = jax.nn.softmax(out['offset_logits'], -1) @ centres
         else:
             scale = self.param('level_scale', nn.initializers.ones, (len(self.strides),))
-            out['offsets'] = jnp.concatenate(
-                [jnp.exp(x) * scale[i] for i, x in enumerate(raw)], 1
-            )
+            out['offsets'] = jnp.concatenate([jnp.exp(x) * scale[i] for i, x in enumerate(raw)], 1)
         return out
 
 
@@ -223,8 +214,7 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
     positive &= valid
     clips = batch['saliency'].shape[1]
     of_clips = dict(
-        logits=out['logits'][:, :clips], labels=batch['saliency'], mask=batch['video_mask']
-    )
+        logits=out['logits'][:, :clips], labels=batch['saliency'], mask=batch['video_mask'])
 
     if config.classification == 'focal':
         cls = losses.focal(logits=out['logits'], labels=positive, mask=valid)
@@ -232,23 +222,19 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
         sides = jnp.array([-1.0, 1.0])
         quality = spans.iou(out['offsets'] * sides, targets * sides)
         cls = losses.quality_focal(
-            logits=out['logits'], labels=positive, quality=quality, mask=valid
-        )
+            logits=out['logits'], labels=positive, quality=quality, mask=valid)
     elif config.classification == 'saliency':
         cls = losses.saliency_cross_entropy(**of_clips)
     else:
         raise ConfigError(
             f"loss.classification={config.classification!r}: expected 'focal', 'quality' or "
-            "'saliency'"
-        )
+            "'saliency'")
     if config.regression == 'l1':
         reg = losses.boundary_l1(offsets=out['offsets'], targets=targets, mask=positive)
     elif config.regression == 'dfl' and 'offset_logits' in out:
         reg = losses.boundary_bins(
-            logits=out['offset_logits'], targets=targets, mask=positive, radius=config.radius
-        )
+            logits=out['offset_logits'], targets=targets, mask=positive, radius=config.radius)
     else:
         raise ConfigError(
-            f"loss.regression={config.regression!r}: expected 'l1', or 'dfl' with model.bins > 1"
-        )
+            f"loss.regression={config.regression!r}: expected 'l1', or 'dfl' with model.bins > 1")
     return dict(cls=cls, reg=reg, label=losses.label_alignment(**of_clips))

@@ -46,15 +46,12 @@ class Fuser(nn.Module):
         scores += jnp.einsum('btd,bld->btl', context * scale, query)
         over_words, over_clips = (
             layers.masked_softmax(scores, mask, axis).astype(clips.dtype)
-            for mask, axis in ((words_mask[:, None], 2), (clips_mask[..., None], 1))
-        )
+            for mask, axis in ((words_mask[:, None], 2), (clips_mask[..., None], 1)))
         to_clips = jnp.einsum('btl,bld->btd', over_words, words)
         through_words = jnp.einsum(
-            'btl,bld->btd', over_words, jnp.einsum('btl,btd->bld', over_clips, clips)
-        )
+            'btl,bld->btd', over_words, jnp.einsum('btl,btd->bld', over_clips, clips))
         attended = dense('attended')(
-            jnp.concatenate([clips, to_clips, clips * to_clips, clips * through_words], -1)
-        )
+            jnp.concatenate([clips, to_clips, clips * to_clips, clips * through_words], -1))
         shares = layers.masked_softmax(score('pooling')(words), words_mask[..., None], 1)
         pooled = (shares.astype(words.dtype) * words).sum(1, keepdims=True)
         pooled = jnp.broadcast_to(pooled, attended.shape)
@@ -77,8 +74,7 @@ class GRU(nn.Module):
             inputs, is_there = now
             hidden = state.astype(kernel.dtype) @ kernel + bias
             of_input, of_hidden = (
-                jnp.split(gates.astype(jnp.float32), 3, -1) for gates in (inputs, hidden)
-            )
+                jnp.split(gates.astype(jnp.float32), 3, -1) for gates in (inputs, hidden))
             reset, keep = (nn.sigmoid(a + b) for a, b in zip(of_input[:2], of_hidden[:2]))
             following = nn.tanh(of_input[2] + reset * of_hidden[2])
             following = (1 - keep) * following + keep * state
@@ -174,14 +170,12 @@ class Model(GroundingModel):
         fused = Fuser(self.dropout, self.dtype, name='fuser')(clips, mask, words, words_mask, **how)
         guided, attn = cross_attention.CrossAttention(
             **common, num_layers=self.enc_layers, projections=True, inits=layers.XAVIER,
-            name='cross_attention',
-        )(fused, position, words, words, words_mask, **how)
+            name='cross_attention')(fused, position, words, words, words_mask, **how)
 
         # A first guess of the highlights says which clips count more in the same encoder's second
         # pass; nothing supervises it but what follows.
         encoder = layers.Encoder(
-            **common, num_layers=self.enc_layers, inits=layers.XAVIER, name='encoder'
-        )
+            **common, num_layers=self.enc_layers, inits=layers.XAVIER, name='encoder')
         saliency_head = highlight.SaliencyHead(self.dtype, name='saliency_head')
         memory = encoder(guided, position, mask, **how)
         shares = layers.masked_softmax(saliency_head(memory), mask)[..., None]
@@ -192,8 +186,7 @@ class Model(GroundingModel):
 
         # The moment found says in turn which clips are highlights.
         refined = MomentRefinement(self.dtype, name='moment_refinement')(
-            memory, clips, moments['pred_logits'][-1], moments['pred_spans'][-1], mask
-        )
+            memory, clips, moments['pred_logits'][-1], moments['pred_spans'][-1], mask)
         return moments | dict(
             saliency=saliency_head(refined),
             clips=clips,
@@ -250,27 +243,17 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
       (loss, every unweighted loss by name).
     """
     margin = losses.margin_ranking(
-        scores=out['saliency'],
-        pos_clips=batch['pos_clips'],
-        neg_clips=batch['neg_clips'],
-        mask=batch['pairs_mask'],
-        margin=config.margin,
-    )
+        scores=out['saliency'], pos_clips=batch['pos_clips'], neg_clips=batch['neg_clips'],
+        mask=batch['pairs_mask'], margin=config.margin)
     rank = losses.rank_contrastive(
-        scores=out['saliency'], labels=batch['saliency'], mask=batch['video_mask']
-    )
+        scores=out['saliency'], labels=batch['saliency'], mask=batch['video_mask'])
     parts = dict(
         saliency=config.margin_weight * margin + rank.mean(),
         vtc=video_text_alignment(
-            videos=out['clips_mean'], texts=out['text_mean'], mask=out['text_mask'].any(-1)
-        ),
+            videos=out['clips_mean'], texts=out['text_mean'], mask=out['text_mask'].any(-1)),
         ctc=clip_text_alignment(
-            clips=out['clips'],
-            words=out['text'],
-            words_mask=out['text_mask'],
-            relevant=batch['relevant'],
-            mask=batch['video_mask'],
-        ),
+            clips=out['clips'], words=out['text'], words_mask=out['text_mask'],
+            relevant=batch['relevant'], mask=batch['video_mask']),
         **detr.set_losses(out, batch, config),
     )
     return losses.weighted_sum(parts, config.weights), parts
