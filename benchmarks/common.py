@@ -142,7 +142,7 @@ def make_program(config: ConfigDict, *, predicts: bool = False) -> Program:
     seconds = time.perf_counter() - started
     step.step = compiled
     return Program(
-        call=lambda: jax.block_until_ready(compiled(*arguments) if predict else step(batch)),
+        call=lambda: jax.block_until_ready(compiled(*arguments) if predicts else step(batch)),
         gflop=compiled.cost_analysis()['flops'] / 1e9,
         memory_gb=compile.memory_of(compiled)[0] / 1e9, compile_seconds=seconds)
 
