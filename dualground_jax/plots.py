@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from data_pipelines import annotations
 from data_pipelines.files import whole_files
 
 # Okabe-Ito: told apart by colour-blind readers, and in grey.
@@ -100,6 +101,23 @@ def training_figure(rows: list[dict], selection: tuple[str, ...], split: str) ->
     return figure
 
 
+def example_of(
+    record: annotations.Query, labels: np.ndarray, row: dict, clip_length: float
+) -> dict:
+    """What the figures of a query take, see `grounding_figure`.
+
+    Args:
+        record: the query.
+        labels: float[T], annotated saliencies.
+        row: its prediction in the official format.
+        clip_length: seconds.
+    """
+    return dict(
+        query=record.query, vid=record.vid, duration=record.duration, clip_length=clip_length,
+        windows=record.windows.tolist(), labels=labels.tolist(),
+        predictions=row['pred_relevant_windows'], saliency=row['pred_saliency_scores'])
+
+
 def grounding_figure(example: dict) -> Figure:
     """Timeline of one query: true windows, ranked predictions, saliency.
 
@@ -175,15 +193,3 @@ def label_time(axes: Axes, example: dict) -> None:
         axes.xaxis.set_major_formatter(minutes)
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f'{t:g} s'))
-
-
-def plot_training(
-    rows: list[dict], path: str | os.PathLike, selection: tuple[str, ...], split: str
-) -> None:
-    """Writes `training_figure` to a PNG file."""
-    save(training_figure(rows, selection, split), path)
-
-
-def plot_grounding(example: dict, path: str | os.PathLike) -> None:
-    """Writes `grounding_figure` to a PNG file."""
-    save(grounding_figure(example), path)

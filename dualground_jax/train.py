@@ -352,26 +352,17 @@ def write_results(
         **best['best_metrics'],
     )
     files.write_json(folder / 'results.json', result)
-    plots.plot_training(
-        rows, folder / 'training.png', tuple(config.evaluate.selection), config.evaluate.split)
+    figure = plots.training_figure(
+        rows, tuple(config.evaluate.selection), config.evaluate.split)
+    plots.save(figure, folder / 'training.png')
     predictions = files.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.
     count = min(config.evaluate.pictures, len(predictions))
     for i in np.linspace(0, len(predictions) - 1, count).astype(int):
         record = val_split.queries[i]
-        plots.plot_grounding(
-            dict(
-                query=record.query,
-                vid=record.vid,
-                duration=record.duration,
-                # Of highlight data sets it is nominal (docs/datasets.md): clips are equally long.
-                clip_length=record.duration / len(val_split.saliency[i]),
-                saliency=predictions[i]['pred_saliency_scores'],
-                labels=val_split.saliency[i].tolist(),
-                windows=record.windows.tolist(),
-                predictions=predictions[i]['pred_relevant_windows'],
-            ),
-            folder / f'grounding_{record.qid}.png',
-        )
+        # Of highlight data sets its length is nominal (docs/datasets.md): clips are equally long.
+        clip_length = record.duration / len(val_split.saliency[i])
+        example = plots.example_of(record, val_split.saliency[i], predictions[i], clip_length)
+        plots.save(plots.grounding_figure(example), folder / f'grounding_{record.qid}.png')
     print(official.format_table(best['best_metrics'], config.evaluate.protocol))
     print(f'best step {best["best_step"]}; wrote {folder / "results.json"}')

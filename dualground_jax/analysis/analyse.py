@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import whole_folder
-from dualground_jax import evaluate, predict, runtime, sharding
+from dualground_jax import evaluate, plots, predict, runtime, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -282,12 +282,8 @@ def example(
     n_clips = len(split.saliency[index])
     series = {tokens.ROLES[role]: seen['roles'][r, attention.POOLINGS.index('sum'), :n_clips]
               for r, role in enumerate(attention.STUDIED) if seen['present'][r]}
-    shown = dict(
-        qid=record.qid, query=record.query, vid=record.vid, duration=record.duration,
-        clip_length=clip_length, roles=series, windows=record.windows.tolist(),
-        predictions=row['pred_relevant_windows'], saliency=row['pred_saliency_scores'],
-        labels=split.saliency[index].tolist(),
-    )
+    shown = plots.example_of(record, split.saliency[index], row, clip_length)
+    shown |= dict(qid=record.qid, roles=series)
     is_word = np.isin(roles, (tokens.WORD, tokens.PUNCTUATION))
     rows = np.flatnonzero(is_word)
     if of_phrases and tokens.ROLES[tokens.PHRASE] in series:

@@ -36,7 +36,7 @@ def test_figures_of_highlight_sets(tmp_path):
     left, right = plots.training_figure(rows, ('mAP',), 'val').axes
     assert left.get_yscale() == 'symlog' and right.get_title() == 'val metrics'
     assert 'best: 2' in right.get_legend_handles_labels()[1]
-    plots.plot_training(rows, tmp_path / 'a.png', ('mAP',), 'val')
+    plots.save(plots.training_figure(rows, ('mAP',), 'val'), tmp_path / 'a.png')
     figure = plots.grounding_figure(EXAMPLE | dict(windows=[], labels=[0.0, 1.0] * 25))
     assert '(0–1)' in figure.axes[-1].get_ylabel()
     assert is_png(tmp_path / 'a.png')
@@ -51,7 +51,7 @@ def test_grounding_figure_shows_true_and_found_windows():
 
 @pytest.mark.parametrize('rows', [[], ROWS[:1], ROWS[2:3]])
 def test_training_figure_of_little(rows, tmp_path):
-    plots.plot_training(rows, tmp_path / 'a.png', ('MR-full-mAP',), 'val')
+    plots.save(plots.training_figure(rows, ('MR-full-mAP',), 'val'), tmp_path / 'a.png')
     assert is_png(tmp_path / 'a.png')
 
 
@@ -69,13 +69,13 @@ def test_training_figure_of_little(rows, tmp_path):
 def test_grounding_figure_of_little(change, tmp_path, monkeypatch):
     # Global state, such as a display: importing it fails from here on.
     monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
-    plots.plot_grounding({**EXAMPLE, **change}, tmp_path / 'a.png')
+    plots.save(plots.grounding_figure({**EXAMPLE, **change}), tmp_path / 'a.png')
     assert is_png(tmp_path / 'a.png')
 
 
 def test_a_failed_drawing_leaves_no_file(tmp_path):
     with pytest.raises(ValueError):
-        plots.plot_grounding({**EXAMPLE, 'labels': np.zeros(3)}, tmp_path / 'a.png')
+        plots.save(plots.grounding_figure({**EXAMPLE, 'labels': np.zeros(3)}), tmp_path / 'a.png')
     figure = plots.grounding_figure(EXAMPLE)
     figure.savefig = lambda path, **_: (path.write_text('half'), 1 / 0)
     with pytest.raises(ZeroDivisionError):
