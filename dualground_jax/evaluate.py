@@ -48,18 +48,11 @@ def ground_truth(split: datasets.Split) -> list[dict]:
     """The split's annotations in the official format, as the metrics read them."""
     rows = []
     for record in split.queries:
-        row = dict(
-            qid=record.qid,
-            query=record.query,
-            duration=record.duration,
-            vid=record.vid,
-            relevant_windows=record.windows.tolist(),
-        )
+        row = dict(qid=record.qid, query=record.query, duration=record.duration, vid=record.vid,
+                   relevant_windows=record.windows.tolist())
         if record.clip_scores is not None:
-            row |= dict(
-                relevant_clip_ids=record.clip_ids.tolist(),
-                saliency_scores=record.clip_scores.tolist(),
-            )
+            row |= dict(relevant_clip_ids=record.clip_ids.tolist(),
+                        saliency_scores=record.clip_scores.tolist())
         if record.label is not None:
             row |= dict(label=record.label.tolist(), domain=record.domain)
         rows.append(row)

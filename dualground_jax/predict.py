@@ -94,9 +94,7 @@ def prediction(record: annotations.Query, windows: np.ndarray, saliency: np.ndar
     """
     kept = windows[windows[:, 2] >= 0].astype(np.float64).round(4)
     return dict(
-        qid=record.qid,
-        query=record.query,
-        vid=record.vid,
+        qid=record.qid, query=record.query, vid=record.vid,
         pred_relevant_windows=kept.tolist(),
         pred_saliency_scores=saliency.astype(np.float64).round(4).tolist(),
     )
@@ -242,10 +240,9 @@ class Predictor:
         """
         streams = video_features if isinstance(video_features, list) else [video_features]
         data = self.config.data
-        video = release.join_streams(
-            data,
-            [features.check_rows(rows, f'video_features[{i}]') for i, rows in enumerate(streams)],
-            names=[f'video_features[{i}]' for i in range(len(streams))])
+        names = [f'video_features[{i}]' for i in range(len(streams))]
+        rows = list(map(features.check_rows, streams, names))
+        video = release.join_streams(data, rows, names=names)
         text, roles = release.label_query(
             data, features.check_rows(query_features, 'query_features'), 'query_features')
         duration = duration or len(video) * data.clip_length
@@ -272,8 +269,6 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
     streams = [release.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
     rows = features.read_features(query_file, data.text_key)
     windows, saliency = predictor.predict(streams, rows)
-    print(
-        json.dumps(
-            dict(
-                windows=windows.astype(float).round(4).tolist(),
-                saliency=saliency.astype(float).round(4).tolist(), clip_length=data.clip_length)))
+    print(json.dumps(dict(
+        windows=windows.astype(float).round(4).tolist(),
+        saliency=saliency.astype(float).round(4).tolist(), clip_length=data.clip_length)))

@@ -97,15 +97,12 @@ def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> Trai
 
     def place(x, axes):
         placed = nn.logical_to_mesh_axes(axes, sharding.RULES)
-        fits = [size % _parts(mesh, axis) == 0 for size, axis in zip(x.shape, placed)]
+        parts = [1 if axis is None else mesh.shape[axis] for axis in placed]
+        fits = [size % part == 0 for size, part in zip(x.shape, parts)]
         spec = PartitionSpec(*(axis if fit else None for axis, fit in zip(placed, fits)))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(place, nn.unbox(boxed), nn.get_partition_spec(boxed))
-
-
-def _parts(mesh: Mesh, axis: str | None) -> int:
-    return 1 if axis is None else mesh.shape[axis]
 
 
 def fresh_state(

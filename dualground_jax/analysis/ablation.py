@@ -30,17 +30,13 @@ class Condition:
     swapped: frozenset[int] = frozenset()
 
 
-def _conditions() -> dict[str, Condition]:
-    parts = dict(eos=SENTENCE, words=WORDS, text=(*SENTENCE, *WORDS))
-    masks = parts | dict(start=(START,), punctuation=(PUNCTUATION,))
-    return {
-        'full': Condition(),
-        **{f'mask_{name}': Condition(masked=frozenset(roles)) for name, roles in masks.items()},
-        **{f'swap_{name}': Condition(swapped=frozenset(roles)) for name, roles in parts.items()},
-    }
-
-
-CONDITIONS = _conditions()
+_SWAPPED = dict(eos=SENTENCE, words=WORDS, text=(*SENTENCE, *WORDS))
+_MASKED = _SWAPPED | dict(start=(START,), punctuation=(PUNCTUATION,))
+CONDITIONS = {
+    'full': Condition(),
+    **{f'mask_{name}': Condition(masked=frozenset(roles)) for name, roles in _MASKED.items()},
+    **{f'swap_{name}': Condition(swapped=frozenset(roles)) for name, roles in _SWAPPED.items()},
+}
 TITLES = {
     'full': 'all tokens',
     'mask_eos': 'without [EOS]',
@@ -57,11 +53,8 @@ TITLES = {
 def distinct_conditions(seen: set[int]) -> dict[str, str]:
     """Maps each condition to the first one that is the same to a model which sees these roles."""
     first: dict[Condition, str] = {}
-    found = {}
-    for name, condition in CONDITIONS.items():
-        effective = Condition(condition.masked & seen, condition.swapped & seen)
-        found[name] = first.setdefault(effective, name)
-    return found
+    return {name: first.setdefault(Condition(one.masked & seen, one.swapped & seen), name)
+            for name, one in CONDITIONS.items()}
 
 
 def partners(source: np.ndarray, seed: int = 0) -> np.ndarray | None:
@@ -74,14 +67,13 @@ def partners(source: np.ndarray, seed: int = 0) -> np.ndarray | None:
     Returns:
         int[Q], a permutation; None if more than half of the queries are of one video.
     """
-    counts = np.bincount(np.unique(source, return_inverse=True)[1])
+    _, inverse, counts = np.unique(source, return_inverse=True, return_counts=True)
     if 2 * counts.max() > len(source):
         return None
     # Queries of one video lie side by side; half the circle further on there are none of them.
     rng = np.random.default_rng(seed)
     videos = rng.permutation(len(counts))
     shuffled = rng.permutation(len(source))
-    inverse = np.unique(source, return_inverse=True)[1]
     order = shuffled[np.argsort(videos[inverse[shuffled]], kind='stable')]
     shift = rng.integers(counts.max(), len(source) - counts.max() + 1)
     found = np.empty(len(source), np.int64)

@@ -83,8 +83,7 @@ def correlation_figure(splits: dict, *, title: str) -> Figure:
         points.plot(split['x'], split['y'], ls='', marker=look.marker, ms=2, mew=0,
                     color=look.colour, rasterized=True,
                     alpha=float(np.clip(1500 / max(len(split['x']), 1), 0.3, 0.8)))
-        points.set_xlabel('attention of a clip to [EOS]')
-        points.set_ylabel('attention of a clip to words')
+        points.set(xlabel='attention of a clip to [EOS]', ylabel='attention of a clip to words')
         points.label_outer()
         label = f'{name}: pooled Pearson {_text(split["pearson_pooled"])}'
         _legend_above(points, [Line2D([], [], ls='', marker=look.marker, color=look.colour,
@@ -102,10 +101,8 @@ def correlation_figure(splits: dict, *, title: str) -> Figure:
             if _defined(mean):
                 axes.plot([mean, mean], [0, 1], lw=0.8, marker=look.marker, markevery=[1],
                           transform=axes.get_xaxis_transform(), clip_on=False, **style)
-        axes.set_xlim(-1, 1)
-        axes.set_ylim(0, None)
-        axes.set_xlabel(f'{kind.capitalize()} correlation over the clips of a sample')
-        axes.set_ylabel('density')
+        axes.set(xlim=(-1, 1), ylim=(0, None), ylabel='density',
+                 xlabel=f'{kind.capitalize()} correlation over the clips of a sample')
         _legend_above(axes, handles)
     return figure
 
@@ -144,9 +141,8 @@ def ablation_figure(groups: dict, *, metric: str, title: str) -> Figure:
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.tick_params(axis='y', length=0)
     axes.spines['left'].set_visible(False)
-    axes.set_ylim(len(groups) - 0.45, -0.55)
     axes.margins(x=0.14)  # room for the numbers
-    axes.set_xlabel(metric)
+    axes.set(xlabel=metric, ylim=(len(groups) - 0.45, -0.55))
     handles = [Patch(facecolor=(look.colour, 0.25), edgecolor=look.colour, hatch=look.hatch,
                      label=name) for name, look in looks.items()]
     _legend_above(axes, handles, ncols=2)
@@ -174,17 +170,14 @@ def length_figure(bins: dict, *, metric: str, title: str) -> Figure:
             axes.plot([centre, centre], [low, high], color=look.colour, marker='_', lw=1)
         axes.plot(x, intervals[:, 0], color=look.colour, ls=look.line, marker=look.marker,
                   label=name)
-    axes.set_xlim(-0.5, len(bins) - 0.5)
     axes.set_xticks(range(len(bins)), [f'{name}\nn = {row["queries"]:,}'
                                        for name, row in bins.items()])
-    axes.set_xlabel('n: number of queries')
-    axes.set_ylabel(metric)
+    axes.set(xlim=(-0.5, len(bins) - 0.5), xlabel='n: number of queries', ylabel=metric)
     if len(looks) > 1:
         first, second, *_ = looks
         values = [[row.get(name, missing)[0] for name in (first, second)] for row in bins.values()]
         digits = _digits(value for pair in values for value in pair)
-        gains = [_text(a - b, f'+z.{digits}f', '–')
-                 for a, b in np.array(values, float)]
+        gains = [_text(a - b, f'+z.{digits}f', '–') for a, b in np.array(values, float)]
         top = axes.secondary_xaxis('top')
         top.set_xticks(range(len(bins)), gains)
         top.tick_params(length=0)
@@ -259,8 +252,7 @@ def phrase_figure(example: dict) -> Figure:
         counts.annotate(f'{weight:.2f}', (weight, row), xytext=(3, 0), va='center', fontsize=7,
                         textcoords='offset points')
     counts.tick_params(labelleft=False, left=False)
-    counts.set_xlim(0, None)
-    counts.set_xlabel('weight of\nthe phrase')
+    counts.set(xlim=(0, None), xlabel='weight of\nthe phrase')
 
     time = panels['time']
     plots.shade_windows(time, example)
@@ -299,8 +291,8 @@ def heads_figure(values: list[list[float | None]], *, title: str) -> Figure:
                       fontsize=7)
     axes.set_xticks(range(heads), range(1, heads + 1))
     axes.set_yticks(range(layers), range(1, layers + 1))
-    axes.set_xlabel('head (hatched: undefined)' if np.isnan(values).any() else 'head')
-    axes.set_ylabel('layer')
+    axes.set(ylabel='layer',
+             xlabel='head (hatched: undefined)' if np.isnan(values).any() else 'head')
     bar = figure.colorbar(mesh, ax=axes, ticks=(-1, -0.5, 0, 0.5, 1))
     bar.solids.set_rasterized(True)
     return figure
