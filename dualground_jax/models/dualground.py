@@ -133,10 +133,9 @@ class Model(GroundingModel):
             # [EOS] carries its type embedding only here (D).
             guide = (eos + text_type) * eos_mask[:, None]
             encoded = phrases.PhraseEncoder(
-                phrases=self.phrases, phrase_layers=self.phrase_layers, heads=self.heads,
+                **self.shared, phrases=self.phrases, phrase_layers=self.phrase_layers,
                 slot_normalize=self.slot_normalize, rpg_positions=self.rpg_positions,
-                dropout=self.dropout, dtype=self.dtype, name='phrase_encoder',
-            )(guide, words, words_mask, **how)
+                name='phrase_encoder')(guide, words, words_mask, **how)
             query['phrases'] = encoded['phrases'], encoded['phrase_eos']
 
         # Each video with its query: one row a sample, in training two.

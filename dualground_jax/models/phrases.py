@@ -47,16 +47,13 @@ class RecurrentPhrases(nn.Module):
         return jnp.stack(phrases, 1), jnp.stack(attention, 1)
 
 
-class SlotLayer(nn.Module):
+class SlotLayer(layers.Block):
     """Refines the phrases by the words, and P_EOS by the phrases (P, D: LGI.py).
 
     P_EOS sees itself and all phrases; the phrases do not see P_EOS.
     """
 
-    heads: int
     normalize: str = 'slots'
-    dropout: float = 0.0
-    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, phrases, phrase_eos, words, words_mask, *, deterministic: bool):
@@ -82,16 +79,13 @@ class SlotLayer(nn.Module):
         return sequence[:, 1:], sequence[:, 0], weights
 
 
-class PhraseEncoder(nn.Module):
+class PhraseEncoder(layers.Block, kw_only=True):
     """Words -> phrases and their summary P_EOS: recurrent generator, then slot refinement."""
 
     phrases: int
     phrase_layers: int
-    heads: int
     slot_normalize: str = 'slots'
     rpg_positions: bool = True
-    dropout: float = 0.0
-    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, eos, words, words_mask, *, deterministic: bool) -> dict[str, jax.Array]:
@@ -112,7 +106,7 @@ class PhraseEncoder(nn.Module):
         slot_attention = []
         for i in range(self.phrase_layers):
             phrases, phrase_eos, weights = SlotLayer(
-                self.heads, self.slot_normalize, self.dropout, self.dtype, name=f'slot_{i}'
+                **self.shared, normalize=self.slot_normalize, name=f'slot_{i}'
             )(phrases, phrase_eos, positioned, words_mask, deterministic=deterministic)
             slot_attention.append(weights)
         return dict(
