@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from configs import qvh
 from data_pipelines import datasets, files, pipeline, simulate
 from dualground_jax import predict, runtime, sharding, state, train
+from dualground_jax.metrics import tables
 from dualground_jax.tpu import compile
 
 # Model -> release of features and batch size of its public QVHighlights script.
@@ -195,14 +196,13 @@ def markdown(rows: list[dict]) -> str:
     def cell(value) -> str:
         return f'{value:.3g}' if isinstance(value, float) else '' if value is None else str(value)
 
-    lines = [keys, ['---'] * len(keys), *([cell(row.get(key)) for key in keys] for row in rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return tables.markdown(keys, [[cell(row.get(key)) for key in keys] for row in rows])
 
 
 def write(output: str, **report: list[dict]) -> None:
     """Prints every table of the report, and writes it all as json, with what numbers depend on."""
     for name, rows in report.items():
-        print(f'\n{name}\n\n{markdown(rows)}')
+        print(f'\n{name}\n\n{markdown(rows)}', end='')
     if output:
         machine = dict(runtime.versions(), cores=os.cpu_count(), backend=jax.default_backend())
         files.write_json(output, dict(report, machine=machine))
