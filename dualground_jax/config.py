@@ -55,6 +55,14 @@ def read_file(named: str) -> ConfigDict:
     return module.get_config(arguments or None)
 
 
+def differences(saved: dict, wanted: dict) -> list[str]:
+    """'key: value there, value here' of each key whose values are not the same."""
+    absent = 'absent'
+    return [f'{key}: {saved.get(key, absent)} there, {wanted.get(key, absent)} here'
+            for key in sorted(saved.keys() | wanted.keys())
+            if key not in saved or key not in wanted or saved[key] != wanted[key]]
+
+
 def check_key(config: ConfigDict, path: str) -> None:
     """Raises ConfigError, listing the known keys, if `path` ('a.b.c') is not in the config."""
     node, known = config, 'config'

@@ -217,9 +217,7 @@ class Predictor:
         return cls(config, params, step, mesh)
 
     def predict(
-        self,
-        video_features: np.ndarray | list[np.ndarray],
-        query_features: np.ndarray,
+        self, video_features: np.ndarray | list[np.ndarray], query_features: np.ndarray,
         duration: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Finds the moments of a sentence.

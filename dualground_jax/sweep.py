@@ -22,6 +22,7 @@ from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
 from dualground_jax import checkpoints, sharding, state, train
 from dualground_jax.config import check_key as check_known
+from dualground_jax.config import differences
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
 
@@ -226,13 +227,9 @@ def check_same_config(one: Run) -> None:
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
-    wanted, saved = (traverse_util.flatten_dict(config.to_dict(), sep='.')
-                     for config in (one.config, run_there.config('latest')))
-    absent = 'absent'
-    pairs = [f'{key}: {saved.get(key, absent)} there, {wanted.get(key, absent)} here'
-             for key in sorted(wanted.keys() | saved.keys())
-             if key not in saved or key not in wanted or saved[key] != wanted[key]]
-    if pairs:
+    saved, wanted = (traverse_util.flatten_dict(config.to_dict(), sep='.')
+                     for config in (run_there.config('latest'), one.config))
+    if pairs := differences(saved, wanted):
         raise UserError(f'{one.workdir}: holds a run by another config ({"; ".join(pairs)}); use '
                         'another --workdir')
 

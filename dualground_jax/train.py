@@ -18,6 +18,7 @@ from data_pipelines import datasets, files, pipeline, progress
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import evaluate, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
+from dualground_jax.config import differences
 from dualground_jax.metrics import official
 from dualground_jax.state import TrainState, abstract_state, fresh_state, make_optimizer
 
@@ -318,12 +319,9 @@ class StepClock:
 
 def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
     """Raises CheckpointError if a checkpoint is of another model than the config."""
-    ours, theirs = config.model.to_dict(), saved.model.to_dict()
-    changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if changed:
-        pairs = ', '.join(f'{k}: {theirs.get(k)} there, {ours.get(k)} here' for k in changed)
-        raise CheckpointError(
-            f'the workdir holds a run of another model ({pairs}); use another --workdir')
+    if changed := differences(saved.model.to_dict(), config.model.to_dict()):
+        raise CheckpointError(f'the workdir holds a run of another model ({", ".join(changed)}); '
+                              'use another --workdir')
 
 
 def write_results(
