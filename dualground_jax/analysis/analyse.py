@@ -99,26 +99,22 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
     sharding.check_batch_size(mesh, config.evaluate.batch_size, 'evaluate.batch_size')
     abstract = state_lib.abstract_state(config, mesh)
     params = checkpoints.restore('best', abstract)[0].eval_params
-    analyst = Analyst(config, mesh, params, seen)
+    predictor = make_predictor(config, mesh, params)
 
     # ---- Analysis ----------------------------------------------------------------------------
     with whole_folder(path.parent, replace=True) as folder:
         found = dict(
-            model=config.model.name,
-            seed=config.seed,
-            settings=asked,
+            model=config.model.name, seed=config.seed, settings=asked,
             selection=list(config.evaluate.selection),
             seen_roles=[tokens.ROLES[role] for role in sorted(seen)],
-            config=json.loads(config.to_json()),
-            versions=runtime.versions(),
-            splits={},
-        )
+            config=json.loads(config.to_json()), versions=runtime.versions(), splits={})
         figures = []
         for split in splits:
             started = time.monotonic()
-            found['splits'][split.name], scatter, examples = analyst.analyse(
-                split, folder, settings)
-            figures.append((split.name, scatter, examples))
+            part, points, examples = analyse_split(
+                config, split, seen, predictor, settings, folder)
+            found['splits'][split.name] = part
+            figures.append((split.name, points, examples))
             logging.info('%s: %d queries of %s analysed in %.1f s', workdir, len(split.queries),
                          split.name, time.monotonic() - started)
         report.write(found, figures, folder)
@@ -130,78 +126,76 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
 def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Split:
     """A split in which punctuation has a role of its own, where it can be told."""
     split = predict.load_split(config, name)
-    roles = [
-        tokens.mark_punctuation(
-            role, tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
-        )
-        for record, role in zip(split.queries, split.roles, strict=True)]
+    roles = []
+    for record, role in zip(split.queries, split.roles, strict=True):
+        words = tokens.word_strings(record.query, (role == tokens.WORD).sum(), settings.tokenizer)
+        roles.append(tokens.mark_punctuation(role, words))
     return dataclasses.replace(split, roles=roles)
 
 
-class Analyst:
-    """A model with its parameters, and the compiled function that looks at it."""
+def make_predictor(config: ConfigDict, mesh: Mesh, params: Any) -> Callable:
+    """Compiles (split, batch) -> (predictions, what is studied of the batch, on the device)."""
+    def look(out, batch):
+        of_phrases = {name: out[name] for name in phrases.FIELDS if name in out}
+        return attention.observe(out), of_phrases
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, params: Any, seen: set[int]):
-        self.config, self.params, self.seen = config, params, seen
-        self.sharding = sharding.batch_sharding(mesh)
+    # One program for all: another one without the attention takes longer to compile than it saves
+    # on most splits. What is not fetched stays on the device.
+    step = predict.make_predict_step(config, mesh, look)
+    placement = sharding.batch_sharding(mesh)
 
-        def look(out, batch):
-            of_phrases = {name: out[name] for name in phrases.FIELDS if name in out}
-            return attention.observe(out), of_phrases
+    def predictor(split, batch):
+        windows, saliency, found = step(params, jax.device_put(batch, placement))
+        windows, saliency = jax.device_get((windows, saliency))
+        return predict.batch_predictions(split, batch['index'], windows, saliency), found
 
-        # One program for all: another one without the attention takes longer to compile than it
-        # saves on most splits. What is not fetched stays on the device.
-        self.look = predict.make_predict_step(config, mesh, look)
+    return predictor
 
-    def predict(self, split: datasets.Split, batch: dict) -> tuple[list[dict], Callable]:
-        """Predictions of a batch, and a function that fetches what `look` returned of it."""
-        found = self.look(self.params, jax.device_put(batch, self.sharding))
-        windows, saliency = jax.device_get(found[:2])
-        rows = predict.batch_predictions(split, batch['index'], windows, saliency)
-        return rows, lambda: jax.device_get(found[2])
 
-    def analyse(
-        self, split: datasets.Split, folder: pathlib.Path, settings: Settings
-    ) -> tuple[dict, dict, list[dict]]:
-        """Goes through a split once.
+def analyse_split(
+    config: ConfigDict, split: datasets.Split, seen: set[int], predictor: Callable,
+    settings: Settings, folder: pathlib.Path,
+) -> tuple[dict, dict, list[dict]]:
+    """Goes through a split once.
 
-        Args:
-            split: the queries.
-            folder: gets `queries_<split>.csv`, a row per query.
-            settings: which of the queries are shown, and the tokenizer that names their words.
+    Args:
+        config: whole config.
+        split: the queries.
+        seen: roles of tokens that the model sees.
+        predictor: of `make_predictor`.
+        settings: which of the queries are shown, and the tokenizer that names their words.
+        folder: gets `queries_<split>.csv`, a row per query.
 
-        Returns:
-            (the split's part of the report, the points of the scatter plot, the examples).
-        """
-        words = np.array([len(record.query.split()) for record in split.queries])
-        wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
-        changes = Ablations(split, self.seen, self.config)
-        study, phrase_study, examples = None, phrases.PhraseStudy(), []
-        batches = pipeline.eval_batches(
-            split, self.config.data, batch_size=self.config.evaluate.batch_size)
-        table = []
-        for index, batch in batches:
-            rows, fetch = self.predict(split, batch)
-            found, of_phrases = fetch()
-            changes.add('full', rows)
-            for name, changed in changes.edited(batch):
-                changes.add(name, self.predict(split, changed)[0])
+    Returns:
+        (the split's part of the report, the points of the scatter plot, the examples).
+    """
+    words = np.array([len(record.query.split()) for record in split.queries])
+    wanted = np.linspace(0, len(words) - 1, min(settings.examples, len(words))).astype(int)
+    changes = Ablations(split, seen, config)
+    study, phrase_study, examples, table = None, phrases.PhraseStudy(), [], []
+    for index, batch in pipeline.eval_batches(
+            split, config.data, batch_size=config.evaluate.batch_size):
+        rows, found = predictor(split, batch)
+        found, of_phrases = jax.device_get(found)
+        changes.add('full', rows)
+        for name, changed in changes.edited(batch):
+            changes.add(name, predictor(split, changed)[0])
 
-            study = study or attention.AttentionStudy(*found['heads'].shape[1:3])
-            table += [dict(qid=row['qid'], words=len(row['query'].split()), **values)
-                      for row, values in zip(rows, study.add(found, batch), strict=True)]
-            if of_phrases:
-                phrase_study.add(of_phrases, batch)
-            for place in np.flatnonzero(np.isin(index, wanted)):
-                picked = jax.tree.map(lambda x, b=place: x[b], (found, of_phrases))
-                examples.append(example(split, index[place], rows[place], picked,
-                                        self.config.data.clip_length, settings.tokenizer))
-        report.write_table(folder / f'queries_{split.name}.csv', table)
-        part = dict(queries=len(words), **study.results(summary.length_bins(words)))
-        part |= changes.results(tuple(self.config.evaluate.selection), words)
-        if phrase_study.rows:
-            part['phrases'] = phrase_study.results()
-        return part, scatter(study), examples
+        study = study or attention.AttentionStudy(*found['heads'].shape[1:3])
+        table += [dict(qid=row['qid'], words=len(row['query'].split()), **values)
+                  for row, values in zip(rows, study.add(found, batch), strict=True)]
+        if of_phrases:
+            phrase_study.add(of_phrases, batch)
+        for place in np.flatnonzero(np.isin(index, wanted)):
+            picked = jax.tree.map(lambda x, b=place: x[b], (found, of_phrases))
+            examples.append(example(split, index[place], rows[place], picked,
+                                    config.data.clip_length, settings.tokenizer))
+    report.write_table(folder / f'queries_{split.name}.csv', table)
+    part = dict(queries=len(words), **study.results(summary.length_bins(words)))
+    part |= changes.results(tuple(config.evaluate.selection), words)
+    if phrase_study.rows:
+        part['phrases'] = phrase_study.results()
+    return part, scatter(study), examples
 
 
 class Ablations:
@@ -223,11 +217,10 @@ class Ablations:
     def edited(self, batch: dict) -> Iterator[tuple[str, dict]]:
         """Yields (name, batch) of each distinct condition but the unchanged one."""
         index = batch['index']
+        other = None
         if self.partners is not None:
             drawn = np.where(index >= 0, self.partners[index], 0)
             other = ablation.texts_of(self.split, drawn, batch)
-        else:
-            other = None
         for name in self.predictions:
             if name != 'full':
                 yield name, ablation.edit_text(batch, ablation.CONDITIONS[name], other)
