@@ -250,9 +250,15 @@ def test_needed_bytes():
 # The mode -------------------------------------------------------------------------------------
 
 
+def tiny():
+    config = synthetic.get_config('runlocal,model=flash_vtg')
+    config.model.update(input_layers=1, mlp_layers=1, strides=(1,))
+    return config
+
+
 @pytest.fixture(name='config')
 def tiny_config():
-    return synthetic.get_config('runlocal,model=flash_vtg')
+    return tiny()
 
 
 def values(topology, **changes):
@@ -262,9 +268,8 @@ def values(topology, **changes):
 
 @pytest.fixture(name='report', scope='module')
 def compiled_report(tmp_path_factory):
-    config = synthetic.get_config('runlocal,model=flash_vtg')
     path = tmp_path_factory.mktemp('compile') / 'report.json'
-    report = compile.run(values('cpu:2', output=str(path)), config.lock())
+    report = compile.run(values('cpu:2', output=str(path)), tiny().lock())
     assert json.loads(path.read_text()) == report
     return report
 
