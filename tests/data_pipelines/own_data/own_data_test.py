@@ -17,8 +17,10 @@ from tests.helpers import command_line
 from tests.helpers.paths import REPO
 
 COMMAND = 'python -m dualground_jax.main '
-# The test's own addition to the training command: half of the time to compile.
-QUICKLY = ('--config.model.paths=sentence', '--config.train.max_steps=2')
+# The test's own addition to the training command: a quarter of the time to compile.
+QUICKLY = ('--config.model.paths=sentence', '--config.model.strides=(1,)',
+           '--config.model.mlp_layers=1', '--config.model.input_layers=1',
+           '--config.mesh.data=1', '--config.train.max_steps=2')
 
 
 def example_blocks():
