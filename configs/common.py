@@ -35,10 +35,7 @@ def parse_arg(arg: str | None, **known) -> dict:
     values = dict(known)
     for part in filter(None, (arg or '').split(',')):
         name, given, value = part.partition('=')
-        if name not in known:
-            raise ConfigError(
-                f'unknown config argument {name!r}, known are: {", ".join(sorted(known))}'
-            )
+        _check_known('config argument', name, known)
         kind = type(known[name])
         if kind is bool:
             meaning = {'': True, 'true': True, '1': True, 'false': False, '0': False}
@@ -70,10 +67,8 @@ def base(dataset: str, args: dict) -> ConfigDict:
     """
     model, features = args['model'], args['features']
     _check_known('model', model, models.MODELS)
-    _check_known(
-        'features', features, [name for owner, name in datasets.FEATURES if owner == dataset],
-        f' for {dataset}',
-    )
+    releases = [name for owner, name in datasets.FEATURES if owner == dataset]
+    _check_known('features', features, releases, f' for {dataset}')
     config = ConfigDict(defaults.sections(model, dataset, features))
     config.model.update({k: args[k] for k in ('head', 'tokens', 'paths') if k in config.model})
     config.data.domain = args.get('domain', '')
@@ -82,7 +77,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
         for split, name in config.data.annotations.items():
             path = os.path.join(args['annotations'], name)
             config.data.annotations[split] = os.path.abspath(path)
-    if (recipe := recipes.recipe(model, dataset, features)) is not None:
+    if recipe := recipes.recipe(model, dataset, features):
         config.lock()  # a key that does not exist is an error
         config.update_from_flattened_dict(recipe.values)
         config.unlock()
@@ -92,8 +87,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
 def _check_known(kind: str, name: str, known: Iterable[str], where: str = '') -> None:
     if name not in known:
         raise ConfigError(
-            f'unknown {kind} {name!r}{where}, known are: {", ".join(sorted(known))}'
-        )
+            f'unknown {kind} {name!r}{where}, known are: {", ".join(sorted(known))}')
 
 
 def resize(config: ConfigDict, **sizes) -> None:
@@ -105,10 +99,9 @@ def small(config: ConfigDict) -> ConfigDict:
     """Shrinks any config to run in seconds."""
     resize(
         config, width=32, heads=4, ffn=64, t2v_layers=1, enc_layers=1, dec_layers=1,
-        dummy_layers=1, dummies=3, phrase_layers=1, context_layers=1, mlp_layers=2,
-    )
+        dummy_layers=1, dummies=3, phrase_layers=1, context_layers=1, mlp_layers=2)
     config.data.limit = 32
     batch_size = min(8, config.train.batch_size)
-    config.train.update(dict(batch_size=batch_size, epochs=2, log_every=2, eval_every=1))
-    config.evaluate.update(dict(batch_size=8, pictures=1))
+    config.train.update(batch_size=batch_size, epochs=2, log_every=2, eval_every=1)
+    config.evaluate.update(batch_size=8, pictures=1)
     return config

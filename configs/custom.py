@@ -40,20 +40,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
                    if not args[name]]:
         raise ConfigError(f'configs/custom.py needs the arguments {"; ".join(missing)}')
     if args['layout'] not in tokens.TEXT_LAYOUTS or args['clip_length'] < 0:
-        raise ConfigError(
-            f'layout={args["layout"]}, clip_length={args["clip_length"]}: expected '
-            f'{", ".join(tokens.TEXT_LAYOUTS)} and seconds above 0'
-        )
+        raise ConfigError(f'layout={args["layout"]}, clip_length={args["clip_length"]}: expected '
+                          f'{", ".join(tokens.TEXT_LAYOUTS)} and seconds above 0')
     config = common.base('custom', args)
     data, root = config.data, pathlib.Path(args['root'])
-    data.update(
-        dict(
-            video_dirs=tuple(args['video'].split('+')),
-            text_dir=args['text'],
-            text_layout=args['layout'],
-            clip_length=args['clip_length'],
-        )
-    )
+    data.update(video_dirs=tuple(args['video'].split('+')), text_dir=args['text'],
+                text_layout=args['layout'], clip_length=args['clip_length'])
     data.video_dims = tuple(width(root / name, features.VIDEO_KEY) for name in data.video_dirs)
     data.text_dim = width(root / data.text_dir, features.TEXT_KEY)
     measure(config)
@@ -72,8 +64,7 @@ def width(folder: pathlib.Path, key: str) -> int:
     if not widths:
         raise ConfigError(
             f'{folder}: expected feature files, {" or ".join(features.SUFFIXES)}, to read their '
-            f'width; found {len(files)}{problem} (arguments root, video, text)'
-        )
+            f'width; found {len(files)}{problem} (arguments root, video, text)')
     return widths.most_common(1)[0][0]
 
 
@@ -90,8 +81,7 @@ def measure(config: ConfigDict) -> None:
             data.annotations.test = ''
         else:
             raise ConfigError(
-                f'{path}: no such file (arguments root, annotations); --mode=import-csv makes it'
-            )
+                f'{path}: no such file (arguments root, annotations); --mode=import-csv makes it')
     found = [query for part in queries.values() for query in part]
     if not found:
         raise ConfigError(f'{paths["train"]}: no record is as expected, see docs/own_data.md')

@@ -27,9 +27,7 @@ _TR_DETR = {'seed': 2017, 'evaluate.nms': 2.0, 'train.batch_size': 32, 'train.ep
 _CHARADES = {
     'train.epochs': 50, 'train.eval_every': 1, 'loss.weights.sal': 0.01, 'loss.weights.label': 0.1,
 }
-_CHARADES_IV2 = _CHARADES | {
-    'model.kernel': 7, 'model.conv_layers': 2, 'model.mlp_layers': 3,
-}
+_CHARADES_IV2 = _CHARADES | {'model.kernel': 7, 'model.conv_layers': 2, 'model.mlp_layers': 3}
 _CHARADES_VGG = _CHARADES | {'model.kernel': 3, 'model.conv_layers': 2}
 _DUALGROUND_CHARADES = {
     'optimizer.learning_rate': 2.5e-4, 'train.batch_size': 128, 'model.phrases': 3,
@@ -89,117 +87,87 @@ class Recipe:
 RECIPES = {
     ('dualground', 'qvhighlights', 'iv2'): Recipe(
         'paper, section 4.1; what it leaves open: qv_internvideo2/train.sh of FlashVTG', {},
-        'the scripts that it stands on have lr 5e-4',
-    ),
+        'the scripts that it stands on have lr 5e-4'),
     ('dualground', 'qvhighlights', 'sf_clip'): Recipe('as with InternVideo2', {}),
     ('dualground', 'charades_sta', 'iv2'): Recipe(
         'paper, section 4.1; what it leaves open: charades_sta_internvideo2/train.sh of FlashVTG',
-        _CHARADES_IV2 | _DUALGROUND_CHARADES,
-    ),
+        _CHARADES_IV2 | _DUALGROUND_CHARADES),
     ('dualground', 'charades_sta', 'sf_clip'): Recipe(
         'paper, section 4.1; what it leaves open: charades_sta/train.sh of FlashVTG',
-        _CHARADES | _DUALGROUND_CHARADES,
-    ),
+        _CHARADES | _DUALGROUND_CHARADES),
     ('dualground', 'charades_sta', 'vgg'): Recipe(
         'as with SlowFast and CLIP; what it leaves open: charades_sta/train_vgg.sh of FlashVTG',
-        _CHARADES_VGG | _DUALGROUND_CHARADES,
-    ),
+        _CHARADES_VGG | _DUALGROUND_CHARADES),
     ('dualground', 'tacos', 'sf_clip'): Recipe(
-        'tacos/train.sh of FlashVTG stands in: the paper has no TACoS', _TACOS,
-    ),
+        'tacos/train.sh of FlashVTG stands in: the paper has no TACoS', _TACOS),
     ('dualground', 'tvsum', 'sf_clip'): Recipe(
         'paper, section 4.1; what it leaves open: tvsum/train.sh of FlashVTG',
-        _TVSUM | {'model.phrases': 3},
-    ),
+        _TVSUM | {'model.phrases': 3}),
     ('dualground', 'youtube_highlights', 'sf_clip'): Recipe(
         'youtube_uni/train.sh of FlashVTG stands in: the paper has no YouTube Highlights',
         _YOUTUBE | {'model.phrases': 3, 'train.eval_every': 1},
-        '5 epochs are those of two of the six domains',
-    ),
+        '5 epochs are those of two of the six domains'),
     ('flash_vtg', 'qvhighlights', 'sf_clip'): Recipe(
         FLASH_VTG + 'train_qv_slowclip.sh',
-        {'optimizer.learning_rate': 5e-4, 'train.eval_every': 1},
-    ),
+        {'optimizer.learning_rate': 5e-4, 'train.eval_every': 1}),
     ('flash_vtg', 'qvhighlights', 'iv2'): Recipe(
         FLASH_VTG + 'qv_internvideo2/train.sh',
-        {
-            'optimizer.learning_rate': 5e-4, 'model.strides': (1, 2, 4, 8, 16),
-            'loss.weights.label': 0.0,
-        },
-    ),
+        {'optimizer.learning_rate': 5e-4, 'model.strides': (1, 2, 4, 8, 16),
+         'loss.weights.label': 0.0}),
     ('flash_vtg', 'charades_sta', 'sf_clip'): Recipe(
         FLASH_VTG + 'charades_sta/train.sh',
-        _CHARADES | {'optimizer.learning_rate': 2.5e-4, 'train.batch_size': 128},
-    ),
+        _CHARADES | {'optimizer.learning_rate': 2.5e-4, 'train.batch_size': 128}),
     ('flash_vtg', 'charades_sta', 'iv2'): Recipe(
         FLASH_VTG + 'charades_sta_internvideo2/train.sh',
-        _CHARADES_IV2 | {'optimizer.learning_rate': 1.5e-4, 'train.batch_size': 32},
-    ),
+        _CHARADES_IV2 | {'optimizer.learning_rate': 1.5e-4, 'train.batch_size': 32}),
     ('flash_vtg', 'charades_sta', 'vgg'): Recipe(
         FLASH_VTG + 'charades_sta/train_vgg.sh', _CHARADES_VGG | {'train.batch_size': 16},
-        'the script says 1 epoch; 50 is that of the other two',
-    ),
+        'the script says 1 epoch; 50 is that of the other two'),
     ('flash_vtg', 'tacos', 'sf_clip'): Recipe(
-        FLASH_VTG + 'tacos/train.sh', _TACOS | {'model.dummy_layers': 3, 'model.dummies': 35},
-    ),
+        FLASH_VTG + 'tacos/train.sh', _TACOS | {'model.dummy_layers': 3, 'model.dummies': 35}),
     ('flash_vtg', 'tvsum', 'sf_clip'): Recipe(
         FLASH_VTG + 'tvsum/train.sh', _TVSUM | {'model.dummies': 3},
-        'kernel 5 and 2 convolutions are set and not passed: the defaults, 3 and 3, act',
-    ),
+        'kernel 5 and 2 convolutions are set and not passed: the defaults, 3 and 3, act'),
     ('flash_vtg', 'youtube_highlights', 'sf_clip'): Recipe(
         FLASH_VTG + 'youtube_uni/train.sh',
         _YOUTUBE | {'model.dummies': 1, 'train.eval_every': 2},
-        '5 epochs, for two of the six domains',
-    ),
+        '5 epochs, for two of the six domains'),
     ('cg_detr', 'qvhighlights', 'sf_clip'): Recipe(
-        CG_DETR + 'train.sh', _CG_DETR | {'data.max_tokens': 32},
-    ),
+        CG_DETR + 'train.sh', _CG_DETR | {'data.max_tokens': 32}),
     ('cg_detr', 'charades_sta', 'sf_clip'): Recipe(
         CG_DETR + 'charades_sta/train.sh', _CG_DETR_MOMENTS,
-        'the contrastive weight of 0.002 acts on no loss: its flag is not set',
-    ),
+        'the contrastive weight of 0.002 acts on no loss: its flag is not set'),
     ('cg_detr', 'charades_sta', 'vgg'): Recipe(
         CG_DETR + 'charades_sta/train_vgg.sh',
-        _CG_DETR_MOMENTS | {'train.batch_size': 16, 'model.dropout': 0.2},
-    ),
+        _CG_DETR_MOMENTS | {'train.batch_size': 16, 'model.dropout': 0.2}),
     ('cg_detr', 'tacos', 'sf_clip'): Recipe(
         CG_DETR + 'tacos/train.sh',
         _CG_DETR_MOMENTS | {
-            'model.dummies': 50, 'evaluate.selection': ('MR-full-R1@0.5', 'MR-full-R1@0.7'),
-        },
-    ),
+            'model.dummies': 50, 'evaluate.selection': ('MR-full-R1@0.5', 'MR-full-R1@0.7')}),
     ('cg_detr', 'tvsum', 'i3d'): Recipe(
         CG_DETR + 'tvsum/train_tvsum.sh',
         _CG_DETR_HD | {'optimizer.learning_rate': 1e-3, 'model.dummies': 3},
-        'tries 1 and 2 prompts',
-    ),
+        'tries 1 and 2 prompts'),
     ('cg_detr', 'youtube_highlights', 'sf_clip'): Recipe(
         CG_DETR + 'youtube_uni/train.sh',
         _CG_DETR_HD | {
             'optimizer.learning_rate': 2e-4, 'model.dummies': 1, 'loss.absence_weight': 0.0,
-            'loss.weights.saliency': 4.0,
-        },
-        'tries 1 and 2 prompts',
-    ),
+            'loss.weights.saliency': 4.0},
+        'tries 1 and 2 prompts'),
     ('tr_detr', 'qvhighlights', 'sf_clip'): Recipe(
-        TR_DETR + 'train.sh', _TR_DETR | {'data.max_tokens': 32},
-    ),
+        TR_DETR + 'train.sh', _TR_DETR | {'data.max_tokens': 32}),
     ('tr_detr', 'charades_sta', 'sf_clip'): Recipe(
         TR_DETR + 'train.sh', _TR_DETR,
-        'that of QVHighlights stands in: there is none for Charades-STA',
-    ),
+        'that of QVHighlights stands in: there is none for Charades-STA'),
     ('tr_detr', 'tacos', 'sf_clip'): Recipe(
         TR_DETR + 'train.sh', _TR_DETR | {'data.max_tokens': 32},
-        'that of QVHighlights stands in: there is none for TACoS',
-    ),
+        'that of QVHighlights stands in: there is none for TACoS'),
     ('tr_detr', 'youtube_highlights', 'sf_clip'): Recipe(
         TR_DETR + 'tvsum/train_tvsum.sh', _TR_DETR_HD,
-        'that of TVSum stands in: there is none for YouTube Highlights',
-    ),
+        'that of TVSum stands in: there is none for YouTube Highlights'),
     ('tr_detr', 'tvsum', 'i3d'): Recipe(
         TR_DETR + 'tvsum/train_tvsum.sh', _TR_DETR_HD,
-        'its seed is a shell variable that is not set: the default',
-    ),
+        'its seed is a shell variable that is not set: the default'),
 }
 
 

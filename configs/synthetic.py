@@ -17,19 +17,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         planted = world.World(train_queries=32, val_queries=16, test_queries=16)
         config.data.root = args['root'] or 'data/synthetic_small'
     config.world = dataclasses.asdict(planted)
-    config.data.update(
-        dict(
-            video_dims=(planted.video_dim,),
-            text_dim=planted.text_dim,
-            max_clips=planted.max_clips,
-            max_tokens=27,  # 25 words
-        )
-    )
+    config.data.update(video_dims=(planted.video_dim,), text_dim=planted.text_dim,
+                       max_clips=planted.max_clips,
+                       max_tokens=world.MAX_WORDS + 2)  # beside words start-of-text and [EOS]
     common.resize(
         config, width=64, heads=4, ffn=128, t2v_layers=2, enc_layers=1, dec_layers=2, dummies=3,
-        context_layers=1, mlp_layers=2, phrases=3, input_dropout=0.1,
-    )
-    config.optimizer.update(dict(learning_rate=1.5e-3, schedule='cosine', warmup_steps=50))
-    config.train.update(dict(batch_size=32, epochs=8, eval_every=1))
+        context_layers=1, mlp_layers=2, phrases=3, input_dropout=0.1)
+    config.optimizer.update(learning_rate=1.5e-3, schedule='cosine', warmup_steps=50)
+    config.train.update(batch_size=32, epochs=8, eval_every=1)
     config.evaluate.batch_size = 100
     return common.small(config) if args['runlocal'] else config
