@@ -26,7 +26,7 @@ class Dataset:
         annotations: split -> file name in the release.
         clip_length: seconds.
         saliency: how a clip's label is made, see `saliency.clip_labels`.
-        max_windows: no query has more.
+        max_windows: no query has more; where there are none, the batch has a place for one.
         segments: whether video ids end in _START_END, and so name their source before that.
         duration_unit: seconds that a 1 in the annotations' field `duration` stands for.
         selection: the best checkpoint has the highest mean of these metrics.
@@ -38,7 +38,7 @@ class Dataset:
     annotations: Mapping[str, str]
     clip_length: float
     saliency: str
-    max_windows: int
+    max_windows: int = 1
     segments: bool = False
     duration_unit: float = 1.0
     selection: tuple[str, ...] = ('MR-full-mAP',)
@@ -48,77 +48,38 @@ class Dataset:
 
 _WHOLE_VIDEO = 0.0, 50000.0  # as the public post-processing writes it
 
+
+def _files(train: str, val: str, test: str = '') -> dict[str, str]:
+    """Split -> annotation file; val is also test where there is no third split."""
+    return {'train': train, 'val': val, 'test': test or val}
+
+
+_BY_SPLIT = _files('train.jsonl', 'val.jsonl', 'test.jsonl')
+
 # docs/datasets.md tells where each comes from, and its traps.
 DATASETS = {
     'qvhighlights': Dataset(
-        annotations={
-            'train': 'highlight_train_release.jsonl',
-            'val': 'highlight_val_release.jsonl',
-            'test': 'highlight_test_release.jsonl',
-        },
-        clip_length=2.0,
-        saliency='annotators',
-        max_windows=30,  # val has 25
-        segments=True,
-    ),
+        _files('highlight_train_release.jsonl', 'highlight_val_release.jsonl',
+               'highlight_test_release.jsonl'),
+        clip_length=2.0, saliency='annotators', segments=True,
+        max_windows=30),  # val has 25
     'charades_sta': Dataset(
-        annotations={
-            'train': 'charades_sta_train_tvr_format.jsonl',
-            'val': 'charades_sta_test_tvr_format.jsonl',  # there is no third split
-            'test': 'charades_sta_test_tvr_format.jsonl',
-        },
-        clip_length=1.0,
-        saliency='window',
-        max_windows=1,
-        selection=('MR-full-R1@0.5', 'MR-full-R1@0.7'),
-    ),
+        _files('charades_sta_train_tvr_format.jsonl', 'charades_sta_test_tvr_format.jsonl'),
+        clip_length=1.0, saliency='window', selection=('MR-full-R1@0.5', 'MR-full-R1@0.7')),
     'tacos': Dataset(
-        # The public scripts choose their checkpoints on the test split.
-        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
-        clip_length=2.0,
-        saliency='window',
-        max_windows=1,
-        selection=('MR-full-R1@0.3',),
-        clip_to=_WHOLE_VIDEO,
-    ),
+        _BY_SPLIT,  # the public scripts choose their checkpoints on the test split
+        clip_length=2.0, saliency='window', selection=('MR-full-R1@0.3',), clip_to=_WHOLE_VIDEO),
     'tvsum': Dataset(
-        annotations={
-            'train': 'tvsum_train.jsonl',
-            'val': 'tvsum_val.jsonl',  # there is no third split
-            'test': 'tvsum_val.jsonl',
-        },
-        clip_length=2.0,
-        saliency='grades',
-        max_windows=1,  # none, but the batch has a place for them
-        duration_unit=2.0,  # `duration` counts clips
-        selection=('mAP',),
-        clip_to=_WHOLE_VIDEO,
-    ),
+        _files('tvsum_train.jsonl', 'tvsum_val.jsonl'),
+        clip_length=2.0, saliency='grades', selection=('mAP',), clip_to=_WHOLE_VIDEO,
+        duration_unit=2.0),  # `duration` counts clips
     'youtube_highlights': Dataset(
-        annotations={
-            'train': 'youtube_train.jsonl',
-            'val': 'youtube_valid.jsonl',  # there is no third split
-            'test': 'youtube_valid.jsonl',
-        },
+        _files('youtube_train.jsonl', 'youtube_valid.jsonl'),
         clip_length=1.0,  # as the public scripts say; clips are 50 frames apart
-        saliency='binary',
-        max_windows=1,
-        selection=('mAP',),
-        clip_to=_WHOLE_VIDEO,
-    ),
-    'synthetic': Dataset(
-        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
-        clip_length=2.0,
-        saliency='annotators',
-        max_windows=5,
-    ),
+        saliency='binary', selection=('mAP',), clip_to=_WHOLE_VIDEO),
+    'synthetic': Dataset(_BY_SPLIT, clip_length=2.0, saliency='annotators', max_windows=5),
     'custom': Dataset(  # configs/custom.py reads sizes off the user's files
-        annotations={'train': 'train.jsonl', 'val': 'val.jsonl', 'test': 'test.jsonl'},
-        clip_length=2.0,
-        saliency='windows',
-        max_windows=5,
-        round_to_clip=False,
-    ),
+        _BY_SPLIT, clip_length=2.0, saliency='windows', max_windows=5, round_to_clip=False),
 }
 
 _SF_CLIP = dict(

@@ -31,41 +31,36 @@ from data_pipelines.errors import ConfigError, DataError
 SHARD_BYTES = 256e6  # of features in one file, at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What a data set's info says of it; `citation` is a key of citations.bib."""
 
-    description: str
-    homepage: str = ''
-    licence: str = ''
-    citation: str = ''
-
-    @property
-    def bibtex(self) -> str:
-        """The entry of citations.bib."""
-        entries = pathlib.Path(__file__).with_name('citations.bib').read_text().strip()
-        found = [entry for entry in entries.split('\n\n') if f'{{{self.citation},' in entry]
-        return found[0] if found else ''
+def _citation(key: str) -> str:
+    """An entry of citations.bib."""
+    entries = pathlib.Path(__file__).with_name('citations.bib').read_text().strip().split('\n\n')
+    return next(entry for entry in entries if f'{{{key},' in entry)
 
 
+# What the info of a data set says of it.
 CARDS = {
-    'qvhighlights': Card(
-        'QVHighlights: 2-second clips of YouTube videos, with moments and graded highlights of '
-        'free-form queries.',
-        'https://github.com/jayleicn/moment_detr', 'Annotations CC BY-NC-SA 4.0',
-        'lei2021qvhighlights'),
-    'charades_sta': Card(
-        'Charades-STA: moments of sentences in videos of daily activities at home.',
-        'https://github.com/jiyanggao/TALL', 'Non-commercial research (Charades)', 'gao2017tall'),
-    'tacos': Card(
-        'TACoS: moments of sentences in long videos of cooking.',
-        'https://www.coli.uni-saarland.de/projects/smile/tacos', 'Research', 'regneri2013tacos'),
-    'tvsum': Card(
-        'TVSum: 50 videos of 10 topics, each 2-second clip graded by 20 annotators.',
-        'https://github.com/yalesong/tvsum', 'CC BY', 'song2015tvsum'),
-    'youtube_highlights': Card(
-        'YouTube Highlights: highlights of videos of six domains.',
-        'https://github.com/aliensunmin/DomainSpecificHighlight', 'Research', 'sun2014youtube'),
+    'qvhighlights': dict(
+        description='QVHighlights: 2-second clips of YouTube videos, with moments and graded '
+                    'highlights of free-form queries.',
+        homepage='https://github.com/jayleicn/moment_detr',
+        license='Annotations CC BY-NC-SA 4.0', citation=_citation('lei2021qvhighlights')),
+    'charades_sta': dict(
+        description='Charades-STA: moments of sentences in videos of daily activities at home.',
+        homepage='https://github.com/jiyanggao/TALL',
+        license='Non-commercial research (Charades)', citation=_citation('gao2017tall')),
+    'tacos': dict(
+        description='TACoS: moments of sentences in long videos of cooking.',
+        homepage='https://www.coli.uni-saarland.de/projects/smile/tacos',
+        license='Research', citation=_citation('regneri2013tacos')),
+    'tvsum': dict(
+        description='TVSum: 50 videos of 10 topics, each 2-second clip graded by 20 annotators.',
+        homepage='https://github.com/yalesong/tvsum',
+        license='CC BY', citation=_citation('song2015tvsum')),
+    'youtube_highlights': dict(
+        description='YouTube Highlights: highlights of videos of six domains.',
+        homepage='https://github.com/aliensunmin/DomainSpecificHighlight',
+        license='Research', citation=_citation('sun2014youtube')),
 }
 
 
@@ -109,21 +104,16 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
         super().__init__(file_format=known, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        data, card = self._data(), CARDS.get(self.name, Card(self.name))
         return tfds.core.DatasetInfo(
-            builder=self, description=card.description, homepage=card.homepage or None,
-            license=card.licence or None, citation=card.bibtex or None,
-            features=_features_of(data), disable_shuffling=True,
-            metadata=tfds.core.MetadataDict())
+            builder=self, features=_features_of(self._data()), disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+            **CARDS.get(self.name, dict(description=self.name)))
 
     def _data(self, manual_dir: Any = '') -> types.SimpleNamespace:
         """How to read the files, as a plain object that can be sent to other processes."""
         config = self.builder_config
-        if config.data is None:
-            found = datasets.defaults(self.name, config.features) | dict(
-                root=str(manual_dir), dtype=config.dtype)
-        else:
-            found = config.data.to_dict()
+        found = config.data.to_dict() if config.data else datasets.defaults(
+            self.name, config.features) | dict(root=str(manual_dir), dtype=config.dtype)
         return types.SimpleNamespace(**found | dict(records='', cache_gb=0))
 
     def _example_writer(self) -> tfds.core.writer.ExampleWriter:
@@ -150,7 +140,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _files_of_splits(self, dl_manager) -> Mapping[str, Sequence[Callable]]:
         """What makes the records of each file of each split, videos first."""
-        data = self._data(dl_manager.manual_dir if self.builder_config.data is None else '')
+        data = self._data('' if self.builder_config.data else dl_manager.manual_dir)
         files, stored_as = annotations.annotation_files(data), annotations.first_of_file(data)
         sources, skipped = {}, {}
         for split in dict.fromkeys(stored_as.values()):
@@ -231,17 +221,13 @@ def _features_of(data: Any) -> tfds.features.FeaturesDict:
 
 def _empty_example(data: Any) -> dict[str, Any]:
     """An example without content."""
-    def empty(feature):
-        if isinstance(feature, tfds.features.Text):
-            return ''
-        return np.zeros([0 if n is None else n for n in feature.shape], feature.np_dtype)
-
-    return {name: empty(feature) for name, feature in _features_of(data).items()}
+    return {name: '' if isinstance(feature, tfds.features.Text)
+            else np.zeros([n or 0 for n in feature.shape], feature.np_dtype)
+            for name, feature in _features_of(data).items()}
 
 
-def _video_examples(
-    data: Any, first: int, vids: Sequence[str], labelled: Sequence[int | None]
-) -> Iterator[tuple[int, dict]]:
+def _video_examples(data: Any, first: int, vids: Sequence[str], labelled: Sequence[int | None]
+                    ) -> Iterator[tuple[int, dict]]:
     """Reads the videos of a file; `first` is the place of the first one, `labelled` of each how
     many clips have a label, as of `release.read_video`.
     """
@@ -251,10 +237,9 @@ def _video_examples(
             vid=vid, video=video, video_place=place, n_clips=len(video))
 
 
-def _query_examples(
-    data: Any, first: int, queries: Sequence[tuple[annotations.Query, bytes, int]],
-    video_files: Sequence[str], video_counts: Sequence[int],
-) -> Iterator[tuple[int, dict]]:
+def _query_examples(data: Any, first: int, queries: Sequence[tuple[annotations.Query, bytes, int]],
+                    video_files: Sequence[str], video_counts: Sequence[int]
+                    ) -> Iterator[tuple[int, dict]]:
     """Reads the queries of a file.
 
     Args:
@@ -312,8 +297,7 @@ def _chunks(items: Sequence[Any], item_bytes: int) -> list[tuple[int, Sequence[A
 def builder_class(name: str, configs: Sequence[Config], **options) -> type[Grounding]:
     """A data set's builder; `options` such as skip_registration."""
     return types.new_class(
-        ''.join(part.capitalize() for part in name.split('_')), (Grounding,), options,
-        lambda body: body.update(
+        name.title().replace('_', ''), (Grounding,), options, lambda body: body.update(
             name=name, __module__=__name__, __doc__=f'Builds {name}; see `Grounding`.',
             BUILDER_CONFIGS=list(configs)))
 
@@ -361,8 +345,6 @@ def build(data: Any, beam: str = '') -> pathlib.Path:
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
             beam_options=beam_options(beam) if beam else None))
-    except DataError:
-        raise
     except RuntimeError as error:
         # Beam tells the error of a worker in the text of its own.
         if found := re.search(r'DataError: (.+?)(?= \[while running|$)', str(error), re.M):

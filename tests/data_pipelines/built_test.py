@@ -321,7 +321,8 @@ def test_every_feature_release_has_a_builder():
         names = [config.name for config in builder_class.BUILDER_CONFIGS]
         assert {f'{version}_float16', f'{version}_float32'} <= set(names)
         card = tfds_builders.CARDS[dataset]
-        assert card.description and card.homepage and card.licence and '@' in card.bibtex
+        assert card['description'] and card['homepage'] and card['license']
+        assert '@' in card['citation']
 
 
 def test_info_of_a_builder(tmp_path):
