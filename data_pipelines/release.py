@@ -1,7 +1,8 @@
 """Feature files of a release: a file for each video, stream and query, read and checked."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,13 +161,19 @@ def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
 def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
     """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
     check_width(name, rows.shape[1], data.text_dim, 'data.text_dim')
-    layout = tokens.TEXT_LAYOUTS[data.text_layout]
+    with naming_layout(data, name):
+        text, roles = tokens.label_tokens(rows, tokens.TEXT_LAYOUTS[data.text_layout],
+                                          data.max_tokens, normalize=data.normalize_text)
+    return text.astype(features.dtype_of(data), copy=False), roles
+
+
+@contextlib.contextmanager
+def naming_layout(data: Any, name: Any) -> Iterator[None]:
+    """Adds the file and data.text_layout to a DataError of `tokens`."""
     try:
-        text, roles = tokens.label_tokens(
-            rows, layout, data.max_tokens, normalize=data.normalize_text)
+        yield
     except DataError as error:
         raise DataError(f'{name}: {error} (data.text_layout {data.text_layout!r})') from error
-    return text.astype(features.dtype_of(data), copy=False), roles
 
 
 def read_query_rows(data: Any, qid: int | str) -> tuple[pathlib.Path, np.ndarray]:

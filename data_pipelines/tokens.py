@@ -51,10 +51,11 @@ def filled_rows(rows: np.ndarray) -> int:
     return int(filled[-1]) + 1 if len(filled) else 0
 
 
-def check_filled(n_rows: int, layout: TextLayout) -> None:
-    """Raises DataError if so many rows beside padding leave no word and no [EOS]."""
+def word_rows(n_rows: int, layout: TextLayout) -> int:
+    """How many of the rows beside padding are words; DataError if they hold no word, no [EOS]."""
     if n_rows <= layout.start:
         raise DataError(f'{n_rows} rows beside padding, expected at least {layout.start + 1}')
+    return n_rows - layout.start - layout.has_eos
 
 
 def token_roles(rows: np.ndarray, layout: TextLayout) -> np.ndarray:
@@ -87,7 +88,7 @@ def label_tokens(rows: np.ndarray, layout: TextLayout, max_tokens: int, *,
         DataError: no row is left for [EOS], or no word to average.
     """
     roles = token_roles(rows, layout)
-    check_filled(np.count_nonzero(roles != PADDING), layout)
+    word_rows(np.count_nonzero(roles != PADDING), layout)
     text, roles = rows[roles != PADDING], roles[roles != PADDING]
     text = unit_rows(text) if normalize else text
     if not layout.has_eos:

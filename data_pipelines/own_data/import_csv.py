@@ -83,10 +83,7 @@ def run(values: Any, config: ConfigDict | None) -> None:
                         '--durations=FOLDER with --clip_length')
     _check_durations(queries, durations, mistakes)
     mistakes.check(values.table)
-    if any(query.split for query in queries):
-        splits = {query.video: query.split for query in queries}
-    else:
-        splits = _split_videos([query.video for query in queries], values.val_share)
+    splits = _split_videos([query.video for query in queries], values.val_share)
     n_merged = 0
     rows = collections.defaultdict(list)
     for query in queries:
@@ -97,7 +94,7 @@ def run(values: Any, config: ConfigDict | None) -> None:
                    vid=query.video)
         if windows:
             row['relevant_windows'] = windows
-        rows[query.split or splits[query.video]].append(row)
+        rows[query.split or splits[query.video]].append(row)  # that of the table comes first
     _write(values.output, rows)
     for split, found in rows.items():
         print(f'{split}: {len(found)} queries of {len({row["vid"] for row in found})} videos, '
@@ -178,9 +175,7 @@ def read_time(text: str) -> float:
     if not match:
         raise ValueError(text)
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    if match[2] and seconds >= 60 or match[1] and minutes >= 60:
-        raise ValueError(text)
-    if not math.isfinite(seconds):
+    if match[2] and seconds >= 60 or match[1] and minutes >= 60 or math.isinf(seconds):
         raise ValueError(text)
     return 3600 * hours + 60 * minutes + seconds
 

@@ -83,15 +83,15 @@ class Inspector:
 
     def __init__(self, root: str | os.PathLike, *, recheck: bool = False):
         """Takes the folder of the features; recheck: reads also files that seem unchanged."""
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[pathlib.Path, Entry] = {}
         self.read = self.unchanged = self.bytes = 0
-        self.altered: list[str] = []
+        self.altered: list[pathlib.Path] = []
         self.note = ''
         self._root, self._recheck = root, recheck
         self._cache = pathlib.Path(root, CACHE)
         self._known, self._answers = self._load()
 
-    def inspect_all(self, files: Iterable[tuple[str, str]]) -> None:
+    def inspect_all(self, files: Iterable[tuple[pathlib.Path, str]]) -> None:
         """Inspects (path, array name) pairs in parallel, tells progress, remembers the findings."""
         files = list(files)
         pool = concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
@@ -109,7 +109,8 @@ class Inspector:
             pool.shutdown(cancel_futures=True)
             self._save()
 
-    def remember(self, question: str, paths: Sequence[str], answer: Callable[[], Any]) -> Any:
+    def remember(self, question: str, paths: Sequence[pathlib.Path],
+                 answer: Callable[[], Any]) -> Any:
         """Calls `answer`, whose JSON value hangs on inspected files alone, unless it is known."""
         checksums = [self.entries[path].crc32 for path in paths]
         known = self._answers.get(question)
@@ -118,16 +119,17 @@ class Inspector:
             self._save()
         return known[1]
 
-    def _inspect_one(self, path: str, key: str) -> tuple[Entry, int | None, bool]:
+    def _inspect_one(self, path: pathlib.Path, key: str) -> tuple[Entry, int | None, bool]:
         """Returns the Entry, the bytes that were read if any, and whether the file was altered."""
         known = self._known.get(self._name(path))
-        known = known if known and known.key == key else None
+        if known and known.key != key:
+            known = None
         try:
-            stat = os.stat(path)
+            stat = path.stat()
             seems_same = known and (known.size, known.changed) == (stat.st_size, stat.st_mtime_ns)
             if seems_same and not self._recheck:
                 return known, None, False
-            content = pathlib.Path(path).read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             finding = Finding(error=f"can't be read: {one_line(error)}")
             return Entry(key, -1, -1, 0, finding), 0, False
@@ -137,7 +139,7 @@ class Inspector:
         entry = Entry(key, stat.st_size, stat.st_mtime_ns, checksum, finding)
         return entry, len(content), bool(seems_same and not same)
 
-    def _name(self, path: str) -> str:
+    def _name(self, path: pathlib.Path) -> str:
         return os.path.relpath(path, self._root)
 
     def _load(self) -> tuple[dict[str, Entry], dict]:

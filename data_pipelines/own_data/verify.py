@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 import pathlib
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -110,7 +110,10 @@ class Part:
         return len({query.vid for query in self.queries})
 
 
+T = TypeVar('T')
 Uses = list[tuple[Part, annotations.Query]]  # of a video or query
+Streams = dict[str, list[list[pathlib.Path | None]]]  # video -> file of each part of each stream
+Texts = dict[int | str, pathlib.Path]  # qid -> file
 
 
 class Report:
@@ -140,6 +143,15 @@ class Report:
     def add_query(self, kind: str, part: Part, query: annotations.Query, message: str) -> None:
         """Notes a problem of a query, by its line."""
         self.add(kind, f'{part.path}:{query.line}: {message}', [(part.name, query.line)])
+
+    def attempt(self, kind: str, records: Sequence[tuple[str, int]], function: Callable[..., T],
+                *args: Any) -> T | None:
+        """Calls the function; if it raises DataError, notes that as a problem, returns None."""
+        try:
+            return function(*args)
+        except DataError as error:
+            self.add(kind, error, records)
+            return None
 
     def problems(self, level: str | None = None) -> list[Problem]:
         """All problems, or those of a level."""
@@ -262,11 +274,7 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
         _read_split(report, name, path, needed=name in needed)
     _compare_splits(report)
 
-    videos, queries = collections.defaultdict(list), collections.defaultdict(list)
-    for part in report.parts:
-        for query in part.queries:
-            videos[query.vid].append((part, query))
-            queries[query.qid].append((part, query))
+    videos, queries = _uses(report.parts, 'vid'), _uses(report.parts, 'qid')
     streams, texts = _find_files(report, videos, queries)
     wanted = [(path, features.VIDEO_KEY) for parts in streams.values()
               for path in itertools.chain(*parts) if path]
@@ -282,6 +290,15 @@ def verify(config: ConfigDict, *, recheck: bool = False) -> Report:
     return report
 
 
+def _uses(parts: Iterable[Part], field: str) -> dict[Any, Uses]:
+    """Groups the queries of splits by a field."""
+    found = collections.defaultdict(list)
+    for part in parts:
+        for query in part.queries:
+            found[getattr(query, field)].append((part, query))
+    return found
+
+
 def _places(uses: Uses) -> list[tuple[str, int]]:
     return [(part.name, query.line) for part, query in uses]
 
@@ -295,15 +312,13 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
     if not needed and not path.exists():
         report.add('split file', f'{path}: no such file, split {name!r} (data.annotations)')
         return
-    try:
-        content = annotations.annotation_lines(path)
-    except DataError as error:
-        report.add('annotation file', error)
+    lines = report.attempt('annotation file', (), annotations.annotation_lines, path)
+    if lines is None:
         return
-    lines, skip = annotations.split_lines(data, name)
+    skip = skip_list.read(data.skip_list, name, data.annotations, lines)
     skipped: list[str] = []
     queries = annotations.parse_annotations(lines, path, data, skipped, skip)
-    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in content}, queries)
+    part = Part(name, path, {number: skip_list.qid_of(line) for number, line in lines}, queries)
     report.parts.append(part)
     for message in skipped:
         number = int(message.removeprefix(f'{path}:').partition(':')[0])
@@ -360,13 +375,11 @@ def _compare_splits(report: Report) -> None:
                            [(first.name, other.line), (second.name, query.line)])
         if 'train' not in (first.name, second.name):
             continue
-        lines = [collections.defaultdict(list), collections.defaultdict(list)]
-        for own, part in zip(lines, (first, second), strict=True):
-            for query in part.queries:
-                own[query.vid].append((part.name, query.line))
-        for vid in [vid for vid in lines[0] if vid in lines[1]]:
-            report.add('shared video', f'{vid}: {len(lines[0][vid])} records in {first.path}, '
-                       f'{len(lines[1][vid])} in {second.path}', lines[0][vid] + lines[1][vid])
+        others = _uses([second], 'vid')
+        for vid, uses in _uses([first], 'vid').items():
+            if vid in others:
+                report.add('shared video', f'{vid}: {len(uses)} records in {first.path}, '
+                           f'{len(others[vid])} in {second.path}', _places(uses + others[vid]))
 
 
 def _check_usable(report: Report) -> None:
@@ -381,7 +394,7 @@ def _check_usable(report: Report) -> None:
 
 
 def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str, Uses]
-                ) -> tuple[dict[str, list[list[str | None]]], dict[int | str, str]]:
+                ) -> tuple[Streams, Texts]:
     """Finds the features of videos, a path or None for each part of each stream, and of queries."""
     data = report.data
     folders = [pathlib.Path(data.root, folder) for folder in (*data.video_dirs, data.text_dir)]
@@ -389,75 +402,59 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
         report.add('folder', f'{folder}: no such folder (data.root, data.video_dirs, '
                    'data.text_dir)')
 
-    def find(kind, uses, function, *args):
-        try:
-            return str(function(*args))
-        except DataError as error:
-            report.add(kind, error, _places(uses))
-            return None
+    def find(kind, uses, folder, function, *args):
+        return (None if folder in missing
+                else report.attempt(kind, _places(uses), function, *args))
 
-    streams = {vid: [[find('video missing', uses, features.find_file, folder, (vid + part,))
-                      if folder not in missing else None for part in data.video_parts]
-                     for folder in folders[:-1]]
+    streams = {vid: [[find('video missing', uses, folder, features.find_file, folder, (vid + part,))
+                      for part in data.video_parts] for folder in folders[:-1]]
                for vid, uses in videos.items()}
-    texts = {}
-    if folders[-1] not in missing:
-        texts = {qid: find('text missing', uses, release.find_query, data, qid)
-                 for qid, uses in queries.items()}
-    texts = {qid: path for qid, path in texts.items() if path}
+    texts = {qid: path for qid, uses in queries.items()
+             if (path := find('text missing', uses, folders[-1], release.find_query, data, qid))}
     # Without the other records nobody knows whose the files are.
     if not data.limit and all(len(part.queries) == len(part.qids) for part in report.parts):
         used = {*texts.values()}.union(*itertools.chain(*streams.values()))
         for folder in dict.fromkeys(folders):
             for path in sorted(folder.iterdir()) if folder not in missing else ():
-                if path.suffix in features.SUFFIXES and str(path) not in used:
+                if path.suffix in features.SUFFIXES and path not in used:
                     report.add('unused file', path)
     return streams, texts
 
 
-def _check(report: Report, kind: str, uses: Uses, function, *args) -> bool:
-    """Calls a check that raises DataError; says whether it passed."""
-    try:
-        function(*args)
-    except DataError as error:
-        report.add(kind, error, _places(uses))
-        return False
-    return True
-
-
-def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, list]) -> None:
+def _check_videos(report: Report, videos: dict[str, Uses], streams: Streams) -> None:
     """Checks widths, clip counts and lengths, zeros, and windows against the clips."""
     data = report.data
     excess, spread, seconds = collections.Counter(), collections.Counter(), []
     for vid, uses in videos.items():
-        lengths = []
+        places, lengths = _places(uses), []
         for paths, dim in zip(streams[vid], data.video_dims, strict=True):
-            parts = [report.inspector.entries[path].finding for path in paths if path]
-            for path, part in zip(paths, parts) if len(parts) == len(paths) else ():
+            if None in paths:
+                continue
+            parts = [report.inspector.entries[path].finding for path in paths]
+            for path, part in zip(paths, parts):
                 zeros = part.rows - part.filled + part.zeros
                 if part.error:
-                    report.add('video file', f'{path}: {part.error}', _places(uses))
+                    report.add('video file', f'{path}: {part.error}', places)
                 elif zeros:
-                    report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', _places(uses))
-            if len(parts) == len(paths) and not any(part.error for part in parts):
-                _check(report, 'video width', uses, release.check_width, paths[0],
-                       sum(part.width for part in parts), dim, 'data.video_dims')
+                    report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', places)
+            if not any(part.error for part in parts):
+                report.attempt('video width', places, release.check_width, paths[0],
+                               sum(part.width for part in parts), dim, 'data.video_dims')
                 lengths.append(min(part.rows for part in parts))
         durations = sorted({query.duration for _, query in uses})
         if len(durations) > 1:
-            report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', _places(uses))
+            report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', places)
         if len(lengths) < len(data.video_dims):
             continue
         n_clips = min(lengths)
-        _check(report, 'video length', uses, release.check_clips, vid, n_clips, data.max_clips)
+        report.attempt('video length', places, release.check_clips, vid, n_clips, data.max_clips)
         spread[max(lengths) - n_clips] += 1
         if max(lengths) - n_clips > CLIP_TOLERANCE:
-            report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips',
-                       _places(uses))
+            report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips', places)
         labelled = [len(query.label) for _, query in uses if query.label is not None]
         if labelled:  # clips have no length there, as many as labels are kept
-            _check(report, 'video labels', uses, release.check_labels, streams[vid][0][0], vid,
-                   n_clips, labelled[-1])
+            report.attempt('video labels', places, release.check_labels, streams[vid][0][0], vid,
+                           n_clips, labelled[-1])
             excess[n_clips - labelled[-1]] += 1
             continue
         expected = durations[-1] / data.clip_length
@@ -465,7 +462,7 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: dict[str, li
         excess[round(n_clips - expected)] += 1
         if abs(n_clips - expected) > CLIP_TOLERANCE:
             report.add('clip count', f'{vid}: {n_clips} clips, expected about {expected:.1f}: '
-                       f'{durations[-1]} s of {data.clip_length} s each', _places(uses))
+                       f'{durations[-1]} s of {data.clip_length} s each', places)
         for part, query in uses:
             _check_clips(report, part, query, n_clips)
     report.numbers['clips more than durations or labels say'] = excess
@@ -489,39 +486,37 @@ def _check_clips(report: Report, part: Part, query: annotations.Query, n_clips: 
         report.add_query('late grades', part, query, f'clip {query.clip_ids.max()} of {n_clips}')
 
 
-def _check_queries(report: Report, queries: dict[int | str, Uses],
-                   texts: dict[int | str, str]) -> None:
+def _check_queries(report: Report, queries: dict[int | str, Uses], texts: Texts) -> None:
     """Checks widths, zeros, rows against words, and the layout of the rows."""
     data = report.data
     layout = tokens.TEXT_LAYOUTS[data.text_layout]
     surplus, lengths, sample = collections.Counter(), collections.Counter(), {}
     for qid, path in texts.items():
-        uses, found = queries[qid], report.inspector.entries[path].finding
+        places, found = _places(queries[qid]), report.inspector.entries[path].finding
         if found.error:
-            report.add('text file', f'{path}: {found.error}', _places(uses))
+            report.add('text file', f'{path}: {found.error}', places)
             continue
-        _check(report, 'text width', uses, release.check_width, path, found.width, data.text_dim,
-               'data.text_dim')
+        report.attempt('text width', places, release.check_width, path, found.width, data.text_dim,
+                       'data.text_dim')
         filled = found.filled if layout.padded else found.rows
-        if not _check(report, 'text rows', uses, _check_filled, path, filled, data):
+        n_rows = report.attempt('text rows', places, _word_rows, path, filled, data)
+        if n_rows is None:
             continue
         if found.zeros and layout.padded:  # else a word without a vector
-            report.add('zero words', f'{path}: {found.zeros} of {found.filled} rows', _places(uses))
-        query = uses[0][1].query
+            report.add('zero words', f'{path}: {found.zeros} of {found.filled} rows', places)
+        query = queries[qid][0][1].query
         words = [word for word in query.split() if any(map(str.isalnum, word))]
-        n_rows = filled - layout.start - layout.has_eos
         surplus[n_rows - len(words)] += 1
         lengths[filled] += 1
-        said = f'{path}: {n_rows} rows for words ({filled} in all), ' \
-               f'{len(words)} words: {query!r}'
+        said = f'{path}: {n_rows} rows for words ({filled} in all), {len(words)} words: {query!r}'
         if n_rows < len(words):
-            report.add('few rows', said, _places(uses))
+            report.add('few rows', said, places)
         if n_rows > len(''.join(query.split()).encode()):
-            report.add('many rows', said, _places(uses))
+            report.add('many rows', said, places)
         n_tokens = filled + (not layout.has_eos)  # and their mean
         if n_tokens > data.max_tokens:
             report.add('cut words', f'{path}: {n_tokens} tokens, data.max_tokens '
-                       f'{data.max_tokens}', _places(uses))
+                       f'{data.max_tokens}', places)
         if words and found.filled and found.width == data.text_dim:
             # Equal sentences, and equal beginnings of them, have equal rows for good reasons.
             sample.setdefault(words[0].lower(), path)
@@ -532,14 +527,12 @@ def _check_queries(report: Report, queries: dict[int | str, Uses],
     _check_layout(report, list(sample.values())[:SAMPLE])
 
 
-def _check_filled(path: str, n_rows: int, data: ConfigDict) -> None:
-    try:
-        tokens.check_filled(n_rows, tokens.TEXT_LAYOUTS[data.text_layout])
-    except DataError as error:
-        raise DataError(f'{path}: {error} (data.text_layout {data.text_layout!r})') from error
+def _word_rows(path: pathlib.Path, n_rows: int, data: ConfigDict) -> int:
+    with release.naming_layout(data, path):
+        return tokens.word_rows(n_rows, tokens.TEXT_LAYOUTS[data.text_layout])
 
 
-def _check_layout(report: Report, paths: Sequence[str]) -> None:
+def _check_layout(report: Report, paths: Sequence[pathlib.Path]) -> None:
     """Compares the rows of queries that begin differently: those before the words are the same."""
     if len(paths) < 2:
         return
@@ -559,7 +552,7 @@ def _check_layout(report: Report, paths: Sequence[str]) -> None:
                    'says that it is [EOS], which tells sentences apart')
 
 
-def _row_similarity(paths: Sequence[str], data: ConfigDict) -> tuple[list[float], float]:
+def _row_similarity(paths: Sequence[pathlib.Path], data: ConfigDict) -> tuple[list[float], float]:
     """Compares text rows at the same place across queries.
 
     Args:
