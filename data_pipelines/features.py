@@ -5,7 +5,7 @@ import pathlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,9 @@ def read_features(path: str | os.PathLike, key: str) -> np.ndarray:
     Raises:
         DataError: the file is missing, damaged, lacks the key or holds something else.
     """
+    is_torch = os.fspath(path).endswith('.pt')
     try:
-        if os.fspath(path).endswith('.pt'):
-            rows = torch_file.read_tensor(path)
-        else:
-            rows = _read_numpy(path, key)
-    except torch_file.TorchFileError as error:
-        raise DataError(str(error)) from error
+        rows = torch_file.read_tensor(path) if is_torch else _read_numpy(path, key)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     return check_rows(rows, path)
@@ -77,18 +73,15 @@ def _read_numpy(path: str | os.PathLike, key: str) -> np.ndarray:
     raise DataError(f'{path}: expected array {key!r}, found {found}')
 
 
-def find_file(folder: str | os.PathLike, stems: Iterable[str]) -> pathlib.Path:
+def find_file(folder: str | os.PathLike, stems: Sequence[str]) -> pathlib.Path:
     """Returns the first file `folder`/stem + suffix that exists, stems before SUFFIXES.
 
     Raises:
         DataError: there is none.
     """
-    stems = tuple(stems)
-    for stem in stems:
-        for suffix in SUFFIXES:
-            path = pathlib.Path(folder, stem + suffix)
-            if path.is_file():
-                return path
+    paths = (pathlib.Path(folder, stem + suffix) for stem in stems for suffix in SUFFIXES)
+    if found := next(filter(pathlib.Path.is_file, paths), None):
+        return found
     raise DataError(f'{folder}: found no file {" or ".join(stems)} + {" or ".join(SUFFIXES)}')
 
 

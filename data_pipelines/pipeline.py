@@ -41,9 +41,8 @@ PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
 
-def batch_spec(
-    data: Any, batch_size: int, *, clips: int = 0, resident: bool = False
-) -> dict[str, tuple[tuple[int, ...], type]]:
+def batch_spec(data: Any, batch_size: int, *, clips: int = 0, resident: bool = False
+               ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of every entry of a batch.
 
     Args:
@@ -52,21 +51,10 @@ def batch_spec(
         clips: T; default: data.max_clips.
         resident: without features, which are on the device already.
     """
-    sizes = {
-        'B': batch_size,
-        'T': clips or data.max_clips,
-        'L': data.max_tokens,
-        'V': sum(data.video_dims) + 2,
-        'E': data.text_dim,
-        'M': data.max_windows,
-        'S': data.max_spans,
-        '2': 2,
-    }
-    return {
-        name: (tuple(sizes[a] for a in axes), dtype or features.dtype_of(data))
-        for name, (axes, dtype) in BATCH.items()
-        if not (resident and name in FEATURES)
-    }
+    sizes = dict(B=batch_size, T=clips or data.max_clips, L=data.max_tokens,
+                 V=sum(data.video_dims) + 2, E=data.text_dim, M=data.max_windows, S=data.max_spans)
+    return {name: (tuple(sizes.get(a, 2) for a in axes), dtype or features.dtype_of(data))
+            for name, (axes, dtype) in BATCH.items() if not (resident and name in FEATURES)}
 
 
 def _temporal_endpoints(n_clips: int) -> np.ndarray:
@@ -75,10 +63,8 @@ def _temporal_endpoints(n_clips: int) -> np.ndarray:
     return np.stack([start, start + np.float32(1 / n_clips)], 1)
 
 
-def collate(
-    split: datasets.Split, data: Any, indices: np.ndarray,
-    draws: list[np.random.Generator] | None, **shape,
-) -> dict[str, np.ndarray]:
+def collate(split: datasets.Split, data: Any, indices: np.ndarray,
+            draws: list[np.random.Generator] | None, **shape) -> dict[str, np.ndarray]:
     """Pads queries and their videos to one batch.
 
     Args:
@@ -110,9 +96,8 @@ def collate(
     return batch
 
 
-def pad(
-    data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, duration: float
-) -> dict[str, np.ndarray]:
+def pad(data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, duration: float
+        ) -> dict[str, np.ndarray]:
     """Pads one video and query without annotations to a batch of one row.
 
     Args:
@@ -155,19 +140,16 @@ def _write_features(sample: dict[str, np.ndarray], video: np.ndarray, text: np.n
     sample['video'][:len(video), -2:] = _temporal_endpoints(len(video))
 
 
-def _write_inputs(
-    sample: dict[str, np.ndarray], n_clips: int, roles: np.ndarray, duration: float
-) -> None:
+def _write_inputs(sample: dict[str, np.ndarray], n_clips: int, roles: np.ndarray,
+                  duration: float) -> None:
     """Writes what the model reads beside the features."""
     sample['video_mask'][:n_clips] = True
     sample['text_role'][:len(roles)] = roles
     sample['duration'][...] = duration
 
 
-def _write_targets(
-    sample: dict[str, np.ndarray], data: Any, query: annotations.Query, labels: np.ndarray,
-    rng: np.random.Generator | None,
-) -> None:
+def _write_targets(sample: dict[str, np.ndarray], data: Any, query: annotations.Query,
+                   labels: np.ndarray, rng: np.random.Generator | None) -> None:
     """Writes what losses and metrics read; `rng` draws the random targets, see `collate`."""
     n_clips, windows = len(labels), query.windows
     sample['saliency'][:n_clips] = labels
@@ -183,8 +165,7 @@ def _write_targets(
     sample['spans_mask'][:len(windows)] = True
     if rng is not None:
         sample['pos_clips'][:], sample['neg_clips'][:] = saliency.sample_pairs(
-            query, n_clips, data.saliency, rng
-        )
+            query, n_clips, data.saliency, rng)
         sample['pairs_mask'][...] = labels.any()
 
 
@@ -200,10 +181,9 @@ def train_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarra
     return order[position * batch_size : (position + 1) * batch_size]
 
 
-def train_batches(
-    split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int,
-    last_step: int, rows: slice = slice(None), resident: bool = False,
-) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int,
+                  last_step: int, rows: slice = slice(None), resident: bool = False
+                  ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
 
     Args:
@@ -221,10 +201,8 @@ def train_batches(
     """
     size = len(split.queries)
     if size < batch_size:
-        raise DataError(
-            f'split {split.name!r} has {size} records, expected at least one batch of '
-            f'{batch_size} (train.batch_size)'
-        )
+        raise DataError(f'split {split.name!r} has {size} records, expected at least one batch of '
+                        f'{batch_size} (train.batch_size)')
 
     def make(step: int) -> dict[str, np.ndarray]:
         indices = train_indices(size, batch_size, seed, step)[rows]
@@ -232,10 +210,8 @@ def train_batches(
         draws = [np.random.default_rng([seed, epoch, index]) for index in indices]
         return collate(split, data, indices, draws, resident=resident)
 
-    own = len(range(batch_size)[rows])
-    return _prefetched(
-        make, range(first_step, last_step), batch_spec(data, own, resident=resident)
-    )
+    spec = batch_spec(data, len(range(batch_size)[rows]), resident=resident)
+    return _prefetched(make, range(first_step, last_step), spec)
 
 
 def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[int]:
@@ -248,10 +224,8 @@ def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[in
     return sorted({max_clips, *(min(-(-int(end) // 8) * 8, max_clips) for end in ends)})
 
 
-def eval_batches(
-    split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
-    rows: slice = slice(None),
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+def eval_batches(split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
+                 rows: slice = slice(None)) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """All queries, those of a length bucket in order; a last batch is filled up with empty rows.
 
     Args:
@@ -296,10 +270,8 @@ def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
 
     def load(number):
         arrays = tf.numpy_function(values, [number], [dtype for _, dtype in spec.values()])
-        return {
-            name: tf.ensure_shape(array, shape)
-            for (name, (shape, _)), array in zip(spec.items(), arrays)
-        }
+        return {name: tf.ensure_shape(array, shape)
+                for (name, (shape, _)), array in zip(spec.items(), arrays)}
 
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     # Order is kept, so parallel calls change nothing but the speed.

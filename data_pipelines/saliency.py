@@ -90,9 +90,7 @@ def _annotator_pairs(query, n_clips: int, rng: np.random.Generator) -> _Pairs:
     clips = np.minimum(query.clip_ids, n_clips - 1)
     order = query.clip_scores.sum(axis=1).argsort(kind='stable')
     highest, lowest = clips[order[-1]], clips[order[0]]
-    is_other = np.ones(n_clips, bool)
-    is_other[clips] = False
-    others = np.flatnonzero(is_other)
+    others = np.delete(np.arange(n_clips), clips)
     if not len(others):
         return (highest, highest), (lowest, lowest)
     return ((highest, clips[rng.integers(len(clips))]),
@@ -128,14 +126,18 @@ def _draw_two(rng: np.random.Generator, n: int) -> tuple[int, int]:
     return i, j + (j >= i)
 
 
-def _graded_labels(query, n_clips: int) -> np.ndarray:
+def _given_labels(query, n_clips: int, scale: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Labels the clips as the annotations do; `scale` takes float32[T, A] to float32[T]."""
     labels = np.zeros(n_clips, np.float32)
     if query.label is not None:
-        grades = query.label[:n_clips]
-        low, high = MODES['grades'].grades
-        labels[:len(grades)] = (grades - low).sum(axis=1) / (
-            (high - low) * grades.shape[1]) * HIGHEST
+        given = scale(query.label[:n_clips])
+        labels[:len(given)] = given
     return labels
+
+
+def _mean_grades(grades: np.ndarray) -> np.ndarray:
+    low, high = MODES['grades'].grades
+    return (grades - low).sum(axis=1) / ((high - low) * grades.shape[1]) * HIGHEST
 
 
 def _graded_relevant(query, n_clips: int) -> np.ndarray:
@@ -144,14 +146,6 @@ def _graded_relevant(query, n_clips: int) -> np.ndarray:
         grades = query.label[:n_clips].sum(axis=1)
         relevant[grades.argsort(kind='stable')[n_clips // 2:]] = True
     return relevant
-
-
-def _binary_labels(query, n_clips: int) -> np.ndarray:
-    labels = np.zeros(n_clips, np.float32)
-    if query.label is not None:
-        given = query.label[:n_clips, 0]
-        labels[:len(given)] = given
-    return labels
 
 
 def _label_pairs(query, n_clips: int, rng: np.random.Generator) -> _Pairs:
@@ -190,6 +184,8 @@ MODES = {
         'relevant_windows', _annotator_labels, _annotator_pairs, _annotator_relevant),
     'window': _windows(slice(1)),
     'windows': _windows(slice(None)),
-    'grades': Mode('label', _graded_labels, _label_pairs, _graded_relevant, grades=(1, 5)),
-    'binary': Mode('label', _binary_labels, _label_pairs, grades=(0, 1)),
+    'grades': Mode('label', functools.partial(_given_labels, scale=_mean_grades), _label_pairs,
+                   _graded_relevant, grades=(1, 5)),
+    'binary': Mode('label', functools.partial(_given_labels, scale=lambda label: label[:, 0]),
+                   _label_pairs, grades=(0, 1)),
 }

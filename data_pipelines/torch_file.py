@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import DataError
 
 # PyTorch's storage class -> type of its bytes. numpy lacks bfloat16, the upper half of float32.
 _STORAGE_DTYPES = {
@@ -40,7 +40,7 @@ _DAMAGE = (
 )
 
 
-class TorchFileError(UserError):
+class TorchFileError(DataError):
     """A file of `torch.save` is damaged, or holds what this module doesn't read."""
 
 
@@ -82,9 +82,6 @@ class Stub:
         self.elements.append(element)
 
     add = append
-
-    def extend(self, elements):
-        self.elements.extend(elements)
 
 
 class _Storage(NamedTuple):
@@ -255,12 +252,9 @@ class _Unpickler(pickle.Unpickler):
         if not is_counts or (0 not in size and last >= len(storage.values)):
             raise TorchFileError(f'tensor of size {size}, stride {stride}, offset {offset} leaves '
                                  f'its storage of {len(storage.values)} values')
-        if 0 in size:
-            values = np.empty(size, storage.values.dtype)
-        else:
-            steps = [step * storage.values.itemsize for step in stride]
-            values = np.lib.stride_tricks.as_strided(
-                storage.values[offset:], size, steps, writeable=False).copy()
+        steps = [step * storage.values.itemsize for step in stride]
+        values = np.lib.stride_tricks.as_strided(
+            storage.values[offset:], size, steps, writeable=False).copy()
         if storage.kind == 'BFloat16Storage':
             # The shift makes a scalar of a 0-d array.
             return np.asarray(values.astype(np.uint32) << 16).view(np.float32)
