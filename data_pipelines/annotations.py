@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import reprlib
@@ -198,7 +199,10 @@ def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
     label, domain = fields.get('label'), fields.get('domain', '')
     _expect(domain == '' or is_name(domain), where, 'domain', domain, 'a name')
     if label is not None:
-        label = _parse_label(label, where, saliency.MODES[data.saliency].grades)
+        low, high = saliency.MODES[data.saliency].grades
+        _expect(isinstance(label, list) and label, where, 'label', label,
+                'a list, a row for each clip')
+        label = _parse_rows(label, where, 'label', f'{{}} numbers from {low} to {high}', low, high)
     return Query(qid, query, vid, float(duration), windows, *_parse_clips(ids, scores, where),
                   line=number, label=label, domain=domain)
 
@@ -226,24 +230,22 @@ def _parse_clips(ids: Any, scores: Any, where: str) -> tuple[np.ndarray, np.ndar
     if len(scores) != len(ids):
         raise DataError(f'{where}: {len(scores)} saliency_scores, expected {len(ids)}, as many as '
                         'relevant_clip_ids')
-    n_annotators = len(scores[0]) if scores and isinstance(scores[0], list) else 1
-    for i, row in enumerate(scores):
-        is_row = isinstance(row, list) and row and all(map(_is_number, row))
-        _expect(is_row and len(row) == n_annotators, where, f'saliency_scores[{i}]', row,
-                f'a list of {max(n_annotators, 1)} numbers')
-    return np.array(ids, np.int64), np.array(scores, np.float32).reshape(len(ids), n_annotators)
+    rows = _parse_rows(scores, where, 'saliency_scores', 'a list of {} numbers')
+    return np.array(ids, np.int64), rows
 
 
-def _parse_label(label: Any, where: str, grades: tuple[float, float]) -> np.ndarray:
-    """Checks each clip's label and returns float32[C, A]; `grades` are the lowest and highest."""
-    _expect(isinstance(label, list) and label, where, 'label', label, 'a list, a row for each clip')
-    n_annotators = len(label[0]) if isinstance(label[0], list) else 0
-    low, high = grades
-    for i, row in enumerate(label):
+def _parse_rows(rows: list, where: str, field: str, expected: str, low: float = -math.inf,
+                high: float = math.inf) -> np.ndarray:
+    """Checks the numbers of A annotators for R clips and returns float32[R, A].
+
+    `expected` says what a row is, with a place for A; no number is below `low` or above `high`.
+    """
+    n_annotators = len(rows[0]) if rows and isinstance(rows[0], list) else 1
+    for i, row in enumerate(rows):
         is_row = isinstance(row, list) and row and all(map(_is_number, row))
         _expect(is_row and len(row) == n_annotators and low <= min(row) and max(row) <= high, where,
-                f'label[{i}]', row, f'{max(n_annotators, 1)} numbers from {low} to {high}')
-    return np.array(label, np.float32)
+                f'{field}[{i}]', row, expected.format(max(n_annotators, 1)))
+    return np.array(rows, np.float32).reshape(len(rows), n_annotators)
 
 
 def _is_number(value: Any) -> bool:
