@@ -8,7 +8,6 @@ fine-tuning.
 """
 
 import importlib
-import os
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, torch_file
+from data_pipelines import datasets, files, torch_file
 from data_pipelines.errors import ConfigError
 from dualground_jax import sharding
 from dualground_jax import state as state_lib
@@ -31,12 +30,12 @@ from dualground_jax.pytorch.mapping import ConvertError
 _CONFIGS = dict(
     hl='qvh', qv_internvideo2='qvh', charadesSTA='charades', charadesSTA_internvideo2='charades',
     tacos='tacos', tvsum='tvsum', youtube_uni='youtube_hl',
-)  # fmt: skip
+)
 # What can be chosen there and not here.
 _FIXED = dict(
     pre_norm=False, position_embedding='sine', use_txt_pos=False, ctx_mode='video_tef',
     no_norm_vfeat=False, a_feat_dir=None, span_loss_type='l1', contrastive_align_loss=False,
-)  # fmt: skip
+)
 # Key of our config -> public option; a negative number stands for no limit, and leaves ours.
 _TRAINING = {
     'seed': 'seed', 'optimizer.learning_rate': 'lr', 'optimizer.weight_decay': 'wd',
@@ -44,7 +43,7 @@ _TRAINING = {
     'train.eval_every': 'eval_epoch', 'data.clip_length': 'clip_length',
     'data.max_clips': 'max_v_l', 'data.max_tokens': 'max_q_l', 'data.max_spans': 'max_windows',
     'evaluate.nms_kind': 'nms_type',
-}  # fmt: skip
+}
 
 
 def run(flags: Any, config: ConfigDict | None) -> None:
@@ -62,13 +61,11 @@ def run(flags: Any, config: ConfigDict | None) -> None:
         data = import_checkpoint(path, model, workdir, config).data
         print(
             f'{workdir}: {model} from {path}, for {" + ".join(data.video_dirs)} {data.video_dims} '
-            f'and {data.text_dir} {data.text_dim} in {data.root}; the optimizer starts fresh'
-        )
+            f'and {data.text_dir} {data.text_dim} in {data.root}; the optimizer starts fresh')
     else:
         raise ConfigError(
             '--mode=convert needs --checkpoint=FILE --model=NAME --workdir=DIR, or --workdir=DIR '
-            '--output=FILE'
-        )
+            '--output=FILE')
 
 
 # From PyTorch
@@ -129,8 +126,7 @@ def _write(workdir: str, start: state_lib.TrainState, config: ConfigDict) -> Non
 def _public_code(model: str) -> names.PublicCode:
     if model not in names.CODES:
         raise ConvertError(
-            f'{model!r} has no public PyTorch code, known are: {", ".join(names.CODES)}'
-        )
+            f'{model!r} has no public PyTorch code, known are: {", ".join(names.CODES)}')
     return names.CODES[model]
 
 
@@ -203,8 +199,7 @@ def make_config(
     if widths != (sum(data.video_dims), data.text_dim):
         raise ConvertError(
             f'the weights are for features of widths {widths[0]} (video) and {widths[1]} (text), '
-            f'data.video_dims is {data.video_dims}, data.text_dim {data.text_dim}'
-        )
+            f'data.video_dims is {data.video_dims}, data.text_dim {data.text_dim}')
     try:
         config.update_from_flattened_dict(values)
     except TypeError as error:
@@ -232,8 +227,7 @@ def _infer_config(model: str, options: Mapping, widths: tuple[int, int]) -> Conf
     if dataset not in _CONFIGS:
         raise ConvertError(
             f'option dset_name is {dataset!r}, known are: {", ".join(_CONFIGS)}; '
-            'other data need --config=configs/NAME.py'
-        )
+            'other data need --config=configs/NAME.py')
     get_config = importlib.import_module(f'configs.{_CONFIGS[dataset]}').get_config
     release, streams = _find_release(get_config().data.dataset, options, widths)
     config = get_config(f'model={model},features={release}')
@@ -261,8 +255,7 @@ def _find_release(
     raise ConvertError(
         f'features of widths {widths[0]} (video) and {widths[1]} (text) are unknown, known are for '
         f'{dataset}: {", ".join(known)}; other features need --config=configs/NAME.py with '
-        '--config.data.video_dirs, video_dims, text_dir and text_dim'
-    )
+        '--config.data.video_dirs, video_dims, text_dir and text_dim')
 
 
 # To PyTorch
@@ -295,8 +288,7 @@ def export_checkpoint(
         import torch
     except ImportError as error:
         raise ConvertError(
-            "writing PyTorch files needs PyTorch: pip install -e '.[torch]'"
-        ) from error
+            "writing PyTorch files needs PyTorch: pip install -e '.[torch]'") from error
     checkpoints = Checkpoints(workdir)
     config = checkpoints.config('best')
     code = _public_code(config.model.name)
@@ -310,12 +302,8 @@ def export_checkpoint(
         epoch=0,
         opt=mapping.public_options(code, config),
     )
-    partial = pathlib.Path(f'{output}.partial')
-    try:
-        torch.save(content, partial)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.whole_files(output) as (unfinished,):
+        torch.save(content, unfinished)
     return tensors
 
 
@@ -327,8 +315,7 @@ def _unread(
     shapes = {name: value.shape for name, value in ours.items()}
     wanted = {name: value.shape for name, value in theirs.items() if name not in extra}
     changed = sorted(
-        name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)
-    )
+        name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if changed:
         pairs = (f'{n}: {wanted.get(n)} there, {shapes.get(n)} here' for n in changed)
         raise ConvertError(f'{path}: other tensors than ours: {"; ".join(pairs)}')

@@ -27,7 +27,7 @@ TRAINING = dict(
     t_feat_dir='../features/clip_text_features/', v_feat_dim=2818, t_feat_dim=512, a_feat_dir=None,
     ctx_mode='video_tef', position_embedding='sine', use_txt_pos=False, pre_norm=False,
     span_loss_type='l1', contrastive_align_loss=False, nms_thd=-1,
-)  # fmt: skip
+)
 
 
 def content(golden, weights=None, **changes):
@@ -117,7 +117,7 @@ CG_DETR = dict(
     giou_loss_coef=1, label_loss_coef=4, set_cost_span=10, set_cost_giou=1, set_cost_class=4,
     lw_saliency=4.0, lw_wattn=1.0, lw_ms_align=1.0, lw_distill=0.5, eos_coef=0.1,
     saliency_margin=0.2,
-)  # fmt: skip
+)
 
 
 def test_config_follows_the_options():
@@ -151,7 +151,7 @@ def test_config_follows_the_options():
     (dict(ctx_mode='video'), (2816, 512), ["option ctx_mode is 'video', only 'video_tef'"]),
     (dict(a_feat_dir='audio'), (2816, 512), ["option a_feat_dir is 'audio', only None"]),
     (dict(enc_layers='three'), (2816, 512), ['an option is of another type', 'three']),
-])  # fmt: skip
+])
 def test_options_that_do_not_fit(changes, widths, parts):
     with pytest.raises(mapping.ConvertError) as info:
         checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(*widths))
@@ -259,7 +259,7 @@ def test_errors_name_the_culprit_and_leave_nothing(folder, tmp_path):
     (['--checkpoint=README.md', '--model=flash_vtg'], 'README.md: not a PyTorch file'),
     (['--checkpoint=tests/data_pipelines/torch_files/checkpoint.ckpt', '--model=flash_vtg'],
      'checkpoint.ckpt: options of the checkpoint lack conv_layers|checkpoint.ckpt: .* lack '),
-])  # fmt: skip
+])
 def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         run_main(monkeypatch, f'--workdir={tmp_path / "run"}', *arguments)
