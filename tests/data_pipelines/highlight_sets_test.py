@@ -145,8 +145,9 @@ def graded(rng):
 
 def tiny(module, folder, argument, **sizes):
     config = module.get_config(f'runlocal,root={folder}/features,annotations={folder},{argument}')
-    config.model.update({k: v for k, v in dict(width=16, heads=2, ffn=16, phrases=2).items()
-                         if k in config.model})
+    sizes_of_model = dict(width=16, heads=2, ffn=16, phrases=2, input_layers=1, mlp_layers=1,
+                          strides=(1,))
+    config.model.update({k: v for k, v in sizes_of_model.items() if k in config.model})
     config.data.update(dict(max_clips=8, max_tokens=8, **sizes))
     config.train.update(dict(max_steps=3, log_every=1, batch_size=4))
     return config.lock()

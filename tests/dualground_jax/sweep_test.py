@@ -357,7 +357,8 @@ def test_a_table_has_gaps_where_a_combination_lacks_a_metric():
 
 def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
     with config.unlocked():
-        config.model.update(dict(width=16, heads=2, ffn=16))
+        config.model.update(dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1,
+                                 strides=(1,)))
         config.optimizer.warmup_steps = 0
         config.train.max_steps = 1
         config.evaluate.pictures = 0
