@@ -1,5 +1,6 @@
 """Every default of the config, once. Those of the section `data` are in data_pipelines/datasets.py,
-those of a model and its losses in the model's file."""
+those of a model and its losses in the model's file.
+"""
 
 from data_pipelines import datasets
 from dualground_jax import models

@@ -1,5 +1,6 @@
 """YouTube Highlights (https://doi.org/10.1007/978-3-319-10590-1_51): highlight detection, by the
-public protocol a model per domain."""
+public protocol a model per domain.
+"""
 
 from ml_collections import ConfigDict
 

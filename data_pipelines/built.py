@@ -202,7 +202,7 @@ class BuiltSplit:
         skip = skip_list.read(
             self._data.skip_list, self._split, self._splits, lines, whole=False)
         self.skipped += skip_list.messages(self.name, self._data.skip_list, skip)
-        absent = {line: b'' for line in self._not_built}
+        absent = dict.fromkeys(self._not_built, b'')
         queries = annotations.parse_annotations(
             sorted(lines + list(absent.items())), self.name, self._data, skipped,
             skip.keys() | absent.keys())

@@ -99,8 +99,7 @@ def label_tokens(rows: np.ndarray, layout: TextLayout, max_tokens: int, *,
 
 
 def cut(text: np.ndarray, roles: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the last words out of a query's rows that are more than max_tokens; see `label_tokens`.
-    """
+    """Cuts a query to max_tokens rows by taking out its last words; see `label_tokens`."""
     if len(text) <= max_tokens:
         return text, roles
     kept = np.delete(np.arange(len(text)), slice(max_tokens - 1, -1))

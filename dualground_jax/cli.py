@@ -19,7 +19,7 @@ from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
 
 
-def PROTOCOL(name: str, default: str, text: str) -> None:  # noqa: N802
+def PROTOCOL(name: str, default: str, text: str) -> None:
     """Defines a flag that names an official protocol."""
     flags.DEFINE_enum(name, default, list(official.PROTOCOLS), text)
 

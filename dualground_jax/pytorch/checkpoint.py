@@ -210,7 +210,7 @@ def make_config(
 def _training_values(options: Mapping) -> dict:
     """What the options say of data, training and evaluation, by key of our config."""
     values = {key: options.get(name) for key, name in _TRAINING.items()}
-    is_set = lambda v: isinstance(v, str) or (isinstance(v, int | float) and v >= 0)  # noqa: E731
+    is_set = lambda v: isinstance(v, str) or (isinstance(v, int | float) and v >= 0)
     values = {key: value for key, value in values.items() if is_set(value)}
     values['data.normalize_text'] = not options.get('no_norm_tfeat', False)
     if 'nms_thd' in options:

@@ -1,5 +1,6 @@
 """TPU chips: what they are capable of at best, how they are wired, and the time a step needs."""
 
+import contextlib
 import importlib.util
 import itertools
 import math
@@ -79,10 +80,8 @@ class Topology:
         if self.chip:
             return self._tpu_devices()
         count = math.prod(self.sizes)
-        try:
+        with contextlib.suppress(RuntimeError):  # too late to choose: JAX is running
             jax.config.update('jax_num_cpu_devices', count)
-        except RuntimeError:
-            pass  # too late to choose: JAX is running
         found = jax.local_devices()
         if len(found) < count:
             raise UserError(f'--topology={self.name}: this process has {len(found)} devices')

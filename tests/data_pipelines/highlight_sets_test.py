@@ -68,7 +68,7 @@ def test_bad_labels(tmp_path, changes, parts):
 
 def test_domains(tmp_path):
     lines = [BARE | dict(qid=i, domain=name) for i, name in enumerate('abab')]
-    of = lambda domain, **more: [r.qid for r in read(  # noqa: E731
+    of = lambda domain, **more: [r.qid for r in read(
         tmp_path, lines, data=annotation_config(domain=domain, **more))]
     assert (of(''), of('b'), of('b', limit=1), of('', limit=3)) == ([0, 1, 2, 3], [1, 3], [1],
                                                                    [0, 1, 2])
@@ -184,7 +184,7 @@ def test_training_and_evaluation(tmp_path, capsys):
 def test_moment_losses_without_windows():
     """They are finite, those of boundaries 0, and so are their gradients."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     none = np.zeros((2, 1), bool)
     batch = dict(
         windows=np.zeros((2, 1, 2), np.float32), windows_mask=none, spans_mask=none,
@@ -194,7 +194,7 @@ def test_moment_losses_without_windows():
     found = dict(logits=draw(2, 4), offsets=np.abs(draw(2, 4, 2)), pred_logits=draw(1, 2, 3, 2),
                  pred_spans=np.abs(draw(1, 2, 3, 2)))
     config = flash_vtg.LOSS | detr.LOSS | dict(classification='saliency')
-    config = ConfigDict({k: v for k, v in config.items()})
+    config = ConfigDict(dict(config))
 
     def parts(found):
         losses = pyramid.point_losses(found | points, batch, config)

@@ -203,7 +203,7 @@ def test_sampled_nce_against_a_loop(rng):
 def test_info_nce_against_numpy(rng):
     a, b = rng.normal(size=(2, 5, 8)).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1], bool)
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     logits = unit(a)[mask] @ unit(b)[mask].T / 0.1
     expected = (np.log(np.exp(logits).sum(1)) - np.diag(logits)).mean()
     found = losses.info_nce(a, b, mask=mask)

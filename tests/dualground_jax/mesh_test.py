@@ -60,7 +60,7 @@ def test_matrices_and_their_moments_have_logical_axes(name):
     big = [x for x in jax.tree.leaves(sharded.params) if len(x.shape) > 1 and min(x.shape) > 4]
     whole = [x.shape for x in big if x.sharding.is_fully_replicated]
     assert not whole, 'every large matrix is split'
-    placement = lambda tree: jax.tree.map(lambda x: x.sharding, tree)  # noqa: E731
+    placement = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
     for moment in ('mu', 'nu'):
         found = getattr(sharded.opt_state[1][0], moment)
         assert placement(found) == placement(sharded.params)

@@ -142,14 +142,14 @@ def without_ties(rows):
 
     Where exact products are, float32 may order them differently, and what follows is another list.
     """
-    primes = lambda i, value: PRIMES[int(8 * value) * 12 + i] / 1024  # noqa: E731
+    primes = lambda i, value: PRIMES[int(8 * value) * 12 + i] / 1024
     return [[start, end, value and primes(i, value)] for i, (start, end, value) in enumerate(rows)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(window_lists(), st.sampled_from(THRESHOLDS))
 def test_files_against_a_plain_loop(rows, threshold):
-    plain = lambda *args: np.array(slow_suppress(*args), float).reshape(-1, 3)  # noqa: E731
+    plain = lambda *args: np.array(slow_suppress(*args), float).reshape(-1, 3)
     [found] = suppressed([rows], float(threshold), 'normal')
     np.testing.assert_array_equal(found, plain(rows, threshold, False))
     apart = without_ties(rows)

@@ -13,13 +13,13 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8'])
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from configs import qvh  # noqa: E402
-from data_pipelines import pipeline  # noqa: E402
-from dualground_jax import predict, train  # noqa: E402
-from dualground_jax import state as state_lib  # noqa: E402
+from configs import qvh
+from data_pipelines import pipeline
+from dualground_jax import predict, train
+from dualground_jax import state as state_lib
 
 BATCH, CLIPS, STEPS = 8, 16, 5
 SIZES = dict(width=16, heads=2, ffn=16, phrases=2, queries=4, strides=(1, 2), dummies=3,

@@ -103,7 +103,7 @@ def check_module(
         unused: torch parameters that have no counterpart on purpose.
     """
     inputs = {k: jnp.asarray(v) for k, v in golden.inputs.items()}
-    to_ours = lambda values: params_of(  # noqa: E731
+    to_ours = lambda values: params_of(
         values, module, names, inputs, method=call, unused=unused
     )
     params = to_ours(golden.w)

@@ -213,7 +213,7 @@ def oracle(planted):
             text, role = batch['text'], batch['text_role']
             words = jnp.where(role[..., None] == WORD, text, 0).sum(1)
             eos = jnp.where(role[..., None] == EOS, text, 0).sum(1) @ read['from_eos']
-            unit = lambda x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
+            unit = lambda x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
             wanted = unit(words @ read['from_words']) + unit(eos @ read['from_text'])
             video = batch['video'][..., :-2]
             clips = nn.relu(unit(video) @ read['from_video'])

@@ -49,7 +49,7 @@ def test_moment_alignment():
     mask = x['video_mask'] > 0
 
     def loss(y):
-        over = lambda mask: cg_detr.moment_alignment(  # noqa: E731
+        over = lambda mask: cg_detr.moment_alignment(
             **dict(zip(('moment', 'non_moment', 'sentence', 'dummy_sentence', 'clips'),
                        (y[name] for name in names))),
             labels=x['relevant_clips'] > 0, mask=mask,
@@ -130,7 +130,7 @@ def test_matching_of_moment_queries():
     expected = dict(span=x['loss_span'], giou=x['loss_giou'], query_label=x['loss_label'])
     for name, value in parts(x).items():
         np.testing.assert_allclose(value, expected[name], rtol=TOLERANCE, err_msg=name)
-    weigh = lambda y: 10 * y['span'] + y['giou'] + 4 * y['query_label']  # noqa: E731
+    weigh = lambda y: 10 * y['span'] + y['giou'] + 4 * y['query_label']
     check_loss(
         lambda y: weigh(parts(y)), x, weigh(expected),
         {name: x[f'grad_weighted_{name.removesuffix("_cxw")}'] for name in names},

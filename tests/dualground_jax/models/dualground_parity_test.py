@@ -116,7 +116,7 @@ def test_phrase_encoder_is_finite_without_words():
     )
     text = jnp.asarray(golden.inputs['text'])
     mask = jnp.zeros(text[:, 1:].shape[:2], bool)
-    call = lambda x: module.apply(params, x[:, 0], x[:, 1:], mask, deterministic=True)  # noqa: E731
+    call = lambda x: module.apply(params, x[:, 0], x[:, 1:], mask, deterministic=True)
     params = jax.jit(
         lambda key: nn.unbox(module.init(key, text[:, 0], text[:, 1:], mask, deterministic=True))
     )(jax.random.key(0))
@@ -339,7 +339,7 @@ def saliency_terms(golden):
     margin = float(x['saliency_margin'])
 
     def terms(scores, scores_neg, weights, weights_neg):
-        rank = lambda own, other: losses.rank_with_negatives(  # noqa: E731
+        rank = lambda own, other: losses.rank_with_negatives(
             scores=own[real], scores_neg=other, labels=labels[real], mask=mask[real],
             real_neg=every[real],
         )

@@ -45,8 +45,8 @@ def encoder_inputs(clips=11, width=8, seed=0):
 def outputs_and_grads(module, *inputs, **how):
     """What comes out, and gradients of its randomly weighted sum by parameters and first input."""
     rng = np.random.default_rng(1)
-    draw = lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
-    init = lambda *args: nn.unbox(module.init(jax.random.key(0), *args, deterministic=True))  # noqa: E731
+    draw = lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
+    init = lambda *args: nn.unbox(module.init(jax.random.key(0), *args, deterministic=True))
     params = jax.tree.map(draw, jax.eval_shape(init, *inputs))
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -90,7 +90,7 @@ def test_parameters_lie_layer_by_layer(choice):
 
 def test_a_cross_attention_gives_the_same_weights_in_a_loop():
     rng = np.random.default_rng(3)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     mask = np.array([[True] * 4, [True, False, False, False]])
     inputs = draw(2, 5, 8), draw(2, 5, 8), draw(2, 4, 8), draw(2, 3, 8), mask
     plain, looped = (
@@ -116,9 +116,9 @@ def test_a_decoder_gives_the_same():
 
 def test_phrase_contexts_are_the_same():
     rng = np.random.default_rng(4)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     inputs = draw(2, 3, 8), draw(2, 8), draw(2, 9, 8), np.arange(9) < np.array([[9], [4]])
-    path = lambda choice: phrases.PhrasePath(  # noqa: E731
+    path = lambda choice: phrases.PhrasePath(
         2, context_layers=2, across_phrases=True, execution=Execution(**choice)
     )
     close(*(outputs_and_grads(path(choice), *inputs) for choice in (ALL, {})))
@@ -166,7 +166,7 @@ class Coins(nn.Module):
 def test_layers_and_steps_draw_dropout_of_their_own(choice):
     module = Coins(Execution(**choice))
     params = {'params': {f'layer_{i}': {'scale': jnp.ones(())} for i in range(3)}}
-    draw = lambda seed: module.apply(params, 1.0, rngs={'dropout': jax.random.key(seed)})  # noqa: E731
+    draw = lambda seed: module.apply(params, 1.0, rngs={'dropout': jax.random.key(seed)})
     kept = np.asarray(draw(0))
     assert kept.shape == (2, 3, 50)
     assert len(np.unique(kept.reshape(6, 50), axis=0)) == 6
@@ -182,7 +182,7 @@ def lowered(module, clips=11, width=8):
     inputs = encoder_inputs(clips, width)
     params = jax.eval_shape(
         lambda: nn.unbox(module.init(jax.random.key(0), *inputs, deterministic=True)))
-    loss = lambda params: jnp.square(module.apply(params, *inputs, deterministic=True)).sum()  # noqa: E731
+    loss = lambda params: jnp.square(module.apply(params, *inputs, deterministic=True)).sum()
     return jax.jit(jax.grad(loss)).lower(params)
 
 
@@ -202,7 +202,7 @@ def test_memory_is_linear_in_the_number_of_clips():
 
 
 def test_a_loop_does_not_grow_with_depth():
-    products = lambda depth, **choice: lowered(  # noqa: E731
+    products = lambda depth, **choice: lowered(
         layers.Encoder(2, num_layers=depth, ffn=8, execution=Execution(**choice))
     ).as_text().count('dot_general')
     assert products(6, scan_layers=True) == products(2, scan_layers=True)

@@ -49,7 +49,7 @@ def make_batch(seed=0):
     size = len(LENGTHS)
     video_mask = np.arange(CLIPS) < np.array(LENGTHS)[:, None]
     windows = np.array([[[2, 8], [12, 16]], [[0, 14], [0, 0]], [[0, 2], [0, 0]], [[2, 4], [0, 0]]])
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return dict(
         video=normal(size, CLIPS, VIDEO_DIM),
         video_mask=video_mask,
@@ -148,7 +148,7 @@ def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
     batch = make_batch()
     run = compiled(name, **options).predict
     out, windows, saliency = run(batch)
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
     for b in range(len(LENGTHS)):
         alone, alone_windows, alone_saliency = run(trimmed(batch, b))
         close(saliency[b, : LENGTHS[b]], alone_saliency[0])
@@ -161,7 +161,7 @@ def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
                 close(row[tuple(slice(n) for n in value.shape)], value)
         found = windows[b][windows[b, :, 2] >= 0]
         # Rows of one clip can tie, and then come in any order.
-        order = lambda w: w[np.lexsort((np.round(w[:, 0], 3), np.round(w[:, 2], 4)))]  # noqa: E731
+        order = lambda w: w[np.lexsort((np.round(w[:, 0], 3), np.round(w[:, 2], 4)))]
         close(order(found), order(alone_windows[0]))
     assert (np.diff(windows[..., 2], axis=1) <= 0).all(), 'best first'
     if 'points' in out:
@@ -188,7 +188,7 @@ def test_losses_do_not_depend_on_padding(name, options):
 
 def test_reversed_batch_gives_reversed_output():
     batch = make_batch()
-    run = lambda b: compiled().predict(b)[0]['saliency']  # noqa: E731
+    run = lambda b: compiled().predict(b)[0]['saliency']
     flipped = run({k: v[::-1] for k, v in batch.items()})
     np.testing.assert_allclose(run(batch), flipped[::-1], atol=1e-6)
 
@@ -199,9 +199,9 @@ def test_reversed_batch_gives_reversed_output():
 )
 def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
     batch = make_batch()
-    run = lambda b: compiled(name, tokens=tokens).predict(b)[0]  # noqa: E731
+    run = lambda b: compiled(name, tokens=tokens).predict(b)[0]
     out = run(batch)
-    change = lambda role: np.float32(batch['text_role'] == role)[..., None]  # noqa: E731
+    change = lambda role: np.float32(batch['text_role'] == role)[..., None]
     other = run({**batch, 'text': batch['text'] + change(ignored)})
     for key, value in out.items():
         # A model may hand out each token, with a mask of those that it sees.

@@ -54,7 +54,7 @@ def test_moments_refine_saliency(padding):
     x = component('components/trdetr_mr2hd')
     size, length, _ = x['memory'].shape
     assert length == x['video_length']
-    pad = lambda y: np.pad(y, ((0, 0), (0, padding), (0, 0)), constant_values=9)  # noqa: E731
+    pad = lambda y: np.pad(y, ((0, 0), (0, padding), (0, 0)), constant_values=9)
     mask = np.arange(length + padding) < np.full((size, 1), length)
     features, rest = (pad(x['memory']), pad(x['src_vid_ed'])), (x['pred_logits'], x['pred_spans'])
     module = RefinedSaliency()

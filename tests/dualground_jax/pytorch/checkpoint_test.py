@@ -204,7 +204,7 @@ def damaged(golden):
     norm = 'input_vid_proj.0.LayerNorm.weight'
     linear = 'input_vid_proj.0.net.1.weight'
     packed = next(name for name in weights if name.endswith('in_proj_bias'))
-    without = lambda name: {k: v for k, v in weights.items() if k != name}  # noqa: E731
+    without = lambda name: {k: v for k, v in weights.items() if k != name}
     other_options = content(golden)
     del other_options['opt'].hidden_dim, other_options['opt'].nheads
     return {
