@@ -183,8 +183,7 @@ class BuiltSplit:
         self._not_built = metadata['splits'][split]['skipped']  # numbers of lines
         self._split, self._splits = split, metadata['splits']
         self._query_place: dict[int | str, int] = {}
-        self._video_place: dict[str, int] = {}
-        self._n_clips: dict[str, int] = {}
+        self._video: dict[str, tuple[int, int]] = {}  # its place, number of its clips
 
     def queries(self, skipped: list[str] | None) -> list[annotations.Query]:
         """Reads the annotations of all queries, and which videos are theirs."""
@@ -197,7 +196,7 @@ class BuiltSplit:
             if record is not None:
                 line = number(record, 'line')
                 lines.append((line, content(record, 'annotation')))
-                found[line] = place, number(record, 'video_place'), number(record, 'n_clips')
+                found[line] = place, (number(record, 'video_place'), number(record, 'n_clips'))
         # What was skipped when the data were built is not there any more.
         skip = skip_list.read(
             self._data.skip_list, self._split, self._splits, lines, whole=False)
@@ -207,10 +206,7 @@ class BuiltSplit:
             sorted(lines + list(absent.items())), self.name, self._data, skipped,
             skip.keys() | absent.keys())
         for query in queries:
-            place, video, n_clips = found[query.line]
-            self._query_place[query.qid] = place
-            self._video_place[query.vid] = video
-            self._n_clips[query.vid] = n_clips
+            self._query_place[query.qid], self._video[query.vid] = found[query.line]
         return queries
 
     def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
@@ -222,11 +218,11 @@ class BuiltSplit:
 
     def video(self, vid: str) -> np.ndarray:
         """As `release.read_video`."""
-        record = self._videos[self._video_place[vid]]
+        record = self._videos[self._video[vid][0]]
         return array(record, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
 
     def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
         """As recorded with the query; with data.on_error = 'skip', of the video itself."""
-        found = len(read(vid)) if self._data.on_error == 'skip' else self._n_clips[vid]
+        found = len(read(vid)) if self._data.on_error == 'skip' else self._video[vid][1]
         release.check_clips(f'{self.name}: video {vid!r}', found, self._data.max_clips)
         return found
