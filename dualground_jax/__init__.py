@@ -18,7 +18,7 @@ What notebooks and scripts need, imported when it is first used, since JAX alone
 import importlib
 from typing import Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Name -> module, and the name there; modules are offered as they are.
 _PUBLIC = {
