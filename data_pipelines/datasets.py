@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import annotations, lazy, release, saliency
+from data_pipelines import annotations, lazy, progress, release, saliency
 from data_pipelines.errors import DataError
 from data_pipelines.features import TEXT_KEY
 
@@ -225,19 +225,24 @@ def load_split(data: Any, split: str) -> Split:
     def read_clips(vid: str) -> np.ndarray:
         return memory.get(('video', vid), lambda: store.video(vid))
 
-    queries, roles = [], []
-    for query in store.queries(skipped):
-        if (tokens := annotations.attempt(skipped, store.query, query.qid)) is not None:
-            memory.keep(('text', query.qid), tokens[0])
-            queries.append(query)
-            roles.append(tokens[1])
-    lengths = {}
-    for vid, uses in collections.Counter(query.vid for query in queries).items():
-        n_clips = annotations.attempt(skipped, store.n_clips, vid, read_clips)
-        if n_clips is None:
-            skipped[-1] += f' (skipped records: {uses})'
-        else:
-            lengths[vid] = n_clips
+    queries, roles, lengths = [], [], {}
+    found = store.queries(skipped)
+    with progress.Bar(f'reading texts of {split}', len(found), 'queries') as bar:
+        for query in found:
+            if (rows := annotations.attempt(skipped, store.query, query.qid)) is not None:
+                memory.keep(('text', query.qid), rows[0])
+                queries.append(query)
+                roles.append(rows[1])
+            bar.advance()
+    uses = collections.Counter(query.vid for query in queries)
+    with progress.Bar(f'reading videos of {split}', len(uses), 'videos') as bar:
+        for vid in uses:
+            n_clips = annotations.attempt(skipped, store.n_clips, vid, read_clips)
+            if n_clips is None:
+                skipped[-1] += f' (skipped records: {uses[vid]})'
+            else:
+                lengths[vid] = n_clips
+            bar.advance()
     kept = [i for i, query in enumerate(queries) if query.vid in lengths]
     if not kept:
         reason = f'; the first of {len(skipped)} problems: {skipped[0]}' if skipped else ''

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import annotations, files, release, world
+from data_pipelines import annotations, files, progress, release, world
 from data_pipelines.annotations import Query
 from data_pipelines.errors import UserError
 from data_pipelines.tokens import TEXT_LAYOUTS
@@ -107,7 +107,7 @@ def _write_standin(data: Any, settings: dict, splits: Iterable[str], folder: pat
     vector = functools.lru_cache(maxsize=4096)(
         functools.partial(_hashed_vector, settings['seed']))
     n_clips = 0
-    for vid, queries in videos.items():
+    for vid, queries in progress.track(videos.items(), 'simulating', 'videos'):
         rng = _hashed_rng(settings['seed'], 'video', vid)
         clip_length, label = settings['clip_length'], queries[0].label
         seconds = max(query.duration for query in queries)
