@@ -179,7 +179,8 @@ def recipe(model: str, dataset: str, release: str) -> Recipe | None:
 
 def document() -> str:
     """The text of docs/hyperparameters.md."""
-    return '\n\n'.join([_HEAD, *map(_section, models.MODELS)]) + '\n'
+    own = [model for model in models.MODELS if any(key[0] == model for key in RECIPES)]
+    return '\n\n'.join([_HEAD, *map(_section, own)]) + '\n'
 
 
 def _section(model: str) -> str:

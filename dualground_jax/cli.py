@@ -41,7 +41,7 @@ FLAGS = {
         (TEXT, 'split', None, 'split of the data; default: evaluate.split'),
     ],
     'predict': [
-        (LIST, 'video_features', [], 'feature file of each stream of one video'),
+        (LIST, 'video_features', [], 'feature file of one video, or a.npz,b.npz of two streams'),
         (TEXT, 'query_features', None, 'feature file of one query'),
     ],
     'sweep': [

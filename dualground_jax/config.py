@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import ConfigError
+from data_pipelines.errors import ConfigError, one_line
 
 
 def load_config(
@@ -22,8 +22,8 @@ def load_config(
         overrides: values of dotted keys, as in {'train.epochs': 50}.
 
     Raises:
-        ConfigError: no such file, unknown arguments, or a key that the config lacks; lists the
-            known ones.
+        ConfigError: no such file, unknown arguments, a value of another type, or a key that the
+            config lacks; lists the known ones.
         CheckpointError: the workdir holds no checkpoint.
     """
     if str(source).partition(':')[0].endswith('.py'):
@@ -34,7 +34,10 @@ def load_config(
         config = Checkpoints(source).config('best')
     for key in overrides or ():
         check_key(config, key)
-    config.update_from_flattened_dict(overrides or {})
+    try:
+        config.update_from_flattened_dict(overrides or {})
+    except TypeError as error:
+        raise ConfigError(f'{source}: {one_line(error)}') from error
     return config.lock()
 
 

@@ -20,7 +20,8 @@ from data_pipelines import annotations, datasets, features, pipeline, progress, 
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import write_jsonl
 from dualground_jax import models, runtime, sharding, spans
-from dualground_jax.checkpoints import Checkpoints
+from dualground_jax.checkpoints import CheckpointError, Checkpoints
+from dualground_jax.config import differences
 from dualground_jax.metrics import official
 from dualground_jax.metrics.moments import MAX_WINDOWS
 from dualground_jax.state import abstract_state
@@ -158,9 +159,17 @@ def restore_best(
     """Parameters to evaluate, step and progress of a run's best checkpoint.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the config's model is another one.
     """
-    state, told = Checkpoints(workdir).restore('best', abstract_state(config, mesh))
+    checkpoints = Checkpoints(workdir)
+    try:
+        state, told = checkpoints.restore('best', abstract_state(config, mesh))
+    except CheckpointError:
+        raise
+    except ValueError as error:  # orbax found other parameters
+        changed = differences(checkpoints.config('best').model.to_dict(), config.model.to_dict())
+        raise CheckpointError(f'{workdir} holds a run of another model ({", ".join(changed)}); '
+                              'leave --config out, or name that of the run') from error
     return state.eval_params, int(state.step), told
 
 

@@ -200,6 +200,14 @@ def test_another_model_in_the_same_workdir_is_an_error(finished, config):
         train.train(other, str(finished[0]))
 
 
+def test_parameters_of_another_model_are_not_evaluated(finished, config):
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.model.width *= 2
+    with pytest.raises(checkpoints.CheckpointError, match=r'another model \(width: \d+ there, \d+'):
+        predict.restore_best(str(finished[0]), other, sharding.one_device())
+
+
 def test_evaluate_writes_an_official_submission(finished, config, capsys):
     workdir = finished[0]
     evaluate.evaluate(config, str(workdir))
