@@ -1,5 +1,7 @@
 """Real training runs on a tiny world: results, determinism, resume after a kill, errors."""
 
+import contextlib
+import io
 import json
 import pathlib
 import re
@@ -24,10 +26,12 @@ from tests.helpers.paths import REPO
 
 # As command-line overrides, so that the killed process runs the very same config.
 OVERRIDES = dict(
-    model=dict(width=16, heads=2, ffn=16, phrases=2),
+    model=dict(width=16, heads=2, ffn=16, phrases=2, input_layers=1, mlp_layers=1, strides=(1, 2)),
+    optimizer=dict(ema_decay=0.5),
     train=dict(epochs=3, log_every=1),
     evaluate=dict(pictures=1),
 )
+STEPS = 12  # 3 epochs of 4
 
 
 def make_config(root):
@@ -45,7 +49,7 @@ def tiny_config(tmp_path_factory):
 
 @pytest.fixture(scope='module', name='finished')
 def finished_run(config, tmp_path_factory):
-    """Workdir of an uninterrupted run, and how often its functions were traced."""
+    """An uninterrupted run: workdir, how often its functions were traced, stderr, its result."""
     workdir = tmp_path_factory.mktemp('runs') / 'finished'
     traces = dict(loss_fn=0, decode=0)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,8 +61,9 @@ def finished_run(config, tmp_path_factory):
                 return original(*args)
 
             patch.setattr(models.MODELS['dualground'], name, counted)
-        train.train(config, str(workdir))
-    return workdir, traces
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            found = train.train(config, str(workdir))
+    return workdir, traces, told.getvalue(), found
 
 
 def restored(workdir, config, kind='latest'):
@@ -73,7 +78,7 @@ def assert_same_state(a, b):
 
 
 def test_a_run_leaves_its_results(finished, config):
-    workdir, _ = finished
+    workdir = finished[0]
     result = json.loads((workdir / 'results.json').read_text())
     assert {'MR-full-mAP', 'MR-full-R1@0.5', 'HL-min-VeryGood-Hit1'} <= result['brief'].keys()
     assert result['seed'] == config.seed and 'jax' in result['versions']
@@ -107,19 +112,17 @@ def test_train_and_predict_steps_are_traced_once(finished):
     assert finished[1] == dict(loss_fn=1, decode=1)
 
 
-def test_same_seed_same_parameters_bit_for_bit(finished, config, tmp_path, capsys):
-    found = train.train(config, str(tmp_path / 'again'))
-    told, printed = capsys.readouterr().err, json.loads(
-        (finished[0] / 'results.json').read_text())
-    assert found['brief'] == printed['brief']
+def test_what_a_run_tells_and_returns(finished):
+    workdir, _, told, found = finished
+    assert found['brief'] == json.loads((workdir / 'results.json').read_text())['brief']
     for step in ('train', 'predict'):
         assert len(re.findall(rf'^compiling the {step} step: [\d.]+ s$', told, re.M)) == 1
     assert re.findall(r'^step (\d+), val: MR-full-mAP [\d.]+, ', told, re.M) == ['4', '8', '12']
     assert 'INFO' not in told and 'absl' not in told
-    assert_same_state(restored(finished[0], config)[0], restored(tmp_path / 'again', config)[0])
 
 
 def test_a_killed_run_resumes_to_the_same_parameters(finished, config, tmp_path):
+    """Bit for bit; so the same seed gives the same parameters, in another process as well."""
     workdir = tmp_path / 'killed'
     overrides = [
         f'--config.{section}.{key}={value}'
@@ -180,16 +183,36 @@ def test_resident_features_and_several_steps_in_one_program(finished, config, tm
     fast = config.copy_and_resolve_references()
     with fast.unlocked():
         fast.data.resident = True
-        fast.train.steps_per_call = 3  # of the four between two evaluations: three, then one
+        fast.train.steps_per_call = 4
     train.train(fast, str(tmp_path))
     rows = {folder: files.load_jsonl(folder / 'metrics.jsonl')
             for folder in (tmp_path, finished[0])}
     losses = [{row['step']: row['train/loss'] for row in found if 'train/loss' in row}
               for found in rows.values()]
-    assert sorted(losses[0]) == [3, 4, 7, 8, 11, 12], 'logged where a call ends'
-    np.testing.assert_allclose(losses[0][4], losses[1][4], rtol=0.01)
-    mean = np.mean([losses[1][step] for step in (1, 2, 3)])
-    np.testing.assert_allclose(losses[0][3], mean, rtol=0.01)
+    assert sorted(losses[0]) == [4, 8, 12], 'logged where a call ends'
+    for last in losses[0]:
+        mean = np.mean([losses[1][step] for step in range(last - 3, last + 1)])
+        np.testing.assert_allclose(losses[0][last], mean, rtol=0.01)
+
+
+def test_a_call_ends_where_an_evaluation_is_due(config):
+    """Of the four steps between two evaluations three go in one call, then one."""
+    mesh = sharding.make_mesh(config.mesh)
+    split, _ = train.load_splits(config)
+
+    def batches(steps_per_call):
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.train.steps_per_call = steps_per_call
+        return list(train.device_batches(
+            split, changed, mesh, first_step=1, last_step=10, stop_every=4))
+
+    found, single = batches(3), iter(batches(1))
+    assert [count for count, _ in found] == [3, 3, 1, 1, 1]  # 2-4, 5-7, 8, 9, 10
+    for count, batch in found:
+        steps = [next(single)[1] for _ in range(count)]
+        expected = jax.tree.map(lambda *x: np.stack(x), *steps) if count > 1 else steps[0]
+        assert_same_state(batch, expected)
 
 
 def test_another_model_in_the_same_workdir_is_an_error(finished, config):
@@ -271,23 +294,26 @@ def test_predictor_agrees_with_batched_evaluation(finished, config):
         predictor.predict(np.full_like(video, np.nan), query)
 
 
-def test_ema_follows_the_parameters():
-    config = synthetic_config.get_config('runlocal,model=tr_detr')
-    config.model.update(dict(width=16, heads=2, ffn=16))
-    config.optimizer.update(dict(ema_decay=0.5, warmup_steps=0))
-    mesh = sharding.one_device()
-    tx, abstract = state_lib.make_optimizer(config.optimizer, 1), state_lib.abstract_state(
-        config, mesh)
-    first = state_lib.fresh_state(config, tx, abstract)
-    before = jax.device_get(first.params)
-    batch = state_lib.dummy_batch(config, 4) | dict(video_mask=np.ones((4, 32), bool))
+def test_ema_follows_the_parameters(config):
+    """By the program of `finished`: it is compiled already."""
+    mesh = sharding.make_mesh(config.mesh)
+    tx = state_lib.make_optimizer(config.optimizer, STEPS)
+    abstract = state_lib.abstract_state(config, mesh, STEPS)
     step = train.make_train_step(config, mesh, tx, abstract)
-    state, _ = step(first, batch, np.uint32(0), {})
-    assert state.eval_params is state.ema
-    jax.tree.map(
-        lambda e, p, f: np.testing.assert_allclose(e, (p + f) / 2, atol=1e-6),
-        state.ema, state.params, before,
-    )
+    state = state_lib.fresh_state(config, tx, abstract)
+    first = expected = jax.device_get(state.params)
+    size = config.train.batch_size
+    batch = state_lib.dummy_batch(config, size)
+    batch['video_mask'][:] = True
+    batch = sharding.put_batch(batch, sharding.batch_sharding(mesh), size)
+    for _ in range(3):  # the first one has a learning rate of zero
+        state, _ = step(state, batch, np.uint32(0), {})
+        assert state.eval_params is state.ema
+        params, ema = jax.device_get((state.params, state.ema))
+        expected = jax.tree.map(lambda e, p: (e + p) / 2, expected, params)
+        jax.tree.map(lambda e, x: np.testing.assert_allclose(e, x, atol=1e-6), ema, expected)
+    assert max(jax.tree.leaves(jax.tree.map(lambda p, f: np.abs(p - f).max(), params, first))) > (
+        1e-5)
 
 
 @pytest.mark.parametrize(
