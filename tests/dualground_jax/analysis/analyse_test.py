@@ -43,7 +43,8 @@ def two_runs(tmp_path_factory):
     """Folder of two analysed runs, which differ in their seed, with config and parameters."""
     folder = tmp_path_factory.mktemp('runs')
     config = synthetic_config.get_config(f'runlocal,root={folder / "world"}')
-    config.model.update(dict(width=16, heads=2, ffn=16, phrases=2))
+    config.model.update(dict(width=16, heads=2, ffn=16, phrases=2, input_layers=1, mlp_layers=1,
+                             strides=(1,)))
     params = []
     for seed in (1, 2):
         config.seed = seed
@@ -57,11 +58,14 @@ def first_report(runs):
     return json.loads((runs[0] / 'seed=1' / 'analysis' / 'report.json').read_text())
 
 
-def predictions_of(config, params, split):
+@pytest.fixture(scope='module', name='predicted')
+def predictions_of_first_run(runs):
+    """Function: split -> predictions by the first run's parameters; compiled once."""
+    _, config, params = runs
     mesh = sharding.make_mesh(config.mesh)
     step = predict.make_predict_step(config, mesh)
-    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
-    return predict.predict_split(step, params, split, config, mesh)
+    placed = jax.device_put(jax.device_get(params[0]), sharding.replicated(mesh))
+    return lambda split: predict.predict_split(step, placed, split, config, mesh)
 
 
 def test_report_has_what_it_promises(report, runs):
@@ -125,12 +129,11 @@ def test_correlations_are_those_of_the_models_attention(report, runs):
     ('mask_words', lambda text, roles: (text[roles == EOS], roles[roles == EOS])),
     ('mask_eos', lambda text, roles: (text[roles != EOS], roles[roles != EOS])),
 ])
-def test_ablations_are_evaluations_of_changed_splits(report, runs, name, changed):
-    _, config, params = runs
-    split = datasets.load_split(config.data, 'val')
+def test_ablations_are_evaluations_of_changed_splits(report, runs, predicted, name, changed):
+    split = datasets.load_split(runs[1].data, 'val')
     pairs = [changed(*query) for query in zip(split.text, split.roles, strict=True)]
     split.text[:], split.roles[:] = zip(*pairs, strict=True)
-    rows = predictions_of(config, params[0], split)
+    rows = predicted(split)
     expected = official.evaluate(rows, evaluate.ground_truth(split))['brief']
     found = report['splits']['val']['ablation'][name]
     assert found == {metric: expected[metric] for metric in found}
