@@ -30,7 +30,7 @@ def five_steps(*models_and_shapes: str) -> tuple[list[dict], str]:
     """Rows that the worker, one process for all models, prints; and its last words."""
     done = subprocess.run(
         [sys.executable, '-m', 'tests.helpers.mesh_worker', *models_and_shapes], text=True,
-        timeout=600, capture_output=True, cwd=REPO)
+        timeout=1200, capture_output=True, cwd=REPO)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
     return rows, done.stderr[-3000:]
 
