@@ -15,3 +15,22 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # workers inherit that of the
     _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+# Longest first: else one worker ends with them while the other one waits.
+LONGEST = (
+    'train_test', 'processes_test', 'mesh_test', 'dualground_parity_test', 'flash_vtg_parity_test',
+    'execution_test', 'five_sets_test', 'model_test', 'analyse_test', 'checkpoint_test',
+    'compile_test', 'own_data_test',
+)
+
+
+def pytest_configure(config):
+    """Has pytest-xdist hand out files in this order, not by their numbers of tests."""
+    if hasattr(config.option, 'loadscopereorder'):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts files: first the longest ones."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
