@@ -140,8 +140,7 @@ def test_matching_of_moment_queries():
 def test_cross_attention_to_nothing():
     """One token whose keys are all masked, as the saliency token passes it."""
     x = component('components/t2v_layer')
-    hidden = len(x['w/linear1.bias'])
-    module = cross_attention.CrossAttentionLayer(int(x['nhead']), hidden)
+    module = cross_attention.CrossAttentionLayer(int(x['nhead']), ffn=len(x['w/linear1.bias']))
     token, position = (np.swapaxes(x[name][:1], 0, 1) for name in ('src', 'pos'))
     text = np.swapaxes(x['src'][int(x['video_length']) :], 0, 1)
     inputs = token, position, text, text, np.zeros(text.shape[:2], bool)
