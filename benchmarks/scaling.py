@@ -36,8 +36,7 @@ def measure(model: str, repeats: int, key: str, sizes: tuple[int, ...], others: 
         resize(config, **SMALL)
         config.update_from_flattened_dict(others | {key: size})
         programs[size] = common.make_program(config)
-    rows = [dict(row, name=size) for size, row in zip(
-        sizes, common.compare(programs, repeats))]
+    rows = [dict(row, name=size) for size, row in zip(sizes, common.compare(programs, repeats))]
     return [row | dict(gflop=None) for row in rows] if 'model.attention_chunk' in others else rows
 
 
@@ -71,8 +70,7 @@ def draw(report: dict, path: str) -> None:
 
 
 def main() -> None:
-    args = common.arguments(
-        __doc__, model='dualground', repeats=3, sizes=5, output='', picture='')
+    args = common.arguments(__doc__, model='dualground', repeats=3, sizes=5, output='', picture='')
     report = {
         series: measure(args.model, args.repeats, key, sizes[:args.sizes], others)
         for series, (key, sizes, others) in SERIES.items()

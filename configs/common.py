@@ -86,8 +86,7 @@ def base(dataset: str, args: dict) -> ConfigDict:
 
 def _check_known(kind: str, name: str, known: Iterable[str], where: str = '') -> None:
     if name not in known:
-        raise ConfigError(
-            f'unknown {kind} {name!r}{where}, known are: {", ".join(sorted(known))}')
+        raise ConfigError(f'unknown {kind} {name!r}{where}, known are: {", ".join(sorted(known))}')
 
 
 def resize(config: ConfigDict, **sizes) -> None:

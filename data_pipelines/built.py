@@ -198,8 +198,7 @@ class BuiltSplit:
                 lines.append((line, content(record, 'annotation')))
                 found[line] = place, (number(record, 'video_place'), number(record, 'n_clips'))
         # What was skipped when the data were built is not there any more.
-        skip = skip_list.read(
-            self._data.skip_list, self._split, self._splits, lines, whole=False)
+        skip = skip_list.read(self._data.skip_list, self._split, self._splits, lines, whole=False)
         self.skipped += skip_list.messages(self.name, self._data.skip_list, skip)
         absent = dict.fromkeys(self._not_built, b'')
         queries = annotations.parse_annotations(

@@ -104,8 +104,7 @@ def _write_standin(data: Any, settings: dict, splits: Iterable[str], folder: pat
             vocabulary_of.setdefault(query.vid, vocabulary)
             videos[query.vid].append(query)
     # Vectors that fall out of the cache are made again: memory does not grow with the vocabulary.
-    vector = functools.lru_cache(maxsize=4096)(
-        functools.partial(_hashed_vector, settings['seed']))
+    vector = functools.lru_cache(maxsize=4096)(functools.partial(_hashed_vector, settings['seed']))
     n_clips = 0
     for vid, queries in progress.track(videos.items(), 'simulating', 'videos'):
         rng = _hashed_rng(settings['seed'], 'video', vid)

@@ -102,8 +102,7 @@ class World:
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise UserError(
-                    f'world.{name} is {getattr(self, name)}, expected {low} to {high}')
+                raise UserError(f'world.{name} is {getattr(self, name)}, expected {low} to {high}')
 
 
 @dataclasses.dataclass(frozen=True)

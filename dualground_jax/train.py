@@ -350,8 +350,7 @@ def write_results(
         **best['best_metrics'],
     )
     files.write_json(folder / 'results.json', result)
-    figure = plots.training_figure(
-        rows, tuple(config.evaluate.selection), config.evaluate.split)
+    figure = plots.training_figure(rows, tuple(config.evaluate.selection), config.evaluate.split)
     plots.save(figure, folder / 'training.png')
     predictions = files.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
     # Evenly spread over the split, so that the pictures are no choice of ours.

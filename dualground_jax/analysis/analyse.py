@@ -111,8 +111,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
         figures = []
         for split in splits:
             started = time.monotonic()
-            part, points, examples = analyse_split(
-                config, split, seen, predictor, settings, folder)
+            part, points, examples = analyse_split(config, split, seen, predictor, settings, folder)
             found['splits'][split.name] = part
             figures.append((split.name, points, examples))
             logging.info('%s: %d queries of %s analysed in %.1f s', workdir, len(split.queries),

@@ -202,8 +202,7 @@ def intervals(columns: official.Columns, resamples: int) -> dict[str, tuple]:
     if not resamples:
         return {}
     counted = np.flatnonzero(np.count_nonzero(columns.weights, axis=0) > 1)
-    means = summary.bootstrap(
-        columns.values[:, counted], columns.weights[:, counted], resamples)
+    means = summary.bootstrap(columns.values[:, counted], columns.weights[:, counted], resamples)
     tail = (100 - LEVEL) / 200
     bounds = np.nanquantile(means, [tail, 1 - tail], axis=0).T
     return {columns.names[i]: tuple(map(columns.protocol.number, pair))
