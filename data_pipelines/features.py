@@ -67,6 +67,8 @@ def _read_numpy(path: str | os.PathLike, key: str) -> np.ndarray:
                 return content
             if key in content.files:
                 return np.asarray(content[key])
+        except SystemError:  # of Python 3.11 where threads parse headers at once (cpython #106905)
+            return _read_numpy(path, key)
         except _DAMAGE as error:
             raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     found = ', '.join(map(repr, content.files)) or 'none'
