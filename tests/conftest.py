@@ -1,12 +1,14 @@
 """Set before jax is imported: the CPU, two of them, fast compilation and a cache of it."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Unoptimised code compiles several times faster; sizes in the tests are tiny.
-_FLAGS = ['--xla_backend_optimization_level=0', '--xla_force_host_platform_device_count=2']
+_FLAGS = ['--xla_backend_optimization_level=0', '--xla_cpu_parallel_codegen_split_count=1',
+          '--xla_force_host_platform_device_count=2']
 # The older code generator compiles three times faster. A jaxlib without it would refuse the flag.
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
@@ -15,12 +17,14 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # workers inherit that of the
     _CACHE = tempfile.TemporaryDirectory(prefix='compiled')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects that live on
 
 # Longest first: else one worker ends with them while the other one waits.
 LONGEST = (
-    'train_test', 'processes_test', 'mesh_test', 'dualground_parity_test', 'flash_vtg_parity_test',
-    'execution_test', 'five_sets_test', 'model_test', 'analyse_test', 'checkpoint_test',
-    'compile_test', 'own_data_test',
+    'train_test', 'model_test', 'cg_detr_parity_test', 'tr_detr_parity_test', 'processes_test',
+    'checkpoint_test', 'execution_test', 'five_sets_test', 'flash_vtg_parity_test', 'mesh_test',
+    'analyse_test', 'attention_test', 'targets_test', 'highlight_sets_test', 'own_data_test',
+    'losses_test', 'sweep_test', 'compile_test',
 )
 
 

@@ -45,7 +45,10 @@ def first_batch(data, split, records):
     return pipeline.collate(found, data, indices, draws)
 
 
-@pytest.mark.parametrize('name', SETS)
+# The two are of the others' forms, with longer videos.
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ('tacos', 'youtube_highlights')))
+    for name in SETS])
 def test_from_annotations_to_metrics(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPO)
     module, argument, limits = SETS[name]

@@ -132,7 +132,10 @@ class ModelParity:
         np.testing.assert_allclose(loss, numbers['total'], rtol=1e-5)
 
     def test_single_samples(self, folder):
-        """Each sample alone as in the official evaluation, and the same inside a padded batch."""
+        """Samples of a padded batch against each alone as in the official evaluation.
+
+        One is predicted alone as well: each length of its own would be compiled anew.
+        """
         golden = golden_model(folder)
         expected = stored_arrays(golden, 'outputs_eval.npz')
         batch = golden.batch('inputs.npz')
@@ -150,7 +153,7 @@ class ModelParity:
             one = golden_models.trimmed(batch, b)
             clips = one['video'].shape[1]
             sample = jax.tree.map(lambda x: x[b : b + 1], together)  # noqa: B023
-            for windows, saliency in (predict(one), sample):
+            for windows, saliency in (sample, *([predict(one)] if b == 0 else [])):
                 assert_close(saliency[:, :clips], stored['saliency_scores'], scale, f'sample {b}')
                 found = windows[0][windows[0, :, 2] >= 0]
                 assert (np.diff(found[:, 2]) <= 0).all()

@@ -304,7 +304,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize('case', SIZES)
+@pytest.mark.parametrize('case', ['long video', pytest.param('large', marks=pytest.mark.slow)])
 def test_sizes_train(case):
     name, sizes, options = SIZES[case]
     batch = of_size(**sizes)
