@@ -15,6 +15,7 @@ OPTIMIZER = dict(
 )
 TRAIN = dict(
     batch_size=64,
+    drop_last=False,  # an epoch's last batch, if it is not full
     epochs=150,
     max_steps=0,  # > 0: stop there, whatever the epochs
     steps_per_call=1,  # > 1: so many steps in one program

@@ -17,7 +17,7 @@ from data_pipelines.errors import DataError, UserError
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.
 BATCH = {
-    'index': ('B', np.int32),  # query of the split; -1 in the rows that fill up a last batch
+    'index': ('B', np.int32),  # query of the split; -1 in the empty rows that fill up a last batch
     'video': ('BTV', None),  # normalised streams, then the two temporal endpoints
     'video_mask': ('BT', np.bool_),
     'source_id': ('B', np.int32),  # equal for queries of the same source video
@@ -174,16 +174,26 @@ def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def train_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Queries of a training step; every epoch is shuffled anew and its incomplete batch dropped."""
-    epoch, position = divmod(step, size // batch_size)
-    order = _epoch_order(size, seed, epoch)
-    return order[position * batch_size : (position + 1) * batch_size]
+def steps_per_epoch(size: int, batch_size: int, drop_last: bool = False) -> int:
+    """Batches of an epoch of `size` queries, with or without an incomplete last one."""
+    return size // batch_size if drop_last else -(-size // batch_size)
+
+
+def train_indices(
+    size: int, batch_size: int, seed: int, step: int, drop_last: bool = False
+) -> np.ndarray:
+    """Queries of a training step, int[batch_size]; every epoch is shuffled anew.
+
+    An incomplete last batch is dropped, or filled up with -1.
+    """
+    epoch, position = divmod(step, steps_per_epoch(size, batch_size, drop_last))
+    found = _epoch_order(size, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    return np.pad(found, (0, batch_size - len(found)), constant_values=-1)
 
 
 def train_batches(split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int,
-                  last_step: int, rows: slice = slice(None), resident: bool = False
-                  ) -> Iterator[dict[str, np.ndarray]]:
+                  last_step: int, drop_last: bool = False, rows: slice = slice(None),
+                  resident: bool = False) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
 
     Args:
@@ -193,21 +203,22 @@ def train_batches(split: datasets.Split, data: Any, *, batch_size: int, seed: in
         seed: of the order and the random targets.
         first_step: from 0 on.
         last_step: exclusive.
+        drop_last: see `train_indices`.
         rows: those that this process makes.
         resident: see `batch_spec`.
 
     Raises:
-        DataError: the split has fewer queries than a batch.
+        DataError: the split has fewer queries than a batch, and such a batch is dropped.
     """
     size = len(split.queries)
-    if size < batch_size:
+    if not (per_epoch := steps_per_epoch(size, batch_size, drop_last)):
         raise DataError(f'split {split.name!r} has {size} records, expected at least one batch of '
-                        f'{batch_size} (train.batch_size)')
+                        f'{batch_size} (train.batch_size), or train.drop_last=False')
 
     def make(step: int) -> dict[str, np.ndarray]:
-        indices = train_indices(size, batch_size, seed, step)[rows]
-        epoch = step // (size // batch_size)
-        draws = [np.random.default_rng([seed, epoch, index]) for index in indices]
+        indices = train_indices(size, batch_size, seed, step, drop_last)[rows]
+        draws = [np.random.default_rng([seed, step // per_epoch, max(index, 0)])
+                 for index in indices]
         return collate(split, data, indices, draws, resident=resident)
 
     spec = batch_spec(data, len(range(batch_size)[rows]), resident=resident)

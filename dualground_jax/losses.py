@@ -26,6 +26,22 @@ def masked_mean(x: Array, mask: Array, axis=None) -> Array:
     return total / jnp.maximum(jnp.sum(mask, axis), 1).astype(x.dtype)
 
 
+def real_rows(batch: Mapping[str, Array]) -> Array:
+    """Rows that hold a sample, bool[B]; empty ones at the end fill up a partial batch."""
+    return batch['video_mask'].any(-1)
+
+
+def row_mean(x: Array, rows: Array | None = None) -> Array:
+    """Mean of x [B, ...] over the rows bool[B] that hold samples; None: all do.
+
+    Where all do, the factor is exactly 1, and the result that of a plain mean bit for bit.
+    """
+    if rows is None:
+        return x.mean()
+    held = rows.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where(held, x, 0).mean() * (len(x) / jnp.maximum(rows.sum(), 1))
+
+
 def weighted_sum(parts: dict[str, Array], weights: Mapping[str, float]) -> Array:
     """The loss: the sum of its parts, each times the weight of its name."""
     return sum(weights[name] * part for name, part in parts.items())
@@ -218,7 +234,7 @@ def rank_with_negatives(
         scores=jnp.concatenate([scores, scores_neg], 1),
         labels=jnp.concatenate([labels, jnp.zeros_like(labels)], 1),
         mask=jnp.concatenate([mask, mask & real_neg[:, None]], 1), temperature=temperature)
-    return masked_mean(both, real_neg) + masked_mean(both, ~real_neg)
+    return masked_mean(both, real_neg) + masked_mean(both, mask.any(-1) & ~real_neg)
 
 
 def _absence(cost: Array, mask: Array, real_neg: Array) -> Array:
@@ -351,7 +367,7 @@ def cosine_margin(a: Array, b: Array, *, mask: Array, margin: float = 0.7) -> Ar
 
 def set_prediction(
     *, logits: Array, spans: Array, target_spans: Array, targets_mask: Array, cost: dict,
-    label: str = 'cross_entropy', background: float = 0.1,
+    label: str = 'cross_entropy', background: float = 0.1, rows: Array | None = None,
 ) -> dict[str, Array]:
     """Matches one layer's moment queries to the targets and scores them.
 
@@ -364,6 +380,7 @@ def set_prediction(
       label: 'cross_entropy' of the two classes, its mean over all queries (CG-DETR, model.py:
         loss_labels), or 'focal': sigmoid focal loss of both logits (TR-DETR, model.py).
       background: weight of unmatched queries in the cross entropy.
+      rows: bool[B], those that hold samples; None: all do.
 
     Returns:
       span: mean absolute error of centre and width over all matched pairs of the batch;
@@ -394,4 +411,4 @@ def set_prediction(
         raise ConfigError(f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'")
     return dict(
         span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
-        giou=masked_mean(1 - overlap, targets_mask), query_label=label_loss.mean())
+        giou=masked_mean(1 - overlap, targets_mask), query_label=row_mean(label_loss, rows))

@@ -162,7 +162,8 @@ def device_batches(
     size, most = config.train.batch_size, config.train.steps_per_call
     batches = pipeline.train_batches(
         split, config.data, batch_size=size, seed=config.seed, first_step=first_step,
-        last_step=last_step, rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
+        last_step=last_step, drop_last=config.train.drop_last,
+        rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
         resident=config.data.resident)
     step = first_step
     while step < last_step:
@@ -212,7 +213,8 @@ def train(config: ConfigDict, workdir: str) -> dict:
     if config.train.steps_per_call < 1:
         raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
     train_split, val_split = load_splits(config)
-    steps_per_epoch = max(len(train_split.queries) // batch_size, 1)
+    size, drop_last = len(train_split.queries), config.train.drop_last
+    steps_per_epoch = max(pipeline.steps_per_epoch(size, batch_size, drop_last), 1)
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
@@ -249,7 +251,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder, steps_per_epoch, first_step, lambda step: [
         train_split.queries[i].qid for i in pipeline.train_indices(
-            len(train_split.queries), batch_size, config.seed, step - 1)])
+            size, batch_size, config.seed, step - 1, drop_last) if i >= 0])
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=history.writer, every_secs=20.0)
     clock, step, note = StepClock(), first_step, None

@@ -83,6 +83,7 @@ class Model(GroundingModel):
     dummies: int = 45
     dummy_layers: int = 2
     dummy_heads: int = 8  # of the encoders of dummies and sentences, whatever the other heads
+    dummy_dropout: float = -1.0  # of these encoders; below 0: as elsewhere
     sentence_layers: int = 1
     moment_layers: int = 1
     t2v_layers: int = 2
@@ -91,6 +92,13 @@ class Model(GroundingModel):
     queries: int = 10
     prompts: int = 10
     used_prompts: int = 1
+
+    @property
+    def of_text(self) -> dict:
+        """What the layers of the encoders of dummies and sentences are told."""
+        return self.shared | dict(
+            heads=self.dummy_heads,
+            dropout=cross_attention.own_or(self.dummy_dropout, self.dropout))
 
     @nn.compact
     def __call__(self, batch: dict, *, train: bool) -> dict[str, jax.Array]:
@@ -117,7 +125,7 @@ class Model(GroundingModel):
         clips = self.project('video_projection', batch['video'], train=train) + video_type
         position = self.position(mask)
         dummies, dummy_position = cross_attention.DummyEncoder(
-            **self.shared | dict(heads=self.dummy_heads), dummies=self.dummies,
+            **self.of_text, dummies=self.dummies,
             num_layers=self.dummy_layers, ffn=self.ffn, name='dummy_encoder',
         )(tokens, tokens_mask, **how)
         prompts = self.param('prompt_tokens', layers.embedding(), (self.prompts, self.width))
@@ -127,7 +135,7 @@ class Model(GroundingModel):
         keys = jnp.concatenate([dummies + dummy_position, tokens], 1)
         encoded = cross_attention.EncodedText(keys, tokens, columns)
         if train:
-            video, encoded = negatives.pair(video, encoded)
+            video, encoded = negatives.pair(video, encoded, batch)
         memory, summary, attn = self.relate(*video, encoded, prompts, how)
         rows = dict(
             memory=memory,
@@ -197,8 +205,8 @@ class Model(GroundingModel):
           float32[B, T, N + L] of the clips, encoded as of a moment, and the dummies and tokens.
         """
         encode_sentence = SummaryEncoder(
-            **self.shared | dict(heads=self.dummy_heads), num_layers=self.sentence_layers,
-            ffn=self.ffn, name='sentence_encoder')
+            **self.of_text, num_layers=self.sentence_layers, ffn=self.ffn,
+            name='sentence_encoder')
         tokens, tokens_mask = sentence
         nowhere = jnp.zeros(tokens.shape[1:], tokens.dtype)  # text has no positions
         sentence, words = encode_sentence(tokens, nowhere, tokens_mask, **how)
@@ -249,7 +257,7 @@ def _saturating_cross_entropy_jvp(primals, tangents):
 
 
 def moment_alignment(
-    *, moment, non_moment, sentence, dummy_sentence, clips, labels, mask
+    *, moment, non_moment, sentence, dummy_sentence, clips, labels, mask, rows=None
 ) -> jax.Array:
     """Moments are to be like their sentences, unlike the dummies, and to tell their clips.
 
@@ -266,16 +274,21 @@ def moment_alignment(
       clips: float[B, T, D].
       labels: bool[B, T], clips of the moment.
       mask: bool[B, T].
+      rows: bool[B], those that hold samples; None: all do.
     """
-    rows = jnp.arange(len(moment))
+    rows = jnp.ones(len(moment), bool) if rows is None else rows
+    own = jnp.arange(len(rows))
+    second = jnp.where(rows.sum() > 1, 1, len(rows))  # of a sample alone: its non-moment's
 
     def choose(among, target):
-        logits = [losses.unit(x) @ losses.unit(among).T for x in (moment, non_moment)]
+        logits = [jnp.where(rows, losses.unit(x) @ losses.unit(among).T, -1e9)
+                  for x in (moment, non_moment)]
         return optax.softmax_cross_entropy_with_integer_labels(jnp.concatenate(logits, 1), target)
 
     to_clips = jnp.einsum('bd,btd->bt', moment.astype(jnp.float32), clips.astype(jnp.float32))
     return (
-        (choose(sentence, rows) + choose(dummy_sentence, jnp.where(rows == 0, 1, 0))).mean()
+        losses.row_mean(
+            choose(sentence, own) + choose(dummy_sentence, jnp.where(own == 0, second, 0)), rows)
         + losses.masked_mean(saturating_cross_entropy(to_clips, labels.astype(jnp.float32)), mask))
 
 
@@ -294,14 +307,16 @@ def distillation(*, similarity, weights, column_mask, mask) -> jax.Array:
     return losses.masked_mean(losses.masked_mean(divergence, columns, axis=-1), mask)
 
 
-def overlap(vectors: jax.Array) -> jax.Array:
+def overlap(vectors: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """Mean |cosine| of different vectors [..., N, D], the sum over pairs divided by N^2.
+
+    With rows bool[B], those of vectors [B, N, D] count.
 
     One of the two is a constant, so each vector is pushed away from the others once.
     """
     unit = losses.unit(vectors)
     cosines = unit @ jax.lax.stop_gradient(unit).swapaxes(-1, -2)
-    return jnp.abs(cosines * (1 - jnp.eye(unit.shape[-2]))).mean()
+    return losses.row_mean(jnp.abs(cosines * (1 - jnp.eye(unit.shape[-2]))), rows)
 
 
 def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -316,16 +331,16 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     Returns:
       (loss, every unweighted loss by name; those of the queries are summed over decoder layers).
     """
-    relevant = batch['video_mask'] & (batch['saliency'] > 0)
+    relevant, rows = batch['video_mask'] & (batch['saliency'] > 0), losses.real_rows(batch)
     parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
         align=moment_alignment(
-            clips=out['moment_clips'], labels=relevant, mask=batch['video_mask'],
+            clips=out['moment_clips'], labels=relevant, mask=batch['video_mask'], rows=rows,
             **{k: out[k] for k in ('moment', 'non_moment', 'sentence', 'dummy_sentence')}),
         distill=distillation(
             similarity=out['word_similarity'], weights=out['attn'].mean((1, 2)),
             column_mask=out['column_mask'], mask=relevant),
-        orthogonal=overlap(out['dummies']) + overlap(out['prompts']),
+        orthogonal=overlap(out['dummies'], rows) + overlap(out['prompts']),
         **detr.set_losses(out, batch, config),
     )
     return losses.weighted_sum(parts, config.weights), parts

@@ -111,6 +111,11 @@ class DummyEncoder(layers.Block, kw_only=True):
         return sequence[:, : self.dummies], positions
 
 
+def own_or(dropout: float, elsewhere: float) -> float:
+    """The dropout of an encoder of dummies: its own, or if that is negative the model's."""
+    return elsewhere if dropout < 0 else dropout
+
+
 def with_dummies(text_mask: jax.Array, dummies: int) -> jax.Array:
     """Puts valid entries for the dummies before text_mask bool[B, L]: bool[B, dummies + L]."""
     return jnp.pad(text_mask, ((0, 0), (dummies, 0)), constant_values=True)
@@ -140,14 +145,15 @@ class TextGuidedEncoder(layers.Block, kw_only=True):
     dummies: int
     dummy_layers: int
     dummy_heads: int
+    dummy_dropout: float
     t2v_layers: int
     enc_layers: int
 
     def setup(self):
         common = dict(self.shared, ffn=self.ffn)
+        own = dict(heads=self.dummy_heads, dropout=own_or(self.dummy_dropout, self.dropout))
         self.dummy_encoder = DummyEncoder(
-            **common | dict(heads=self.dummy_heads), dummies=self.dummies,
-            num_layers=self.dummy_layers)
+            **common | own, dummies=self.dummies, num_layers=self.dummy_layers)
         self.cross_attention = CrossAttention(**common, num_layers=self.t2v_layers)
         self.encoder = layers.Encoder(**common, num_layers=self.enc_layers, inits=layers.NORMAL)
 

@@ -190,7 +190,7 @@ def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
 
     Args:
       out: what `MomentDecoder` returned.
-      batch: needs spans float32[B, M, 2] and spans_mask bool[B, M].
+      batch: needs spans float32[B, M, 2], spans_mask bool[B, M] and video_mask bool[B, T].
       config: the `loss` section; see `LOSS`.
 
     Returns:
@@ -201,7 +201,7 @@ def set_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
         return losses.set_prediction(
             logits=logits, spans=pred_spans, target_spans=batch['spans'],
             targets_mask=batch['spans_mask'], cost=dict(config.detr_cost), label=config.detr_label,
-            background=config.detr_background)
+            background=config.detr_background, rows=losses.real_rows(batch))
 
     per_layer = jax.vmap(layer)(out['pred_logits'], out['pred_spans'])
     return {name: value.sum() for name, value in per_layer.items()}

@@ -74,6 +74,7 @@ class Model(GroundingModel):
     paths: str = 'both'  # 'both', 'sentence' or 'phrase'
     dummies: int = 3  # L_d (D)
     dummy_layers: int = 2
+    dummy_dropout: float = -1.0  # of the dummies' encoder; below 0: as elsewhere
     t2v_layers: int = 6
     enc_layers: int = 3
     phrases: int = 4  # N: 4 on QVHighlights, 3 on Charades-STA (P)
@@ -141,7 +142,7 @@ class Model(GroundingModel):
         # Each video with its query: one row a sample, in training two.
         video = clips, position, mask
         if train:
-            video, query = negatives.pair(video, query)
+            video, query = negatives.pair(video, query, batch)
         clips, positions, masks = video
         rows, found = {}, []
         if sentence_path:
@@ -176,8 +177,8 @@ class Model(GroundingModel):
         if self.paths != 'phrase':
             sentence_path = cross_attention.TextGuidedEncoder(
                 **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_heads=self.heads,
-                dummy_layers=self.dummy_layers, t2v_layers=self.t2v_layers,
-                enc_layers=self.enc_layers, name='sentence_path')
+                dummy_layers=self.dummy_layers, dummy_dropout=self.dummy_dropout,
+                t2v_layers=self.t2v_layers, enc_layers=self.enc_layers, name='sentence_path')
         if self.paths != 'sentence':
             phrase_path = phrases.PhrasePath(
                 **self.shared, context_layers=self.context_layers,

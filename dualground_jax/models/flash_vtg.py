@@ -33,6 +33,7 @@ class Model(GroundingModel):
     dummies: int = 40
     dummy_layers: int = 2
     dummy_heads: int = 8  # whatever the other heads
+    dummy_dropout: float = -1.0  # of the dummies' encoder; below 0: as elsewhere
     t2v_layers: int = 6
     enc_layers: int = 3
     strides: tuple[int, ...] = (1, 2, 4, 8)
@@ -66,13 +67,14 @@ class Model(GroundingModel):
         query = jnp.einsum('bl,bld->bd', shares, tokens)
         encoder = cross_attention.TextGuidedEncoder(
             **self.shared, ffn=self.ffn, dummies=self.dummies, dummy_layers=self.dummy_layers,
-            dummy_heads=self.dummy_heads, t2v_layers=self.t2v_layers, enc_layers=self.enc_layers,
+            dummy_heads=self.dummy_heads, dummy_dropout=self.dummy_dropout,
+            t2v_layers=self.t2v_layers, enc_layers=self.enc_layers,
             name='encoder')
 
         video = clips, self.position(mask), mask
         encoded = encoder.encode_text(tokens, tokens_mask, **how)
         if train:
-            video, encoded = negatives.pair(video, encoded)
+            video, encoded = negatives.pair(video, encoded, batch)
         clips, attn = encoder(*video, encoded, **how)
         mean = losses.masked_mean(clips, video[-1][..., None], axis=1)
         rows = dict(

@@ -248,7 +248,7 @@ def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Ar
     rank = losses.rank_contrastive(
         scores=out['saliency'], labels=batch['saliency'], mask=batch['video_mask'])
     parts = dict(
-        saliency=config.margin_weight * margin + rank.mean(),
+        saliency=config.margin_weight * margin + losses.row_mean(rank, losses.real_rows(batch)),
         vtc=video_text_alignment(
             videos=out['clips_mean'], texts=out['text_mean'], mask=out['text_mask'].any(-1)),
         ctc=clip_text_alignment(

@@ -142,14 +142,19 @@ def test_spans_are_relative_to_the_clips_and_drawn_when_too_many(split, data):
     assert len(chosen) > 3
 
 
-def test_steps_cover_each_epoch_once_and_epochs_differ():
+@pytest.mark.parametrize('drop_last, per_epoch, kept', [(True, 3, 9), (False, 4, 11)])
+def test_steps_cover_each_epoch_once_and_epochs_differ(drop_last, per_epoch, kept):
     size, batch_size = 11, 3
-    per_epoch = size // batch_size
+    assert pipeline.steps_per_epoch(size, batch_size, drop_last) == per_epoch
+    assert pipeline.steps_per_epoch(9, batch_size, drop_last) == 3
     epochs = []
     for epoch in range(3):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        seen = np.concatenate([pipeline.train_indices(size, batch_size, 5, s) for s in steps])
-        assert len(seen) == len(set(seen)) == per_epoch * batch_size
+        seen = np.concatenate([
+            pipeline.train_indices(size, batch_size, 5, s, drop_last) for s in steps])
+        assert len(seen) == per_epoch * batch_size
+        assert len(set(seen[:kept])) == kept and min(seen[:kept]) >= 0
+        assert (seen[kept:] == -1).all(), 'empty rows come last'
         epochs.append(tuple(seen))
     assert len(set(epochs)) == 3
     other = np.concatenate([pipeline.train_indices(size, batch_size, 6, s) for s in range(3)])
@@ -243,6 +248,10 @@ def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data):
     np.testing.assert_allclose(*endpoints, atol=1.2e-7)
 
 
-def test_fewer_records_than_a_batch_is_an_error(split, data):
+def test_fewer_records_than_a_batch_are_one_or_an_error(split, data):
+    steps = dict(batch_size=6, seed=0, first_step=0, last_step=1)
     with pytest.raises(datasets.DataError, match='5 records.*batch of 6.*train.batch_size'):
-        pipeline.train_batches(split, data, batch_size=6, seed=0, first_step=0, last_step=1)
+        pipeline.train_batches(split, data, drop_last=True, **steps)
+    batch, = pipeline.train_batches(split, data, **steps)
+    assert sorted(batch['index']) == [-1, 0, 1, 2, 3, 4] and batch['index'][5] == -1
+    assert not any(batch[name][5].any() for name in batch if name not in ('index', 'clip_length'))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dualground_jax import losses, matching
 from dualground_jax.models import cg_detr, cross_attention
@@ -58,6 +59,28 @@ def test_moment_alignment():
         return without_clips + (over(mask) - without_clips) * mask.mean()
 
     check_loss(loss, x, x['loss_ms_align'], {k: x[f'grad_ms_align/{k}'] for k in names})
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_moment_alignment_of_a_partial_batch(count):
+    """Of a sample alone the public code wants the non-moment's column: it is the second one."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=(5, *shape)).astype(np.float32)
+    inputs = dict(
+        moment=draw(4), non_moment=draw(4), sentence=draw(4), dummy_sentence=draw(4),
+        clips=draw(6, 4), labels=draw(6) > 0, mask=np.ones((5, 6), bool))
+    inputs['mask'][count:] = False
+    alone = {name: x[:count] for name, x in inputs.items()}
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    total = 0.0
+    for name, targets in (('sentence', range(count)), ('dummy_sentence', [1] + [0] * (count - 1))):
+        logits = np.concatenate([
+            unit(alone[x]) @ unit(alone[name]).T for x in ('moment', 'non_moment')], 1)
+        total += np.mean([np.log(np.exp(row).sum()) - row[k] for row, k in zip(logits, targets)])
+    p = 1 / (1 + np.exp(-np.einsum('bd,btd->bt', alone['moment'], alone['clips'])))
+    total += np.mean(-np.log(np.where(alone['labels'], p, 1 - p)))
+    found = cg_detr.moment_alignment(**inputs, rows=inputs['mask'].any(1))
+    np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
 def test_moment_alignment_is_finite_where_the_probability_saturates():

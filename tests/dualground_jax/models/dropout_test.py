@@ -34,6 +34,13 @@ def test_runs_are_as_long_as_those_of_a_coin():
     assert scipy.stats.chisquare(counts, shares * len(lengths)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize('shape', [(5,), (4, 3, 2)])
+def test_empty_rows_at_the_end_leave_the_others_their_masks(shape):
+    key = jax.random.key(3)
+    more = mask(key, (9, *shape), 0.5)
+    np.testing.assert_array_equal(more[:6], mask(key, (6, *shape), 0.5))
+
+
 def test_masks_of_other_keys_and_shifted_masks_are_independent():
     keys = [jax.random.fold_in(jax.random.key(seed), i) for seed in (0, 1) for i in range(6)]
     masks = [np.asarray(mask(key, (SIZE,), 0.5)) - 0.5 for key in keys]

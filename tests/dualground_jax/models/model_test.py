@@ -188,6 +188,27 @@ def test_losses_do_not_depend_on_padding(name, options):
         np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
 
 
+def filled_up(batch, count, size):
+    """The first samples of a batch, and empty rows behind them."""
+    rows = {k: np.zeros((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+    for key, value in batch.items():
+        rows[key][:count] = value[:count]
+    rows['clip_length'][:] = 2
+    return rows
+
+
+@every_case
+def test_a_partial_batch_is_its_samples_alone(name, options):
+    """Losses and gradients, whatever fills the batch up; after the last sample comes the first."""
+    batch = make_batch()
+    batch['source_id'] = np.array([0, 1, 0, 2], np.int32)  # of three the last has no negative
+    run = compiled(name, **options).loss_and_grads
+    for count, size in ((4, 4), (3, 4), (1, 4)):
+        expected, found = (run(filled_up(batch, count, n)) for n in (size, 6))
+        for (path, x), y in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found)):
+            np.testing.assert_allclose(y, x, rtol=1e-4, atol=2e-6, err_msg=f'{count} {path}')
+
+
 def test_reversed_batch_gives_reversed_output():
     batch = make_batch()
     run = lambda b: compiled().predict(b)[0]['saliency']
