@@ -7,8 +7,14 @@ import pathlib
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from data_pipelines import datasets
 from data_pipelines.errors import UserError
+from dualground_jax import models
 from dualground_jax.state import TrainState
+
+# Sections' keys that were added since runs were first saved -> what such runs did. Those of the
+# model, its losses and the data count as their defaults.
+ADDED = {'train': {'drop_last': True}}
 
 
 class CheckpointError(UserError):
@@ -57,15 +63,33 @@ class Checkpoints:
             return manager.restore(step, args=ocp.args.Composite(**items))
 
     def config(self, kind: str) -> ConfigDict:
-        """The config that the checkpoint was made by, locked."""
+        """The config that the checkpoint was made by, with keys added since, locked."""
         plain = self._restore(kind, config=ocp.args.JsonRestore()).config
-        return ConfigDict(_tuples(plain)).lock()
+        return ConfigDict(_tuples(_completed(plain, _added(plain)))).lock()
 
     def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, dict]:
         """The state, placed as `abstract` says, and the progress."""
         found = self._restore(
             kind, state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         return found.state, found.progress
+
+
+def _added(config: dict) -> dict:
+    """What a saved config may lack, as nested dicts."""
+    added = dict(ADDED)
+    data, name = config['data'], config['model']['name']
+    if name in models.MODELS:
+        added |= dict(model=models.defaults(name), loss=models.MODELS[name].LOSS)
+    if (release := (data['dataset'], data['features'])) in datasets.FEATURES:
+        added['data'] = datasets.defaults(*release)
+    return added
+
+
+def _completed(config: dict, added: dict) -> dict:
+    """Nested dicts: the config, and behind its own keys those that it lacks."""
+    own = {key: _completed(value, added[key]) if isinstance(added.get(key), dict) else value
+           for key, value in config.items()}
+    return own | {key: value for key, value in added.items() if key not in config}
 
 
 def _tuples(value):

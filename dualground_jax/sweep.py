@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from absl import logging
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
 from dualground_jax import checkpoints, sharding, state, train
 from dualground_jax.config import check_key as check_known
-from dualground_jax.config import differences
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
 
@@ -64,6 +62,15 @@ class Run:
         """The file that a finished run has."""
         return self.workdir / 'results.json'
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is trained for as long as the config says."""
+        if not self.results.exists():
+            return False
+        saved = checkpoints.Checkpoints(self.workdir).config('latest')
+        there, here = ((x.train.epochs, x.train.max_steps) for x in (saved, self.config))
+        return there == here
+
 
 def run(values: Any, config: ConfigDict) -> None:
     """Trains what --sweep or the config names into --workdir; see `train_all`."""
@@ -91,7 +98,7 @@ def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[
     failures = {}
     for number, one in enumerate(runs, start=1):
         name = one.workdir.name
-        if one.results.exists():
+        if one.is_finished:
             print(f'run {number} of {len(runs)}: {name} is finished, it is not trained again')
         else:
             print(f'run {number} of {len(runs)}: {name}')
@@ -210,7 +217,7 @@ def check(runs: list[Run]) -> None:
     traced = []
     for one in runs:
         without_seed = summary.without_seed(one.values)
-        if one.results.exists() or without_seed in traced:
+        if one.is_finished or without_seed in traced:
             continue
         traced.append(without_seed)
         try:
@@ -227,11 +234,10 @@ def check_same_config(one: Run) -> None:
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
-    saved, wanted = (traverse_util.flatten_dict(config.to_dict(), sep='.')
-                     for config in (run_there.config('latest'), one.config))
-    if pairs := differences(saved, wanted):
-        raise UserError(f'{one.workdir}: holds a run by another config ({"; ".join(pairs)}); use '
-                        'another --workdir')
+    changed = train.check_same_run(one.workdir, run_there.config('latest'), one.config)
+    if train.is_evaluated_anew(changed):
+        raise UserError(f'{one.workdir}: holds a run that was evaluated otherwise '
+                        f'({"; ".join(changed)}), and a table compares; use another --workdir')
 
 
 # What came out --------------------------------------------------------------------------------

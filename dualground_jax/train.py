@@ -3,14 +3,17 @@
 import itertools
 import json
 import math
+import os
 import pathlib
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 import optax
 from absl.flags import FlagValues
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,6 +24,12 @@ from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import differences
 from dualground_jax.metrics import official
 from dualground_jax.state import TrainState, abstract_state, fresh_state, make_optimizer
+
+# Where a run goes on, the keys that may have changed: those that begin so.
+MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
+              'train.log_every', 'train.steps_per_call', 'data.cache_gb')
+# Those of `evaluate.` that change no number.
+_SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures')
 
 
 class TrainingError(UserError):
@@ -201,7 +210,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
 
     Raises:
         DataError: bad annotations or features; raised before anything is compiled.
-        CheckpointError: the workdir holds a run of another model.
+        CheckpointError: the workdir holds a run by another config or of other data.
         TrainingError: a loss is not finite.
         ConfigError: a batch of no size, or one that the mesh cannot split.
     """
@@ -222,13 +231,24 @@ def train(config: ConfigDict, workdir: str) -> dict:
     tx = make_optimizer(config.optimizer, total_steps)
     abstract = abstract_state(config, mesh, total_steps)
     checkpoints = Checkpoints(workdir)
-    best = dict(best_step=-1, best_value=-math.inf, best_metrics={}, steps_per_second=0.0)
+    none = dict(best_step=-1, best_value=-math.inf, best_metrics={})
+    best = dict(none, steps_per_second=0.0, training_data=fingerprint(train_split))
     if checkpoints.step('latest') is None:
         state = fresh_state(config, tx, abstract)
     else:
-        check_same_model(config, checkpoints.config('latest'))
-        state, best = checkpoints.restore('latest', abstract)
-        progress.say(f'resuming from step {int(state.step)}')
+        # Without an incomplete batch there is nothing to drop.
+        unused = ('train.drop_last',) if size % batch_size == 0 else ()
+        # A converted checkpoint: all of this training is yet to come.
+        compared = '' if checkpoints.step('latest') else 'model.'
+        changed = check_same_run(workdir, checkpoints.config('latest'), config,
+                                 compared=compared, unused=unused)
+        state, told = checkpoints.restore('latest', abstract)
+        check_same_data(workdir, told, best)
+        best |= told
+        progress.say('; '.join([f'resuming from step {int(state.step)}', *changed]))
+        if int(state.step) < total_steps and is_evaluated_anew(changed):
+            progress.say('the evaluation has changed: the best checkpoint is chosen anew')
+            best |= none
     first_step = int(state.step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     progress.say(
@@ -280,11 +300,18 @@ def train(config: ConfigDict, workdir: str) -> dict:
             value = evaluate.selection_value(found, config.evaluate)
             history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
             best['steps_per_second'] = clock.rate or best['steps_per_second']
-            better = value > best['best_value']
+            better = (best['best_step'] < 0 or math.isnan(best['best_value'])
+                      or value > best['best_value'])
+            verdict = ', best yet' * better
+            if math.isnan(value):
+                names = ' + '.join(config.evaluate.selection)
+                verdict = (f'; {names} is no number: this checkpoint is '
+                           f'{"kept for want of a better one" if better else "not the best"}')
             progress.say(f'step {step}, {val_split.name}: '
-                         f'{evaluate.one_line(found, config.evaluate)}{", best yet" * better}')
+                         f'{evaluate.one_line(found, config.evaluate)}{verdict}')
             if better:
-                best.update(best_step=step, best_value=value, best_metrics=found)
+                best.update(best_step=step, best_value=value, best_metrics=found,
+                            versions=runtime.versions())
                 checkpoints.save('best', state, config, best)
                 if runtime.is_first():
                     files.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
@@ -293,8 +320,9 @@ def train(config: ConfigDict, workdir: str) -> dict:
 
     # ---- Results -----------------------------------------------------------------------------
     history.writer.close()
+    chosen_by = checkpoints.config('best')
     if runtime.is_first():
-        write_results(config, folder, best, parameters, history.rows, val_split)
+        write_results(chosen_by, folder, best, parameters, history.rows, val_split)
     return best['best_metrics']
 
 
@@ -319,11 +347,57 @@ class StepClock:
             self.since = (self.since[0], time.perf_counter())
 
 
-def check_same_model(config: ConfigDict, saved: ConfigDict) -> None:
-    """Raises CheckpointError if a checkpoint is of another model than the config."""
-    if changed := differences(saved.model.to_dict(), config.model.to_dict()):
-        raise CheckpointError(f'the workdir holds a run of another model ({", ".join(changed)}); '
+def check_same_run(
+    workdir: str | os.PathLike, saved: ConfigDict, config: ConfigDict, *, compared: str = '',
+    unused: tuple[str, ...] = (),
+) -> list[str]:
+    """Compares the config with that of the run in a workdir.
+
+    Args:
+        workdir: of the run.
+        saved: config of its latest checkpoint.
+        config: to go on by.
+        compared: what the keys that matter begin with.
+        unused: keys that act on nothing.
+
+    Returns:
+        What has changed: 'key: value there, value here' each.
+
+    Raises:
+        CheckpointError: something else has changed; names all of it.
+    """
+    flat = [traverse_util.flatten_dict(x.to_dict(), sep='.') for x in (saved, config)]
+    for values in flat:
+        values['data.root'] = os.path.realpath(values['data.root'])
+    changed = [text for text in differences(*flat) if not text.startswith(unused)]
+    if refused := [text for text in changed
+                   if text.startswith(compared) and not text.startswith(MAY_CHANGE)]:
+        raise CheckpointError(f'{workdir}: holds a run by another config ({"; ".join(refused)}); '
                               'use another --workdir')
+    return changed
+
+
+def is_evaluated_anew(changed: list[str]) -> bool:
+    """Whether what has changed since, as of `check_same_run`, changes the numbers of a model."""
+    return any(text.startswith('evaluate.') and not text.startswith(_SAME_NUMBERS)
+               for text in changed)
+
+
+def fingerprint(split: datasets.Split) -> str:
+    """Says how many queries a split has, and sums up their ids, videos, windows and labels."""
+    checksum = 0
+    for query, labels in zip(split.queries, split.saliency, strict=True):
+        told = repr((query.qid, query.vid, query.windows.tolist())).encode()
+        checksum = zlib.crc32(told + labels.tobytes(), checksum)
+    return f'{len(split.queries)} queries, checksum {checksum:08x}'
+
+
+def check_same_data(workdir: str | os.PathLike, told: dict, here: dict) -> None:
+    """Raises CheckpointError if the progress of a run tells of other training data."""
+    there = told.get('training_data', here['training_data'])
+    if there != here['training_data']:
+        raise CheckpointError(f'{workdir}: holds a run on other training data ({there} there, '
+                              f'{here["training_data"]} here); use another --workdir')
 
 
 def write_results(
@@ -333,14 +407,17 @@ def write_results(
     """Writes results.json and the pictures of a finished run, and prints its metrics.
 
     Args:
-        config: whole config.
+        config: whole config that the best checkpoint was made and chosen by.
         folder: the workdir, which holds the predictions of the best step.
-        best: progress of the run: best_step, best_metrics, steps_per_second.
+        best: progress of the run: best_step, best_metrics, steps_per_second, versions.
         parameters: how many the model has.
         rows: of metrics.jsonl.
-        val_split: the split that was evaluated.
+        val_split: the split that was evaluated last.
     """
     from dualground_jax import plots  # imports matplotlib
+
+    if val_split.name != config.evaluate.split:
+        val_split = predict.load_split(config)
 
     result = dict(
         model=config.model.name,
@@ -348,7 +425,8 @@ def write_results(
         best_step=best['best_step'],
         steps_per_second=round(best['steps_per_second'], 3),
         parameters=parameters,
-        versions=runtime.versions(),
+        versions=best.get('versions', runtime.versions()),
+        config=json.loads(config.to_json()),
         **best['best_metrics'],
     )
     files.write_json(folder / 'results.json', result)

@@ -93,6 +93,23 @@ def test_the_last_key_changes_fastest(config, tmp_path):
     assert config.seed == 2024 and config.model.tokens == 'full'
 
 
+def test_more_epochs_are_trained_and_other_evaluations_refused(config, training, tmp_path):
+    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    training.calls.clear()
+    with config.unlocked():
+        config.mesh.data, config.train.log_every = 1, 5
+    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    assert not training.calls
+    with config.unlocked():
+        config.train.epochs += 1
+    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    assert training.calls == ['seed=1', 'seed=2']
+    with config.unlocked():
+        config.evaluate.nms = 0.3
+    with pytest.raises(UserError, match='seed=1: .*evaluate.nms: 0.7 there, 0.3 here'):
+        sweep.train_all(config, tmp_path, ['seed=1,2'])
+
+
 def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_path):
     config = attention_scaling.get_config(f'runlocal,root={tmp_path}').lock()
     sweep.train_all(config, tmp_path / 'own', [])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -32,8 +33,9 @@ OVERRIDES = dict(
     optimizer=dict(ema_decay=0.5),
     train=dict(epochs=3, log_every=1),
     evaluate=dict(pictures=1),
+    data=dict(limit=30),
 )
-STEPS = 12  # 3 epochs of 4
+STEPS = 12  # 3 epochs of 4, of which the last has 6 samples and 2 empty rows
 
 
 def make_config(root):
@@ -84,6 +86,7 @@ def test_a_run_leaves_its_results(finished, config):
     result = json.loads((workdir / 'results.json').read_text())
     assert {'MR-full-mAP', 'MR-full-R1@0.5', 'HL-min-VeryGood-Hit1'} <= result['brief'].keys()
     assert result['seed'] == config.seed and 'jax' in result['versions']
+    assert result['config'] == json.loads(config.to_json())
     state, _ = restored(workdir, config)
     assert result['parameters'] == sum(x.size for x in jax.tree.leaves(state.params))
     assert int(state.step) == 12
@@ -161,10 +164,76 @@ def test_a_killed_run_resumes_to_the_same_parameters(finished, config, tmp_path)
     assert strip(history.read_text()) == strip((finished[0] / 'metrics.jsonl').read_text())
 
 
-def test_a_finished_run_is_not_trained_further(finished, config):
-    before = (finished[0] / 'metrics.jsonl').read_text()
-    train.train(config, str(finished[0]))
-    assert (finished[0] / 'metrics.jsonl').read_text() == before
+def changed(config, **values):
+    """The config with values of dotted keys, in which __ stands for a dot."""
+    other = config.copy_and_resolve_references()
+    with other.unlocked():
+        other.update_from_flattened_dict({k.replace('__', '.'): v for k, v in values.items()})
+    return other.lock()
+
+
+def test_a_finished_run_is_not_trained_further(finished, config, capsys):
+    """Nor does it say other than what it was trained and evaluated by."""
+    read = lambda: (files.load_jsonl(finished[0] / 'metrics.jsonl'),
+                    json.loads((finished[0] / 'results.json').read_text()))
+    before = read()
+    train.train(changed(config, evaluate__nms=0.3, evaluate__split='test', train__log_every=7),
+                str(finished[0]))
+    assert read() == before
+    assert 'evaluate.nms: 0.7 there, 0.3 here' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(seed=7), 'seed: 2024 there, 7 here'),
+    (dict(optimizer__learning_rate=1.0, loss__weights__cls=2.0),
+     'loss.weights.cls: 5.0 there, 2.0 here; optimizer.learning_rate: 0.0015 there, 1.0 here'),
+    (dict(train__batch_size=4, train__epochs=9), 'train.batch_size: 8 there, 4 here'),
+    (dict(train__drop_last=True), 'train.drop_last: False there, True here'),
+    (dict(data__dtype='float16'), 'data.dtype: float32 there, float16 here'),
+    (dict(model__phrases=3), 'model.phrases: 2 there, 3 here'),
+])
+def test_a_workdir_goes_on_by_its_own_config(finished, config, values, message, monkeypatch):
+    """What changes results is refused, all in one line, before the device has anything to do."""
+    monkeypatch.setattr(checkpoints.Checkpoints, 'restore', None)
+    with pytest.raises(checkpoints.CheckpointError, match=rf'another config \({re.escape(message)}'
+                       r'\); use another --workdir$'):
+        train.train(changed(config, **values), str(finished[0]))
+
+
+def test_what_a_run_may_go_on_with(config):
+    values = dict(train__epochs=9, train__eval_every=2, evaluate__batch_size=1, mesh__fsdp=2,
+                  data__cache_gb=0.5)
+    told = train.check_same_run('run', config, changed(config, **values))
+    assert sorted(text.partition(':')[0] for text in told) == sorted(
+        key.replace('__', '.') for key in values)
+    assert not train.is_evaluated_anew(told)
+    told = train.check_same_run('run', config, changed(config, evaluate__selection=('mAP',)))
+    assert train.is_evaluated_anew(told)
+    dropping = changed(config, train__drop_last=True, seed=1)
+    train.check_same_run('run', config, changed(config, seed=1), compared='model.')
+    with pytest.raises(checkpoints.CheckpointError, match=r'\(seed: 2024 there, 1 here\)'):
+        train.check_same_run('run', config, dropping, unused=('train.drop_last',))
+
+
+def test_other_training_data_are_refused(config):
+    """Files can change where the config does not."""
+    split = datasets.load_split(config.data, 'train')
+    here = dict(training_data=train.fingerprint(split))
+    train.check_same_data('run', {}, here)  # saved before there were fingerprints
+    split.saliency[3] = split.saliency[3] + 1
+    there = dict(training_data=train.fingerprint(split))
+    with pytest.raises(checkpoints.CheckpointError, match='30 queries, .* there, 30 queries'):
+        train.check_same_data('run', there, here)
+
+
+def test_runs_saved_before_a_key_existed_count_as_what_they_did(config, tmp_path):
+    old = config.copy_and_resolve_references()
+    with old.unlocked():
+        del old.train.drop_last, old.model.fusion, old.loss.radius, old.data.dtype
+    state = state_lib.TrainState(np.int32(1), {'w': np.zeros(2, np.float32)}, {}, None)
+    checkpoints.Checkpoints(tmp_path).save('latest', state, old, {})
+    found = checkpoints.Checkpoints(tmp_path).config('latest')
+    assert found == changed(config, train__drop_last=True)
 
 
 @pytest.mark.parametrize('steps', [1, 3])
@@ -180,13 +249,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_queries(steps, tmp_path):
         history.flush()
 
 
-def test_resident_features_and_several_steps_in_one_program(finished, config, tmp_path):
-    """The same steps, up to the rounding of features to bfloat16."""
+def test_resident_features_and_several_steps_in_one_program(
+        finished, config, tmp_path, monkeypatch, capsys):
+    """The same steps, up to the rounding of features to bfloat16; no evaluation is a number."""
     fast = config.copy_and_resolve_references()
     with fast.unlocked():
         fast.data.resident = True
         fast.train.steps_per_call = 4
+    monkeypatch.setattr(evaluate, 'selection_value', lambda *_: math.nan)
     train.train(fast, str(tmp_path))
+    assert json.loads((tmp_path / 'results.json').read_text())['best_step'] == STEPS
+    assert capsys.readouterr().err.count('MR-full-mAP is no number: this checkpoint is kept') == 3
     rows = {folder: files.load_jsonl(folder / 'metrics.jsonl')
             for folder in (tmp_path, finished[0])}
     losses = [{row['step']: row['train/loss'] for row in found if 'train/loss' in row}
@@ -215,14 +288,6 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         steps = [next(single)[1] for _ in range(count)]
         expected = jax.tree.map(lambda *x: np.stack(x), *steps) if count > 1 else steps[0]
         assert_same_state(batch, expected)
-
-
-def test_another_model_in_the_same_workdir_is_an_error(finished, config):
-    other = config.copy_and_resolve_references()
-    with other.unlocked():
-        other.model.phrases = 3
-    with pytest.raises(checkpoints.CheckpointError, match='phrases: 2 there, 3 here'):
-        train.train(other, str(finished[0]))
 
 
 def test_parameters_of_another_model_are_not_evaluated(finished, config):
