@@ -119,12 +119,14 @@ class Program:
 
     Attributes:
         call: runs it once and waits.
+        precision: of float32 products, on accelerators.
         gflop: as the compiler counts them.
         memory_gb: arguments, results and temporaries together.
         compile_seconds: tracing included.
     """
 
     call: Callable[[], object]
+    precision: str
     gflop: float
     memory_gb: float
     compile_seconds: float
@@ -144,6 +146,7 @@ def make_program(config: ConfigDict, *, predicts: bool = False) -> Program:
     step.step = compiled
     return Program(
         call=lambda: jax.block_until_ready(compiled(*arguments) if predicts else step(batch)),
+        precision=config.model.matmul_precision,
         gflop=compiled.cost_analysis()['flops'] / 1e9,
         memory_gb=compile.memory_of(compiled)[0] / 1e9, compile_seconds=seconds)
 
@@ -180,7 +183,7 @@ def compare(programs: dict[str, Program], repeats: int) -> list[dict]:
     first = next(iter(seconds.values()))
     return [
         dict(name=name, seconds=float(np.median(own)), of_first=float(np.median(own / first)),
-             gflop=programs[name].gflop,
+             precision=programs[name].precision, gflop=programs[name].gflop,
              share_of_peak=float(np.median(programs[name].gflop / own / peak)),
              memory_gb=programs[name].memory_gb, compile_seconds=programs[name].compile_seconds)
         for name, own in seconds.items()]

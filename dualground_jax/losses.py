@@ -371,6 +371,9 @@ def set_prediction(
 ) -> dict[str, Array]:
     """Matches one layer's moment queries to the targets and scores them.
 
+    Of more targets than queries, those count that are matched. All is NaN if a sample's targets
+    cannot be matched, see `matching.match`: the loss must not go on without it.
+
     Args:
       logits: float32[B, N, 2], index 0 is foreground.
       spans: float32[B, N, 2], (centre, width) relative to the video.
@@ -395,11 +398,13 @@ def set_prediction(
         return matching.match(matching.matching_cost(pred, probability, target, **cost), mask)
 
     matched = jax.lax.stop_gradient(jax.vmap(assign)(spans, foreground, target_spans, targets_mask))
-    chosen = jnp.take_along_axis(spans, matched[..., None], 1)
+    has_query = matched >= 0
+    is_sound = (has_query.any(1) | ~targets_mask.any(1)).all()
+    chosen = jnp.take_along_axis(spans, jnp.maximum(matched, 0)[..., None], 1)
     overlap = spans_lib.generalized_iou(
         spans_lib.spans_to_windows(chosen), spans_lib.spans_to_windows(target_spans))
     queries = jnp.arange(spans.shape[1])
-    is_matched = ((matched[:, :, None] == queries) & targets_mask[..., None]).any(1)
+    is_matched = (matched[:, :, None] == queries).any(1)
     labels = jnp.where(is_matched, 0, 1)
     if label == 'cross_entropy':
         label_loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -409,6 +414,7 @@ def set_prediction(
         label_loss = optax.sigmoid_focal_loss(logits, classes, alpha=0.25, gamma=2.0)
     else:
         raise ConfigError(f"loss.detr_label={label!r}: expected 'cross_entropy' or 'focal'")
-    return dict(
-        span=masked_mean(jnp.abs(chosen - target_spans), targets_mask[..., None]),
-        giou=masked_mean(1 - overlap, targets_mask), query_label=row_mean(label_loss, rows))
+    parts = dict(
+        span=masked_mean(jnp.abs(chosen - target_spans), has_query[..., None]),
+        giou=masked_mean(1 - overlap, has_query), query_label=row_mean(label_loss, rows))
+    return {name: jnp.where(is_sound, part, jnp.nan) for name, part in parts.items()}

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from optax import assignment
 
-from data_pipelines.errors import ConfigError
 from dualground_jax import spans as spans_lib
 
 
@@ -33,22 +32,26 @@ def matching_cost(
 
 
 def match(cost: jax.Array, mask: jax.Array) -> jax.Array:
-    """Finds the assignment of least total cost for one sample.
+    """Finds the assignment of least total cost for one sample, as scipy's `linear_sum_assignment`.
 
     Args:
-      cost: float[N, M], N >= M.
-      mask: bool[M], True for real targets. The others get what is left; ignore them.
+      cost: float[N, M]; inf forbids a pair.
+      mask: bool[M], True for real targets.
 
     Returns:
-      int32[M], the prediction of each target.
-
-    Raises:
-      ConfigError: more target columns than predictions.
+      int32[M], the prediction of each target, or -1. Targets without one are those that are not
+      real, and of more targets than predictions the costliest. Real targets are all without one
+      where scipy raises: a cost is NaN or -inf, or each assignment has a forbidden pair.
     """
-    if cost.shape[0] < cost.shape[1]:
-        raise ConfigError(
-            f'{cost.shape[1]} target spans for {cost.shape[0]} moment queries: '
-            'set model.queries >= data.max_spans')
-    # A constant column changes no comparison between assignments of the real targets.
-    rows, cols = assignment.hungarian_algorithm(jnp.where(mask, cost, 0.0))
-    return jnp.zeros(cost.shape[1], jnp.int32).at[cols].set(rows.astype(jnp.int32))
+    queries, targets = cost.shape
+    # Where there may be more targets, each that a sample has beyond the predictions goes to a
+    # stand-in. Constant columns and rows change no comparison between assignments of the others.
+    stand_in = jnp.arange(max(targets - queries, 0))[:, None]
+    is_free = ~mask | (stand_in < mask.sum() - queries)
+    costs = jnp.concatenate([jnp.where(mask, cost, 0.0), jnp.where(is_free, 0.0, jnp.inf)])
+    rows, cols = assignment.hungarian_algorithm(costs)
+    matched = jnp.zeros(targets, jnp.int32).at[cols].set(rows.astype(jnp.int32))
+    is_matched = mask & (matched < queries)
+    chosen = costs[matched, jnp.arange(targets)]
+    is_sound = (costs > -jnp.inf).all() & (chosen < jnp.inf).all()
+    return jnp.where(is_matched & is_sound, matched, -1)

@@ -72,6 +72,7 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
     model = models.build(config.model)
     decode = models.MODELS[config.model.name].decode
 
+    @model.precisely
     def predict_step(params, batch):
         out = model.apply({'params': params}, batch, train=False)
         windows, saliency = decode(out, batch)

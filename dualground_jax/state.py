@@ -1,5 +1,6 @@
 """What training carries from step to step: the state, the optimiser, and shapes of batches."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -56,7 +57,44 @@ def make_optimizer(section: ConfigDict, total_steps: int) -> optax.GradientTrans
         schedule = optax.join_schedules([ramp, schedule], [warmup])
     return optax.chain(
         optax.clip_by_global_norm(section.clip_norm),
-        optax.adamw(schedule, weight_decay=section.weight_decay))
+        adamw(schedule, section.weight_decay))
+
+
+def adamw(
+    schedule: optax.Schedule, weight_decay: float, b1: float = 0.9, b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW with the state of `optax.adamw` and the arithmetic of `torch.optim.AdamW`.
+
+    In float32 optax's correction 1 - b2**count is 5e-5 off at the first step; torch has it in
+    float64. And torch rounds the decayed parameter before it adds the update: with a decay below
+    3e-8 a step, as that of the DETRs' scripts, a parameter does not decay at all.
+
+    Args:
+        schedule: learning rate by the number of updates.
+        weight_decay: part of a parameter that is taken off, times the learning rate.
+        b1: decay of the mean gradient.
+        b2: decay of the mean square.
+        eps: added to the root of the mean square.
+    """
+    plain = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+
+    def update(grads, state, params):
+        rate = schedule(state[-1].count)
+        _, state = plain.update(grads, state, params)
+        count, means, squares = state[0]
+        of_mean, of_square = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
+
+        def change(param, mean, square):
+            lost = 1 - jnp.asarray(1 - rate * weight_decay, param.dtype)
+            root = jnp.sqrt(square) / jnp.sqrt(of_square) + eps
+            # A product alone would not be rounded where compilers fuse it with the subtraction.
+            kept = param - lost * param
+            return kept - rate / of_mean * mean / root - param
+
+        return jax.tree.map(change, params, means, squares), state
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def dummy_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.flags import FlagValues
@@ -49,21 +50,22 @@ def make_train_step(
 
     Dropout depends on the seed, uint32[], and the step alone, so that a resumed run repeats it.
     Metrics are the unweighted losses, `loss` and `grad_norm`, float32[] each, of the whole batch,
-    however it is spread over devices.
+    however it is spread over devices, and `is_finite` bool[B], whether a sample's predictions are.
 
     Args:
         config: whole config.
         mesh: batches are split over it.
         tx: the optimiser.
         abstract: shapes and placement of the state.
-        stacked: batches hold several steps, one after the other, and metrics are float32[steps].
+        stacked: batches hold several steps, one after the other, and metrics are of each.
     """
     model = models.build(config.model)
-    loss_fn = models.MODELS[config.model.name].loss_fn
+    module = models.MODELS[config.model.name]
     decay = config.optimizer.ema_decay
     placement = jax.tree.map(lambda x: x.sharding, abstract)
     computed_with = jax.tree.map(sharding.gathered, placement.params)
 
+    @model.precisely
     def train_step(state, batch, seed, store):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = resident.complete(batch, store)
@@ -72,16 +74,20 @@ def make_train_step(
             # Else the partitioner moves activations about instead of parameters.
             params = jax.lax.with_sharding_constraint(params, computed_with)
             out = model.apply({'params': params}, batch, train=True, rngs={'dropout': rng})
-            return loss_fn(out, batch, config.loss)
+            loss, parts = module.loss_fn(out, batch, config.loss)
+            return loss, (parts, out)
 
-        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (loss, (parts, out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        windows, saliency = module.decode(out, batch)
+        is_finite = jnp.isfinite(windows).all((1, 2)) & jnp.isfinite(saliency).all(1)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1 - decay)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-        return state, dict(parts, loss=loss, grad_norm=optax.tree.norm(grads))
+        return state, dict(
+            parts, loss=loss, grad_norm=optax.tree.norm(grads), is_finite=is_finite)
 
     def train_steps(state, batches, seed, store):
         return jax.lax.scan(lambda s, b: train_step(s, b, seed, store), state, batches)
@@ -122,25 +128,30 @@ class History:
         return [json.loads(line) for line in lines if line.endswith('}')]
 
     def add(self, step: int, device_metrics: dict) -> None:
-        """Notes the metrics of `step`, or of several steps up to it: float32[] or float32[n]."""
+        """Notes the metrics of `step`, or of several steps up to it, stacked."""
         self.pending.append((step, device_metrics))
 
     def flush(self) -> dict[str, float]:
         """Writes and returns the mean of the noted steps, of which there is one at least.
 
         Raises:
-            TrainingError: a metric was not finite; names it, the step and the batch's queries.
+            TrainingError: a metric was not finite; names it, the step and the queries whose
+              predictions were not; where these were, all of the batch.
         """
         found = jax.device_get([m for _, m in self.pending])
-        for (last, _), values in zip(self.pending, found):
+        is_finite = [np.atleast_2d(values.pop('is_finite')) for values in found]
+        for (last, _), values, rows in zip(self.pending, found, is_finite):
             bad = {k: ~np.isfinite(np.atleast_1d(v)) for k, v in values.items()}
             wrong = np.any(list(bad.values()), 0)
             if wrong.any():
                 first = wrong.argmax()
                 step = last - len(wrong) + 1 + first
                 names = ', '.join(name for name, at in bad.items() if at[first])
+                qids = self.qids_of(step)
+                lost = [qid for qid, well in zip(qids, rows[first]) if not well]
+                which = 'with such predictions' if lost else 'of the batch'
                 raise TrainingError(
-                    f'step {step}: {names} not finite; qids of the batch: {self.qids_of(step)}')
+                    f'step {step}: {names} not finite; qids {which}: {lost or qids}')
         mean = {f'train/{k}': float(np.mean(np.concatenate([np.atleast_1d(v[k]) for v in found])))
                 for k in found[0]}
         step = self.pending[-1][0]

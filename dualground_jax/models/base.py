@@ -1,11 +1,16 @@
 """What all models have: their common fields, and how they take in video and text."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
 from data_pipelines.errors import ConfigError
 from dualground_jax.models import layers
 from dualground_jax.models.execution import Execution
+
+# What `matmul_precision` may be. JAX's default on accelerators is 'default'.
+PRECISIONS = ('highest', 'high', 'default')
 
 
 class GroundingModel(nn.Module):
@@ -19,6 +24,7 @@ class GroundingModel(nn.Module):
     input_layers: int = 2
     tokens: str = 'full'  # 'full', 'eos' or 'words'
     dtype: str = 'float32'
+    matmul_precision: str = 'highest'  # of float32 products on accelerators; or 'high', 'default'
     attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
     scan_layers: bool = False  # equal layers run in one loop
     remat: bool = False  # gradients compute the activations of layers anew
@@ -34,6 +40,19 @@ class GroundingModel(nn.Module):
             raise ConfigError(f'model.attention_chunk={self.attention_chunk}: expected 0, which is '
                               'off, or a number of queries')
         return Execution(self.attention_chunk, self.scan_layers, self.remat)
+
+    @property
+    def precisely(self) -> Callable:
+        """Decorates what is to be jitted: float32 products and convolutions in it, and those of
+        their gradients, take `matmul_precision`.
+
+        Raises:
+          ConfigError: an unknown precision.
+        """
+        if self.matmul_precision not in PRECISIONS:
+            raise ConfigError(f'model.matmul_precision={self.matmul_precision!r}: expected one of '
+                              f'{", ".join(PRECISIONS)}')
+        return jax.default_matmul_precision(self.matmul_precision)
 
     @property
     def shared(self) -> dict:

@@ -15,6 +15,9 @@ from data_pipelines.errors import UserError
 from dualground_jax.tpu import hlo
 
 GIB = 2**30
+# Products of bfloat16 that the matrix units make of one of float32, by model.matmul_precision
+# (jax.lax.Precision). libtpu 0.0.42 expects 1, 2.85 and 5.70 times the cycles.
+PASSES = dict(default=1, high=3, highest=6)
 HOP = 1e-6  # seconds that a message needs at least from chip to chip (scaling-book, 'Sharding')
 
 
@@ -153,7 +156,7 @@ def estimate(
     """The least time of a step: the longest of what chip, HBM and interconnect are busy.
 
     Args:
-        flops: of one chip.
+        flops: of one chip, in bfloat16: a product of float32 is several.
         program: that it runs.
         collectives: of the program.
         place: a TPU.

@@ -54,6 +54,7 @@ def run(values, config: ConfigDict) -> dict:
         sharding.check_batch_size(mesh, config[section].batch_size, f'{section}.batch_size')
     report = dict(
         topology=place.name, chips=mesh.size, mesh=dict(mesh.shape), model=config.model.name,
+        dtype=config.model.dtype, matmul_precision=config.model.matmul_precision,
         batch_size=config.train.batch_size, **measure('train', config, mesh, place),
         predict=dict(batch_size=config.evaluate.batch_size,
                      **measure('predict', config, mesh, place)),
@@ -122,10 +123,12 @@ def measure(name: str, config: ConfigDict, mesh, place: chips.Topology) -> dict:
         flops = unrolled_flops(name, config, loops) / mesh.size
     program = hlo.Program(compiled.as_text())
     collectives = hlo.collectives(program, mesh.size)
+    passes = chips.PASSES[config.model.matmul_precision] if config.model.dtype == 'float32' else 1
     return found | dict(
         memory=memory, flops=flops * mesh.size, flops_per_chip=flops,
         collectives=summary(collectives),
-        seconds=chips.estimate(flops, program, collectives, place) if place.chip else None,
+        seconds=chips.estimate(flops * passes, program, collectives, place)
+        if place.chip else None,
     )
 
 

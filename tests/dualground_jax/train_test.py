@@ -238,15 +238,24 @@ def test_runs_saved_before_a_key_existed_count_as_what_they_did(config, tmp_path
 
 @pytest.mark.parametrize('steps', [1, 3])
 def test_a_loss_that_is_not_finite_stops_with_step_and_queries(steps, tmp_path):
-    history = train.History(tmp_path, 4, 0, lambda step: [f'query of step {step}'])
+    history = train.History(tmp_path, 4, 0, lambda step: [f'q{step}a', f'q{step}b'])
     fine, bad = np.ones(steps, np.float32), np.ones(steps, np.float32)
     bad[-1] = np.nan
     shaped = (lambda x: x) if steps > 1 else np.squeeze
-    history.add(steps, dict(loss=shaped(fine), sal=shaped(fine)))
-    history.add(2 * steps, dict(loss=shaped(bad), sal=shaped(fine)))
-    message = f'step {2 * steps}: loss not finite; qids of the batch: .*query of step {2 * steps}'
-    with pytest.raises(train.TrainingError, match=message):
-        history.flush()
+    rows = np.ones((steps, 2), bool)
+    add = lambda step, loss, rows: history.add(
+        step, dict(loss=shaped(loss), sal=shaped(fine), is_finite=shaped(rows)))
+    add(steps, fine, rows)
+    last = 2 * steps
+    for lost, named in (([], f"of the batch: ['q{last}a', 'q{last}b']"),
+                        ([1], f"with such predictions: ['q{last}b']")):
+        rows = rows.copy()
+        rows[-1, lost] = False
+        add(last, bad, rows)
+        message = re.escape(f'step {last}: loss not finite; qids {named}')
+        with pytest.raises(train.TrainingError, match=message):
+            history.flush()
+        history.pending.pop()
 
 
 def test_resident_features_and_several_steps_in_one_program(

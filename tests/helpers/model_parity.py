@@ -51,6 +51,20 @@ def stored_arrays(golden, name):
     return golden.arrays(name)
 
 
+def nearby(params):
+    """Yields parameters as they are, then three times with each moved by one unit in the last
+    place, up or down."""
+    yield params
+    rng = np.random.default_rng(0)
+
+    def move(x):
+        towards = np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
+        return np.nextafter(x, towards)
+
+    for _ in range(3):
+        yield jax.tree.map(move, params)
+
+
 class ModelParity:
     """The tests of a model; a subclass is named Test... and marked with `golden_folders`.
 
@@ -98,18 +112,9 @@ class ModelParity:
 
     @pytest.fixture(name='float32_run')
     def gradients_before_double_precision(self, folder):
-        """Gradients in float32: as they are, and with the weights moved by one unit in the last
-        place, up or down, three times. Must be asked for before `float64`."""
-        golden = golden_model(folder)
-        rng = np.random.default_rng(0)
-
-        def move(x):
-            towards = np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
-            return np.nextafter(x, towards)
-
-        trees = [golden.params] + [jax.tree.map(move, golden.params) for _ in range(3)]
-        step = self.step(folder, 'float32')
-        return [jax.device_get(step(tree, golden.train_batch)[1]) for tree in trees]
+        """Gradients in float32 by weights that are `nearby`. Must be asked for before `float64`."""
+        golden, step = golden_model(folder), self.step(folder, 'float32')
+        return [jax.device_get(step(tree, golden.train_batch)[1]) for tree in nearby(golden.params)]
 
     def test_training_batch(self, folder):
         """Outputs and every loss on a batch without padding."""
@@ -201,17 +206,22 @@ class ModelParity:
 
     def test_trajectory(self, folder, float64):
         """The loss over all recorded optimiser steps, from the recorded weights and batches."""
-        expected = stored_arrays(golden_model(folder), 'trajectory/losses.npz')['float64_total']
-        found = self.train_on_trajectory(folder, 'float64', len(expected), float64)
+        golden = golden_model(folder)
+        expected = stored_arrays(golden, 'trajectory/losses.npz')['float64_total']
+        found = self.train_on_trajectory(
+            folder, 'float64', len(expected), float64(golden.params), float64)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_trajectory_in_float32(self, folder):
         """The same as it runs by default, as far as rounding lets the reference itself be compared.
 
         Its own runs, moved by rounding alone, say how far apart curves may drift (three times that
-        and 1e-4), and from where on single values say nothing: where they differ by more than 1e-5.
+        and 2e-6), and from where on single values say nothing: where they differ by more than 1e-5.
+        Where a matching, a slice or a kink is nearly a tie, one of four runs of ours goes the
+        other way: one whose weights are `nearby` is to follow.
         """
-        curves = stored_arrays(golden_model(folder), 'trajectory/losses.npz')
+        golden = golden_model(folder)
+        curves = stored_arrays(golden, 'trajectory/losses.npz')
         if 'float32_total' not in curves:
             pytest.skip(f'{folder}/trajectory has no curve in float32')
         base = curves['float32_total']
@@ -221,15 +231,21 @@ class ModelParity:
         apart = np.maximum(*(np.abs(curves[k] - base) / base for k in (exact, 'float32ulp_total')))
         apart = np.maximum.accumulate(apart)
         comparable = apart <= 1e-5
-        found = self.train_on_trajectory(folder, 'float32', len(base), lambda tree: tree)
-        off = np.abs(found - base) / base
-        assert (off <= 3 * apart + 1e-4)[comparable].all(), off[comparable]
+        for params in nearby(golden.params):
+            found = self.train_on_trajectory(folder, 'float32', len(base), params)
+            off = np.abs(found - base) / base
+            if (follows := (off <= 3 * apart + 2e-6)[comparable].all()):
+                break
+        assert follows, off[comparable]
         # Later the level is left to compare.
         last = slice(-len(base) // 6, None)
         np.testing.assert_allclose(found[last].mean(), base[last].mean(), rtol=0.02)
 
-    def train_on_trajectory(self, folder, dtype, steps, convert_tree):
-        """The total loss before each recorded optimiser step: float[steps]."""
+    def train_on_trajectory(self, folder, dtype, steps, params, convert_tree=lambda tree: tree):
+        """The total loss before each recorded optimiser step: float[steps].
+
+        The optimiser has all parameters as one vector, which compiles in no time.
+        """
         golden, step = golden_model(folder), self.step(folder, dtype)
         config = ConfigDict(
             dict(
@@ -242,14 +258,19 @@ class ModelParity:
         batches = [convert_tree(golden.batch(f'trajectory/batch{i}.npz')) for i in range(count)]
 
         @jax.jit
-        def update(params, opt_state, grads):
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
+        def update(vector, opt_state, gradient):
+            updates, opt_state = tx.update(gradient, opt_state, vector)
+            return optax.apply_updates(vector, updates), opt_state
 
-        params, found = convert_tree(golden.params), []
-        opt_state = tx.init(params)
+        leaves, tree = jax.tree.flatten(params)
+        ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+        to_vector = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+        vector, found = to_vector(params), []
+        opt_state = tx.init(vector)
         for i in range(steps):
+            parts = np.split(np.asarray(vector), ends)
+            params = tree.unflatten([part.reshape(x.shape) for part, x in zip(parts, leaves)])
             (loss, _), grads = step(params, batches[i % count])
-            params, opt_state = update(params, opt_state, grads)
+            vector, opt_state = update(vector, opt_state, to_vector(grads))
             found.append(float(loss))
         return np.array(found)

@@ -342,7 +342,6 @@ def test_every_parameter_gets_a_gradient(name, options):
         (dict(tokens='all'), "model.tokens='all'.*'full'"),
         (dict(head='mlp'), "model.head='mlp'.*'pyramid'"),
         (dict(slot_normalize='rows'), "normalize='rows'"),
-        (dict(head='detr', queries=1), 'model.queries >= data.max_spans'),
     ],
 )
 def test_bad_options_are_named(options, message):
