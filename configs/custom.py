@@ -90,6 +90,6 @@ def measure(config: ConfigDict) -> None:
     data.max_spans = min(data.max_windows, data.max_spans)
     # Encoders differ in whether they round the number of clips up.
     data.max_clips = math.ceil(longest / data.clip_length) + 2
-    if all(query.clip_scores is not None for query in queries['train']):
+    if any(query.clip_scores is not None for query in queries['train']):
         data.saliency = 'annotators'
     config.evaluate.clip_to = (0.0, longest)

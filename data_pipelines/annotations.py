@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines import saliency, skip_list
 from data_pipelines.errors import DataError, one_line
 
-END_TOLERANCE = 1e-3  # seconds that a window may end after its video
+END_TOLERANCE = 1e-3  # seconds that a window may end after its video without a word
 T = TypeVar('T')
 
 
@@ -36,6 +36,7 @@ class Query:
         label: float32[C, A] of A annotators, what each of the video's clips is to them; None where
             the file has none.
         domain: of the video; '' where the file has none.
+        oddities: kind, a key of `ODDITIES` -> what was read though it is not as it should be.
     """
 
     qid: int | str
@@ -48,6 +49,14 @@ class Query:
     line: int
     label: np.ndarray | None = None
     domain: str = ''
+    oddities: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# Kinds of what is read though it is not as it should be.
+ODDITIES = {
+    'late end': 'windows that end after their video',
+    'empty window': 'windows without length',
+}
 
 
 def labelled_clips(queries: Iterable[Query]) -> dict[str, int]:
@@ -114,8 +123,8 @@ def read_annotations(path: str | os.PathLike, data: Any,
 
     Args:
         path: JSON lines; blank lines are passed over.
-        data: the config node, of which limit, domain, max_windows and duration_unit are read, and
-            saliency where records have a `label`.
+        data: the config node, of which limit, domain, max_windows, duration_unit, end_tolerance,
+            clip_windows and clip_length are read, and saliency where records have a `label`.
         skipped: None: the first bad one raises. A list: bad ones are skipped, and their messages
             appended to it.
 
@@ -123,7 +132,8 @@ def read_annotations(path: str | os.PathLike, data: Any,
         The queries in the file's order. Those of a hidden test set have no windows.
 
     Raises:
-        DataError: the file can't be read; a record is bad or repeats a qid; none is of the domain.
+        DataError: the file can't be read; a record is bad, repeats a qid or has grades of another
+            number of annotators than those before it; none is of the domain.
     """
     return parse_annotations(annotation_lines(path), path, data, skipped)
 
@@ -146,6 +156,7 @@ def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: An
     The lines whose numbers are in `skip` are not looked at, but count for data.limit.
     """
     first_lines: dict[int | str, int] = {}
+    first_graded: list[Query] = []
 
     def read_query(number: int, line: bytes) -> Query:
         query = _parse_query(line, number, f'{path}:{number}', data)
@@ -153,6 +164,14 @@ def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: An
         if first != number:
             raise DataError(f'{path}:{number}: qid {query.qid!r} is that of line {first}, '
                             'expected another')
+        if query.clip_scores is not None and len(query.clip_scores):
+            graded, n_annotators = (first_graded or [query])[0], query.clip_scores.shape[1]
+            if n_annotators != graded.clip_scores.shape[1]:
+                raise DataError(
+                    f'{path}:{number}: saliency_scores have {n_annotators} numbers for each clip, '
+                    f'expected {graded.clip_scores.shape[1]}, as in line {graded.line}: highlights '
+                    'are scored for each annotator of the file')
+            first_graded[:] = [graded]
         return query
 
     queries, others, read = [], set(), 0
@@ -191,7 +210,7 @@ def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
     _expect(is_name(vid), where, 'vid', vid, 'a file name')
     _expect(_is_number(duration) and duration > 0, where, 'duration', duration, 'seconds above 0')
     duration *= data.duration_unit
-    windows = _parse_windows(fields.get('relevant_windows'), duration, where)
+    windows, oddities = _parse_windows(fields.get('relevant_windows'), duration, where, data)
     if len(windows) > data.max_windows:
         raise DataError(f'{where}: {len(windows)} relevant_windows, expected at most '
                         f'{data.max_windows} (data.max_windows)')
@@ -203,22 +222,40 @@ def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
         _expect(isinstance(label, list) and label, where, 'label', label,
                 'a list, a row for each clip')
         label = _parse_rows(label, where, 'label', f'{{}} numbers from {low} to {high}', low, high)
-    return Query(qid, query, vid, float(duration), windows, *_parse_clips(ids, scores, where),
-                  line=number, label=label, domain=domain)
+    clips = _parse_clips(ids, scores, duration, where, data)
+    return Query(qid, query, vid, float(duration), windows, *clips, line=number, label=label,
+                 domain=domain, oddities=oddities)
 
 
-def _parse_windows(windows: Any, duration: float, where: str) -> np.ndarray:
-    """Checks windows and returns float64[M, 2]; null, [] and, as in TVSum, [[]] are none."""
+def _parse_windows(windows: Any, duration: float, where: str, data: Any
+                   ) -> tuple[np.ndarray, dict[str, str]]:
+    """Checks windows and returns float64[M, 2] and oddities.
+
+    null, [] and, as in TVSum, [[]] are no windows.
+    """
     windows = [] if windows is None or windows == [[]] else windows
     _expect(isinstance(windows, list), where, 'relevant_windows', windows, 'a list')
     for i, window in enumerate(windows):
         is_pair = isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))
-        _expect(is_pair and 0 <= window[0] < window[1] <= duration + END_TOLERANCE, where,
-                f'relevant_windows[{i}]', window, f'0 <= start < end <= duration {duration}')
-    return np.array(windows, np.float64).reshape(-1, 2)
+        _expect(is_pair and 0 <= window[0] <= window[1] and window[0] <= duration + END_TOLERANCE
+                and window[1] <= duration + max(data.end_tolerance, END_TOLERANCE), where,
+                f'relevant_windows[{i}]', window, f'0 <= start <= end <= duration {duration}, or '
+                f'{data.end_tolerance} s after it (data.end_tolerance)')
+    found = np.array(windows, np.float64).reshape(-1, 2)
+    beyond = found[:, 1] - duration
+    kept = np.minimum(found, duration) if data.clip_windows else found
+    oddities = {}
+    if (late := np.flatnonzero(beyond > END_TOLERANCE)).size:
+        what = 'cut' if data.clip_windows else 'kept; data.clip_windows cuts'
+        oddities['late end'] = (f'relevant_windows[{late[0]}] is {windows[late[0]]}, up to '
+                                f'{beyond.max():.3g} s after the video of {duration} s: {what}')
+    if (empty := np.flatnonzero(kept[:, 0] == kept[:, 1])).size:
+        oddities['empty window'] = f'relevant_windows[{empty[0]}] is {windows[empty[0]]}'
+    return kept, oddities
 
 
-def _parse_clips(ids: Any, scores: Any, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _parse_clips(ids: Any, scores: Any, duration: float, where: str, data: Any
+                 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Checks relevant clips and their scores and returns Query's clip_ids and clip_scores."""
     ids = [] if ids is None else ids
     is_ids = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
@@ -230,7 +267,14 @@ def _parse_clips(ids: Any, scores: Any, where: str) -> tuple[np.ndarray, np.ndar
     if len(scores) != len(ids):
         raise DataError(f'{where}: {len(scores)} saliency_scores, expected {len(ids)}, as many as '
                         'relevant_clip_ids')
-    rows = _parse_rows(scores, where, 'saliency_scores', 'a list of {} numbers')
+    low, high = saliency.SCORES
+    rows = _parse_rows(scores, where, 'saliency_scores', f'a list of {{}} numbers from {low} to '
+                       f'{high}', low, high)
+    n_clips = saliency.graded_clips(duration, data.clip_length)
+    for i, clip in enumerate(ids):
+        _expect(clip < n_clips, where, f'relevant_clip_ids[{i}]', clip,
+                f'a number below {n_clips}: {duration} s are {n_clips} clips of '
+                f'{data.clip_length} s (data.clip_length)')
     return np.array(ids, np.int64), rows
 
 
@@ -261,6 +305,45 @@ def is_name(value: Any) -> bool:
 def _expect(condition: Any, where: str, field: str, found: Any, expected: str) -> None:
     if not condition:
         raise DataError(f'{where}: {field} is {reprlib.repr(found)}, expected {expected}')
+
+
+def for_training(queries: Sequence[Query], path: Any, data: Any, skipped: list[str] | None
+                 ) -> tuple[list[Query], list[str]]:
+    """Deals with windows without length, from which nothing is learnt, as data.empty_windows says.
+
+    Args:
+        queries: of the annotation file `path`.
+        path: what messages call their file.
+        data: the config node.
+        skipped: as for `read_annotations`, where they are refused.
+
+    Returns:
+        (the queries to train on, a message for each that is left out as it has no other window).
+
+    Raises:
+        DataError: one has such a window, and they are to be refused.
+    """
+    def check(query: Query) -> Query:
+        if message := query.oddities.get('empty window'):
+            raise DataError(f'{path}:{query.line}: {message}, expected a length to train on; '
+                            '--config.data.empty_windows=drop leaves such windows out')
+        return query
+
+    if data.empty_windows == 'refuse':
+        found = [attempt(skipped, check, query) for query in queries]
+        return [query for query in found if query is not None], []
+    kept, left_out = [], []
+    for query in queries:
+        if 'empty window' in query.oddities:
+            message = query.oddities['empty window'] + ': left out'
+            query = dataclasses.replace(
+                query, windows=query.windows[query.windows[:, 0] < query.windows[:, 1]],
+                oddities=query.oddities | {'empty window': message})
+            if not len(query.windows):
+                left_out.append(f'{path}:{query.line}: {message}, no other window')
+                continue
+        kept.append(query)
+    return kept, left_out
 
 
 # Queries that cannot be used

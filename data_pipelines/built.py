@@ -161,6 +161,7 @@ class BuiltSplit:
     Attributes:
         name: its folder.
         skipped: what was left out when it was built, or is on data.skip_list, a message each.
+        cut: as of `ReleaseSplit`.
     """
 
     def __init__(self, data: Any, split: str):
@@ -182,6 +183,7 @@ class BuiltSplit:
         self.skipped = list(metadata['splits'][split]['left_out'])
         self._not_built = metadata['splits'][split]['skipped']  # numbers of lines
         self._split, self._splits = split, metadata['splits']
+        self.cut: dict[str, int] = {}
         self._query_place: dict[int | str, int] = {}
         self._video: dict[str, tuple[int, int]] = {}  # its place, number of its clips
 
@@ -218,10 +220,15 @@ class BuiltSplit:
     def video(self, vid: str) -> np.ndarray:
         """As `release.read_video`."""
         record = self._videos[self._video[vid][0]]
-        return array(record, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
+        video = array(record, 'video', features.dtype_of(self._data), sum(self._data.video_dims))
+        return video[:self._data.max_clips]
 
     def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
         """As recorded with the query; with data.on_error = 'skip', of the video itself."""
-        found = len(read(vid)) if self._data.on_error == 'skip' else self._video[vid][1]
-        release.check_clips(f'{self.name}: video {vid!r}', found, self._data.max_clips)
-        return found
+        if self._data.on_error == 'skip':
+            read(vid)
+        found = self._video[vid][1]
+        kept = release.kept_clips(f'{self.name}: video {vid!r}', found, self._data.max_clips)
+        if kept < found:
+            self.cut[vid] = found
+        return kept

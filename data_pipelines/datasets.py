@@ -152,6 +152,9 @@ def defaults(dataset: str, features: str) -> dict:
         skip_list='',  # file of queries to leave out, as mode verify-data writes it
         on_error='raise',  # or 'skip': leave out what cannot be used
         clip_length=row.clip_length,  # seconds
+        end_tolerance=1.0,  # seconds that a true window may end after its video
+        clip_windows=False,  # cut what of a true window is after its video
+        empty_windows='refuse',  # true windows without length, to train; or 'drop' them
         duration_unit=row.duration_unit,  # seconds that a 1 in the field `duration` stands for
         segments=row.segments,  # video ids end in _START_END: one source's queries, no negatives
         saliency=row.saliency,  # how a clip's label is made: key of saliency.MODES
@@ -186,6 +189,7 @@ class Split:
         roles: N of int32[L_i], see `tokens`.
         saliency: N of float32[T_i], the clips' labels.
         skipped: what was left out, on purpose or on_error, one message each.
+        notes: what was read though it is not as it should be, a message for each kind.
     """
 
     name: str
@@ -197,13 +201,20 @@ class Split:
     roles: list[np.ndarray]
     saliency: list[np.ndarray]
     skipped: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def load_split(data: Any, split: str) -> Split:
+def load_split(data: Any, split: str, *, training: bool = False) -> Split:
     """Reads a split, each video once, and keeps as much of it in memory as data.cache_gb says.
 
     All files are read and checked, whatever is kept. Of built data (data.records), which were
     checked when they were built, videos are checked only with data.on_error = 'skip'.
+
+    Args:
+        data: the config node.
+        split: its name.
+        training: whether to train on it, and so to treat windows without length as
+            data.empty_windows says.
 
     Raises:
         DataError: the config or a folder is wrong, the split has no annotation file, nothing usable
@@ -226,7 +237,9 @@ def load_split(data: Any, split: str) -> Split:
         return memory.get(('video', vid), lambda: store.video(vid))
 
     queries, roles, lengths = [], [], {}
-    found = store.queries(skipped)
+    found, left_out = store.queries(skipped), []
+    if training:
+        found, left_out = annotations.for_training(found, store.name, data, skipped)
     with progress.Bar(f'reading texts of {split}', len(found), 'queries') as bar:
         for query in found:
             if (rows := annotations.attempt(skipped, store.query, query.qid)) is not None:
@@ -262,7 +275,22 @@ def load_split(data: Any, split: str) -> Split:
         roles=roles,
         saliency=[saliency.clip_labels(query, lengths[query.vid], data.saliency)
                   for query in queries],
-        skipped=[*store.skipped, *(skipped or [])],
+        skipped=[*store.skipped, *left_out, *(skipped or [])],
+        notes=_notes(store, queries, data),
     )
+
+
+def _notes(store: Any, queries: Sequence[annotations.Query], data: Any) -> list[str]:
+    """What `Split.notes` says of a split's queries and videos."""
+    notes = []
+    for kind, title in annotations.ODDITIES.items():
+        if odd := [query for query in queries if kind in query.oddities]:
+            notes.append(f'records with {title}: {len(odd)}, the first: '
+                         f'{store.name}:{odd[0].line}: {odd[0].oddities[kind]}')
+    if store.cut:
+        vid, n_clips = next(iter(store.cut.items()))
+        notes.append(f'videos cut to {data.max_clips} clips (data.max_clips): {len(store.cut)}, '
+                     f'the first: {vid} of {n_clips}')
+    return notes
 
 

@@ -34,6 +34,7 @@ BATCH = {
     'pos_clips': ('B2', np.int32),  # clips that should score higher than those in neg_clips
     'neg_clips': ('B2', np.int32),
     'pairs_mask': ('B', np.bool_),  # whether the sample has such clips
+    'graded': ('B', np.bool_),  # whether its clips have labels, of which 0 is one
 }
 
 
@@ -154,6 +155,7 @@ def _write_targets(sample: dict[str, np.ndarray], data: Any, query: annotations.
     n_clips, windows = len(labels), query.windows
     sample['saliency'][:n_clips] = labels
     sample['relevant'][:n_clips] = saliency.relevant_clips(query, n_clips, data.saliency)
+    sample['graded'][...] = saliency.is_graded(query, data.saliency)
     sample['windows'][:len(windows)] = windows
     sample['windows_mask'][:len(windows)] = True
     if len(windows) > data.max_spans:

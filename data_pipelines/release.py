@@ -10,7 +10,9 @@ import numpy as np
 from data_pipelines import annotations, features, saliency, skip_list, tokens
 from data_pipelines.errors import DataError
 
-LABEL_TOLERANCE = 2, 0.1  # clips, or share of them, that features and labels may differ by
+# Clips, or share of them, that features may have more than data.max_clips, which are cut off, or
+# more or fewer than labels: what encoders add. With more it is another rate or another video.
+CLIP_TOLERANCE = 2, 0.1
 
 
 class ReleaseSplit:
@@ -19,6 +21,7 @@ class ReleaseSplit:
     Attributes:
         name: of its annotation file.
         skipped: what data.skip_list leaves out, a message each.
+        cut: number of clips of the videos that were cut to data.max_clips.
     """
 
     def __init__(self, data: Any, split: str):
@@ -28,6 +31,7 @@ class ReleaseSplit:
         self._lines, self._skip = annotations.split_lines(data, split)
         self.skipped = skip_list.messages(self.name, data.skip_list, self._skip)
         self._labelled: dict[str, int] = {}
+        self.cut: dict[str, int] = {}
 
     def queries(self, skipped: list[str] | None) -> list[annotations.Query]:
         """As `read_annotations`, without those of data.skip_list."""
@@ -42,7 +46,7 @@ class ReleaseSplit:
 
     def video(self, vid: str) -> np.ndarray:
         """As `read_video`, cut to the clips that the queries have labels for."""
-        return read_video(self._data, vid, self._labelled.get(vid))
+        return read_video(self._data, vid, self._labelled.get(vid), self.cut)
 
     def n_clips(self, vid: str, read: Callable[[str], np.ndarray]) -> int:
         """How many clips a video has; `read` is `video`, or remembers what that returned."""
@@ -63,7 +67,7 @@ def check_config(data: Any, folders: Iterable[str]) -> None:
 def check_options(data: Any) -> None:
     """Raises DataError if a value of the config is none of those that it can have."""
     options = {'on_error': ('raise', 'skip'), 'saliency': saliency.MODES,
-               'text_layout': tokens.TEXT_LAYOUTS}
+               'text_layout': tokens.TEXT_LAYOUTS, 'empty_windows': ('refuse', 'drop')}
     for name, known in options.items():
         if (value := getattr(data, name)) not in known:
             raise DataError(f'data.{name} is {value!r}, expected one of {", ".join(known)}')
@@ -74,12 +78,17 @@ def check_options(data: Any) -> None:
         raise DataError("data.video_parts is empty, expected the ends of files' names, or ('',)")
     if data.max_tokens < 1:
         raise DataError(f'data.max_tokens is {data.max_tokens}, expected 1 or more')
+    if not data.end_tolerance >= 0:
+        raise DataError(f'data.end_tolerance is {data.end_tolerance}, expected seconds from 0 on')
+    if not data.clip_length > 0:
+        raise DataError(f'data.clip_length is {data.clip_length}, expected seconds above 0')
 
 
 # Videos
 
 
-def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
+def read_video(data: Any, vid: str, labelled: int | None = None,
+               cut: dict[str, int] | None = None) -> np.ndarray:
     """Reads a video's streams and joins them clip by clip.
 
     Args:
@@ -87,20 +96,23 @@ def read_video(data: Any, vid: str, labelled: int | None = None) -> np.ndarray:
         vid: name of the video.
         labelled: how many clips the annotations have a label for, if they have: what is behind
             these is cut off.
+        cut: takes the number of clips of the video if it is cut to data.max_clips.
 
     Returns:
         float32[T, sum of data.video_dims]: each stream's rows scaled to length one; T is the number
-        of clips of the shortest stream.
+        of clips of the shortest stream, data.max_clips at most.
 
     Raises:
         DataError: a file is missing or bad, its width is not that of data.video_dims, there are
-            more than data.max_clips clips, or not about as many as labels.
+            far more than data.max_clips clips, or not about as many as labels.
     """
     files = _video_files(data, vid)
     streams = [join_parts([features.read_features(path, features.VIDEO_KEY) for path in paths])
                for paths in files]
     names = [paths[0] for paths in files]
     video = join_streams(data, streams, names)
+    if cut is not None and (n_clips := min(map(len, streams))) > len(video):
+        cut[vid] = n_clips
     if labelled is None:
         return video
     check_labels(names[0], vid, len(video), labelled)
@@ -138,8 +150,7 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
     for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
         check_width(name, rows.shape[1], dim, 'data.video_dims')
     shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
-    n_clips = len(streams[shortest])
-    check_clips(names[shortest], n_clips, data.max_clips)
+    n_clips = kept_clips(names[shortest], len(streams[shortest]), data.max_clips)
     joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
     return joined.astype(features.dtype_of(data), copy=False)
 
@@ -198,13 +209,23 @@ def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
 
 def check_labels(name: Any, vid: str, n_clips: int, labelled: int) -> None:
     """Raises DataError if a video has not about as many clips as its annotations have labels."""
-    clips, share = LABEL_TOLERANCE
-    if abs(n_clips - labelled) > max(clips, share * labelled):
+    if abs(n_clips - labelled) > _tolerated(labelled):
         raise DataError(f'{name}: {n_clips} clips, expected about {labelled}, as many as the '
                         f'annotations of {vid!r} have labels')
 
 
-def check_clips(name: Any, n_clips: int, max_clips: int) -> None:
-    """Raises DataError if a video has more clips than data.max_clips."""
-    if n_clips > max_clips:
-        raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips)')
+def kept_clips(name: Any, n_clips: int, max_clips: int) -> int:
+    """How many clips of a video are read: data.max_clips at most, as public loaders cut.
+
+    Raises:
+        DataError: it has far more.
+    """
+    if n_clips - max_clips > _tolerated(max_clips):
+        raise DataError(f'{name}: {n_clips} clips, expected at most {max_clips} (data.max_clips; '
+                        f'up to {int(_tolerated(max_clips))} more are cut off)')
+    return min(n_clips, max_clips)
+
+
+def _tolerated(n_clips: int) -> float:
+    clips, share = CLIP_TOLERANCE
+    return max(clips, share * n_clips)

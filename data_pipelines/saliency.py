@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
+SCORES = 0, 4  # lowest and highest grade of an annotator for a relevant clip
 HIGHEST = 12  # three annotators' 4; other grades are scaled to it
+
+
+def graded_clips(duration: float, clip_length: float) -> int:
+    """How many clips of clip_length seconds a video has; the last one may be a part of one."""
+    return max(1, math.ceil(duration / clip_length - 1e-6))  # 2.1 / 0.7 is a little more than 3
 
 
 def clip_labels(query: Any, n_clips: int, mode: str) -> np.ndarray:
@@ -22,10 +28,11 @@ def clip_labels(query: Any, n_clips: int, mode: str) -> np.ndarray:
     Args:
         query: the query, an `annotations.Query`.
         n_clips: number of clips that the video's features have.
-        mode: 'annotators': the annotators' sum at relevant clips, 0 elsewhere (clips beyond n_clips
-            are ignored). 'window': 1 from the first to the last clip of the first window.
-            'windows': so for each window. 'grades': the annotators' mean grade, 1..5 scaled to
-            0..12. 'binary': the label, 0 or 1. Clips without a label get 0.
+        mode: 'annotators': the sum of three annotators at relevant clips, of other numbers of them
+            their mean times three, 0 elsewhere (clips beyond n_clips are ignored). 'window': 1 from
+            the first to the last clip of the first window. 'windows': so for each window. 'grades':
+            the annotators' mean grade, 1..5 scaled to 0..12. 'binary': the label, 0 or 1. Clips
+            without a label get 0.
     """
     return MODES[mode].labels(query, n_clips)
 
@@ -33,7 +40,8 @@ def clip_labels(query: Any, n_clips: int, mode: str) -> np.ndarray:
 def relevant_clips(query: Any, n_clips: int, mode: str) -> np.ndarray:
     """Returns which clips are annotated as relevant, whatever their scores: bool[n_clips].
 
-    Args: as for `clip_labels`; in modes 'window' and 'windows' the clips of these, in mode 'grades'
+    Args: as for `clip_labels`; in mode 'annotators', without grades and ids, the clips of all
+        windows; in modes 'window' and 'windows' the clips of these, in mode 'grades'
         the better half (TR-DETR, start_end_dataset.py), in mode 'binary' those of label 1.
     """
     own = MODES[mode].relevant
@@ -43,6 +51,11 @@ def relevant_clips(query: Any, n_clips: int, mode: str) -> np.ndarray:
 def is_annotated(query: Any, mode: str) -> bool:
     """Says whether the query has what labels and metrics of the mode are made from."""
     return query.label is not None if MODES[mode].field == 'label' else len(query.windows) > 0
+
+
+def is_graded(query: Any, mode: str) -> bool:
+    """Says whether the labels of the query's clips are known."""
+    return query.clip_scores is not None if mode == 'annotators' else is_annotated(query, mode)
 
 
 def sample_pairs(query: Any, n_clips: int, mode: str,
@@ -73,11 +86,15 @@ def _annotator_labels(query, n_clips: int) -> np.ndarray:
     labels = np.zeros(n_clips, np.float32)
     if query.clip_scores is not None:
         inside = query.clip_ids < n_clips
-        labels[query.clip_ids[inside]] = query.clip_scores[inside].sum(axis=1)
+        scores = query.clip_scores[inside]
+        scale = HIGHEST / SCORES[1] / scores.shape[1]
+        labels[query.clip_ids[inside]] = scores.sum(axis=1) * scale
     return labels
 
 
 def _annotator_relevant(query, n_clips: int) -> np.ndarray:
+    if query.clip_scores is None and not len(query.clip_ids):
+        return _window_labels(query, n_clips, slice(None)) > 0
     relevant = np.zeros(n_clips, bool)
     relevant[query.clip_ids[query.clip_ids < n_clips]] = True
     return relevant

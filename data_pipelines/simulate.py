@@ -164,11 +164,10 @@ def _planted_strength(query, edges):
     for start, end in query.windows:
         overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
         share += np.maximum(overlap, 0) / np.diff(edges)
-    grades = np.full(math.ceil(edges[-1] / world.SALIENCY_SECONDS) + 1, 4.0)
+    grades = np.full(len(share), 4.0)
     if query.clip_scores is not None:
         grades[query.clip_ids] = query.clip_scores.mean(axis=1, dtype=np.float64)
-    middles = (edges[1:] + edges[:-1]) / 2
-    return np.minimum(share, 1) * (4 + grades[(middles // world.SALIENCY_SECONDS).astype(int)]) / 8
+    return np.minimum(share, 1) * (4 + grades) / 8
 
 
 def _standin_text(vector, query, settings):

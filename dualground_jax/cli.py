@@ -1,5 +1,6 @@
 """The flags of all modes, and mistakes in them as one line. Nothing here imports JAX."""
 
+import os
 import re
 import sys
 import textwrap
@@ -14,18 +15,19 @@ from absl.flags import DEFINE_multi_string as SEVERAL
 from absl.flags import DEFINE_string as TEXT
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
 
 
-def PROTOCOL(name: str, default: str, text: str) -> None:
+def PROTOCOL(name: str, default: str | None, text: str) -> None:
     """Defines a flag that names an official protocol."""
     flags.DEFINE_enum(name, default, list(official.PROTOCOLS), text)
 
 
 CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE changes a value; '
-          'evaluate and predict take that of the checkpoint in --workdir if none is given')
+          'a workdir stands for the config of its checkpoint, which evaluate and predict take if '
+          'none is given')
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
     'train, evaluate, predict, sweep, analyse, convert': [
@@ -63,7 +65,10 @@ FLAGS = {
         (LIST, 'predictions', [], '.jsonl[.gz] files; of several, mean and std'),
         (LIST, 'compare', [], 'two prediction files, differences second - first'),
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers'),
-        (PROTOCOL, 'dataset', 'qvhighlights', 'protocol, of ' + ', '.join(official.PROTOCOLS)),
+        (PROTOCOL, 'dataset', None, 'protocol, of ' + ', '.join(official.PROTOCOLS) + '; default: '
+         "that of --config, else qvhighlights"),
+        (SWITCH, 'count_missing', False, 'queries without a prediction count as misses, instead of '
+         'being refused'),
         (TEXT, 'nms', None, 'suppress overlaps first: KIND:THRESHOLD, kinds are '
          + ', '.join(nms.KINDS)),
         (INTEGER, 'bootstrap', None, 'resamples for confidence intervals; default: none, with '
@@ -85,11 +90,14 @@ FLAGS = {
          'by data.skip_list'),
         (SWITCH, 'recheck', False, 'also read files that seem unchanged since they were verified'),
     ],
+    'score, import-csv': [
+        (FLOAT, 'clip_length', None, 'seconds of a clip: of own data that are scored, or in '
+         '--durations=FOLDER', dict(lower_bound=1e-3)),
+    ],
     'import-csv': [
         (TEXT, 'table', None, 'table of video, start, end, sentence'),
         (TEXT, 'durations', None, 'table of video, duration; or a folder of video features, whose '
          'clips are counted'),
-        (FLOAT, 'clip_length', None, 'seconds of a clip in --durations=FOLDER'),
         (FLOAT, 'val_share', 0.1, 'share of the videos for validation, if the table has no column '
          'split', dict(lower_bound=0, upper_bound=0.9)),
     ],
@@ -121,11 +129,37 @@ class _ConfigParser(flags.ArgumentParser):
     """
 
     def parse(self, argument: str) -> ConfigDict:
-        found = config.read_file(argument)
-        for override in sys.argv:
-            if key := re.match(r'--?(?:no)?config\.([^=]+)', override):
-                config.check_key(found, key[1])
+        read = config.load_config if os.path.isdir(argument) else config.read_file
+        found = read(argument)
+        for key in overrides():
+            config.check_key(found, key)
         return found.lock()
+
+
+def overrides() -> list[str]:
+    """Keys of the config that the command line overrides."""
+    found = (re.match(r'--?(?:no)?config\.([^=]+)', argument) for argument in sys.argv)
+    return [key[1] for key in found if key]
+
+
+# What evaluation and prediction read of a config beside the checkpoint; of one video and query.
+READ = ('model', 'data', 'evaluate', 'mesh')
+READ_OF_ONE = (
+    'model', *(f'data.{key}' for key in (
+        'video_dirs', 'video_dims', 'video_parts', 'text_dim', 'text_key', 'text_layout',
+        'normalize_text', 'max_tokens', 'max_clips', 'clip_length', 'dtype')),
+    'evaluate.nms', 'evaluate.nms_kind', 'evaluate.round_to', 'evaluate.clip_to')
+
+
+def check_effect(values: flags.FlagValues) -> None:
+    """Raises ConfigError for what is given to `evaluate` or `predict` and would change nothing."""
+    read = READ_OF_ONE if values.query_features else READ
+    for key in overrides():
+        if not any(key == known or key.startswith(f'{known}.') for known in read):
+            raise ConfigError(f'--config.{key} changes nothing in this --mode={values.mode}, which '
+                              f'reads {", ".join(read)}')
+    if values.query_features and values.split:
+        raise ConfigError(f'--split={values.split} changes nothing with --query_features')
 
 
 def parse(argv: list[str]) -> list[str]:

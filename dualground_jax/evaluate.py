@@ -6,7 +6,7 @@ import numpy as np
 from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, saliency
+from data_pipelines import annotations, datasets, saliency
 from data_pipelines.errors import ConfigError, DataError
 from data_pipelines.files import write_json
 from dualground_jax import predict, runtime
@@ -36,12 +36,35 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     """
     split = predict.load_split(config)
     check_labels(split, config.data, 'predict it by --mode=predict')
+    score_blank(split, config)
     rows = predict.predict_best(config, workdir, split)
-    found = official.evaluate(rows, ground_truth(split), config.evaluate.protocol)
+    found = score(rows, split, config)
     if runtime.is_first():
         print(official.format_table(found, config.evaluate.protocol))
         write_json(pathlib.Path(workdir, f'{split.name}_metrics.json'), found)
     return found
+
+
+def score(rows: list[dict], split: datasets.Split, config: ConfigDict) -> dict:
+    """Scores a split's predictions by the config's protocol, as `official.evaluate`."""
+    return official.evaluate(
+        rows, ground_truth(split), config.evaluate.protocol, config.data.clip_length)
+
+
+def score_blank(split: datasets.Split, config: ConfigDict) -> dict:
+    """Scores made-up predictions, so that what can't be scored is told before device time.
+
+    Raises:
+        DataError: an annotation that the protocol refuses.
+    """
+    rows = [dict(qid=query.qid, pred_relevant_windows=[[0.0, query.duration, 1.0]],
+                 pred_saliency_scores=[0.0] * len(split.saliency[i]))
+            for i, query in enumerate(split.queries)]
+    try:
+        return score(rows, split, config)
+    except official.MetricsError as error:
+        path = annotations.annotation_file(config.data, split.name)
+        raise DataError(f'{path}: cannot be scored: {error}') from error
 
 
 def ground_truth(split: datasets.Split) -> list[dict]:

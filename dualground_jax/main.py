@@ -48,8 +48,9 @@ def run(values: flags.FlagValues, files: Sequence[str]) -> None:
     if 'workdir' in needs:
         runtime.prepare(values)
     chosen = values.config
-    if chosen is None and 'saved' in needs:
-        chosen = config.load_config(values.workdir)
+    if 'saved' in needs:
+        cli.check_effect(values)
+        chosen = chosen or config.load_config(values.workdir)
     if chosen and values.split:
         chosen.evaluate.split = values.split
     if 'world' in needs and chosen.world:

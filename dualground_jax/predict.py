@@ -5,6 +5,7 @@ Of a split for a submission (`predict_best`), or of one query in one video (`Pre
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import annotations, datasets, features, pipeline, progress, release
-from data_pipelines.errors import ConfigError
+from data_pipelines.errors import ConfigError, DataError
 from data_pipelines.files import write_jsonl
 from dualground_jax import models, runtime, sharding, spans
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -32,10 +33,10 @@ def run(values: FlagValues, config: ConfigDict) -> None:
 
     Args:
         values: parsed flags: workdir, video_features, query_features.
-        config: names the split.
+        config: that of the checkpoint, or one of the same model.
     """
     if values.query_features:
-        predict_files(values.workdir, values.video_features, values.query_features)
+        predict_files(values.workdir, values.video_features, values.query_features, config)
     else:
         predict_best(config, values.workdir, load_split(config))
 
@@ -139,13 +140,17 @@ def predict_split(
     return [rows[i] for i in sorted(rows)]
 
 
-def load_split(config: ConfigDict, name: str | None = None) -> datasets.Split:
-    """A split, by default that of `evaluate.split`; prints what was skipped of it.
+def load_split(
+    config: ConfigDict, name: str | None = None, *, training: bool = False
+) -> datasets.Split:
+    """A split, by default that of `evaluate.split`; prints what is odd in it and what was skipped.
 
     Raises:
         DataError: bad annotations or features.
     """
-    split = datasets.load_split(config.data, name or config.evaluate.split)
+    split = datasets.load_split(config.data, name or config.evaluate.split, training=training)
+    for note in split.notes:
+        print(f'split {split.name!r}: {note}')
     if split.skipped:
         print(f'split {split.name!r}: skipped {len(split.skipped)} problems, '
               f'{len(split.queries)} records are left')
@@ -163,15 +168,18 @@ def restore_best(
         CheckpointError: there is none, or the config's model is another one.
     """
     checkpoints = Checkpoints(workdir)
-    try:
-        state, told = checkpoints.restore('best', abstract_state(config, mesh))
-    except CheckpointError:
-        raise
-    except ValueError as error:  # orbax found other parameters
-        changed = differences(checkpoints.config('best').model.to_dict(), config.model.to_dict())
+    if changed := differences(_model_of(checkpoints.config('best')), _model_of(config)):
         raise CheckpointError(f'{workdir} holds a run of another model ({", ".join(changed)}); '
-                              'leave --config out, or name that of the run') from error
+                              'leave --config out, or name that of the run')
+    state, told = checkpoints.restore('best', abstract_state(config, mesh))
     return state.eval_params, int(state.step), told
+
+
+def _model_of(config: ConfigDict) -> dict:
+    """What a checkpoint's parameters were made for; how layers are computed may change."""
+    may_change = {'dropout', 'input_dropout', 'dtype', 'attention_chunk', 'remat'}
+    model = {key: value for key, value in config.model.items() if key not in may_change}
+    return model | {key: config.data[key] for key in ('video_dims', 'text_dim')}
 
 
 def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> list[dict]:
@@ -214,13 +222,20 @@ class Predictor:
     mesh: Mesh
 
     @classmethod
-    def from_checkpoint(cls, workdir: str | os.PathLike) -> 'Predictor':
-        """Loads the best checkpoint of a workdir with its config.
+    def from_checkpoint(
+        cls, workdir: str | os.PathLike, config: ConfigDict | None = None
+    ) -> 'Predictor':
+        """Loads the best checkpoint of a workdir.
+
+        Args:
+            workdir: of the run.
+            config: of the same model; default: that of the checkpoint. `load_config(workdir,
+              {'data.max_clips': 160})` is that with another value.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or the config's model is another one.
         """
-        config = Checkpoints(workdir).config('best')
+        config = config or Checkpoints(workdir).config('best')
         mesh = sharding.one_device()
         params, _, _ = restore_best(workdir, config, mesh)
         step = runtime.announced(make_predict_step(config, mesh), 'predict')
@@ -239,18 +254,23 @@ class Predictor:
             duration: of the video in seconds; default: what the clips cover.
 
         Returns:
-            (windows float32[K, 3]: start and end in seconds and a score, best first;
-            saliency float32[T]).
+            (windows float32[K, 3]: start and end in seconds and a score, best first; those after
+            `duration` are left out; saliency float32[T], T at most data.max_clips: a few clips
+            more are cut off, and a line on stderr says so).
 
         Raises:
-            DataError: a wrong number of streams, width or number of clips, or values that are not
-              finite.
+            DataError: a wrong number of streams, width or number of clips, values that are not
+              finite, or no duration above 0.
         """
+        if duration is not None and not 0 < duration < math.inf:
+            raise DataError(f'duration is {duration}, expected seconds above 0')
         streams = video_features if isinstance(video_features, list) else [video_features]
         data = self.config.data
         names = [f'video_features[{i}]' for i in range(len(streams))]
         rows = list(map(features.check_rows, streams, names))
         video = release.join_streams(data, rows, names=names)
+        if (n_clips := min(map(len, rows))) > len(video):
+            progress.say(f'{names[0]}: {n_clips} clips, cut to {len(video)} (data.max_clips)')
         text, roles = release.label_query(
             data, features.check_rows(query_features, 'query_features'), 'query_features')
         duration = duration or len(video) * data.clip_length
@@ -258,10 +278,13 @@ class Predictor:
         placement = sharding.batch_sharding(self.mesh)
         windows, saliency = jax.device_get(
             self.predict_step(self.params, jax.device_put(batch, placement)))
-        return windows[0][windows[0, :, 2] >= 0], saliency[0, : len(video)]
+        start, end, score = windows[0].T
+        return windows[0][(score >= 0) & (start < end)], saliency[0, : len(video)]
 
 
-def predict_files(workdir: str, video_files: list[str], query_file: str) -> None:
+def predict_files(
+    workdir: str, video_files: list[str], query_file: str, config: ConfigDict | None = None
+) -> None:
     """Prints the moments of one query in one video as JSON: mode `predict` with feature files.
 
     Args:
@@ -269,8 +292,9 @@ def predict_files(workdir: str, video_files: list[str], query_file: str) -> None
         video_files: one for each stream, or where a stream has data.video_parts, one for each of
           these.
         query_file: text rows.
+        config: as of `Predictor.from_checkpoint`.
     """
-    predictor = Predictor.from_checkpoint(workdir)
+    predictor = Predictor.from_checkpoint(workdir, config)
     data = predictor.config.data
     parts = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
     count = len(data.video_parts)

@@ -200,13 +200,15 @@ def load_splits(config: ConfigDict) -> list[datasets.Split]:
     """The training split and the one that checkpoints are chosen by.
 
     Raises:
-        DataError: bad annotations or features, or records without true windows or labels, whichever
-            the data set's targets are made from.
+        DataError: bad annotations or features, records without true windows or labels, whichever
+            the data set's targets are made from, or with what can't be scored.
+        ConfigError: checkpoints are to be chosen by a metric that the evaluation does not give.
     """
-    splits = [predict.load_split(config, name) for name in ('train', config.evaluate.split)]
+    splits = [predict.load_split(config, 'train', training=True), predict.load_split(config)]
     for split in splits:
         evaluate.check_labels(
             split, config.data, f'training needs them (data.saliency {config.data.saliency!r})')
+    evaluate.selection_value(evaluate.score_blank(splits[1], config), config.evaluate)
     return splits
 
 
@@ -306,8 +308,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
 
             # ---- Evaluation and checkpoints --------------------------------------------------
             rows = predict.predict_split(predict_step, state.eval_params, val_split, config, mesh)
-            truth = evaluate.ground_truth(val_split)
-            found = official.evaluate(rows, truth, config.evaluate.protocol)
+            found = evaluate.score(rows, val_split, config)
             value = evaluate.selection_value(found, config.evaluate)
             history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
             best['steps_per_second'] = clock.rate or best['steps_per_second']

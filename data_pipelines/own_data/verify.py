@@ -35,6 +35,7 @@ KINDS = {
     'annotation file': ('error', 'annotation files that cannot be read'),
     'record': ('error', 'records that are not as expected'),
     'unlabelled': ('error', 'records to train or select on without their answers'),
+    'empty target': ('error', 'records to train on with windows without length'),
     'video missing': ('error', 'videos without a feature file'),
     'video file': ('error', 'video features that cannot be used'),
     'video width': ('error', 'video features of another width'),
@@ -52,7 +53,10 @@ KINDS = {
     'clip count': ('warning', f'videos with over {CLIP_TOLERANCE} clips more or fewer than their '
                    'duration says'),
     'stream lengths': ('warning', f'videos whose streams differ by over {CLIP_TOLERANCE} clips'),
+    'cut clips': ('warning', 'videos that are cut to data.max_clips'),
     'duration': ('warning', 'videos with several durations'),
+    **{kind: ('warning', title) for kind, title in annotations.ODDITIES.items()},
+    'low grades': ('warning', 'splits with grades below the least that counts as a highlight'),
     'late window': ('warning', 'windows after the last clip of the features'),
     'zero clips': ('warning', 'videos with clips of zeros'),
     'zero words': ('warning', 'queries with words of zeros'),
@@ -320,9 +324,13 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
     queries = annotations.parse_annotations(lines, path, data, skipped, skip)
     part = Part(name, path, {number: skip_list.qid_of(line) for number, line in lines}, queries)
     report.parts.append(part)
-    for message in skipped:
-        number = int(message.removeprefix(f'{path}:').partition(':')[0])
-        report.add('record', message, [(name, number)])
+    empty: list[str] = []
+    if name == 'train':
+        annotations.for_training(queries, path, data, empty)
+    for kind, messages in (('record', skipped), ('empty target', empty)):
+        for message in messages:
+            number = int(message.removeprefix(f'{path}:').partition(':')[0])
+            report.add(kind, message, [(name, number)])
     for number, reason in skip.items():
         report.add('skipped', f'{path}:{number}: {reason}', [(name, number)])
     sentences: dict[tuple[str, str], int] = {}
@@ -338,6 +346,14 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
             report.add_query('unlabelled', part, query, f'qid {query.qid!r} has no {field} '
                              f'(data.saliency {data.saliency!r})')
         _check_windows(report, part, query)
+    grades = collections.Counter(
+        grade for query in queries if query.clip_scores is not None
+        for grade in query.clip_scores.ravel().tolist())
+    if grades:
+        report.numbers[f'{name}: grades'] = grades
+        if max(grades) < saliency.SCORES[1] / 2:
+            report.add('low grades', f'{path}: grades up to {max(grades):g}, expected those of a '
+                       f'scale from {saliency.SCORES[0]} to {saliency.SCORES[1]}')
     report.numbers[f'{name}: windows of a query'] = collections.Counter(
         len(query.windows) for query in queries)
 
@@ -345,6 +361,8 @@ def _read_split(report: Report, name: str, path: pathlib.Path, *, needed: bool) 
 def _check_windows(report: Report, part: Part, query: annotations.Query) -> None:
     """Notes windows that are valid but worth a look."""
     data = report.data
+    for kind, message in query.oddities.items():
+        report.add_query(kind, part, query, message)
     windows = query.windows[query.windows[:, 0].argsort()]
     for window in windows:
         length = window[1] - window[0]
@@ -447,7 +465,10 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: Streams) -> 
         if len(lengths) < len(data.video_dims):
             continue
         n_clips = min(lengths)
-        report.attempt('video length', places, release.check_clips, vid, n_clips, data.max_clips)
+        kept = report.attempt(
+            'video length', places, release.kept_clips, vid, n_clips, data.max_clips)
+        if kept and kept < n_clips:
+            report.add('cut clips', f'{vid}: {n_clips} clips, data.max_clips {kept}', places)
         spread[max(lengths) - n_clips] += 1
         if max(lengths) - n_clips > CLIP_TOLERANCE:
             report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips', places)

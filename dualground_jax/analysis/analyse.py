@@ -210,7 +210,7 @@ class Ablations:
         if self.partners is None:
             self.same_as = {name: same for name, same in self.same_as.items()
                             if not ablation.CONDITIONS[name].swapped}
-        self.protocol = config.evaluate.protocol
+        self.protocol, self.clip_length = config.evaluate.protocol, config.data.clip_length
         self.predictions = {name: [] for name in self.same_as.values()}
 
     def edited(self, batch: dict) -> Iterator[tuple[str, dict]]:
@@ -237,8 +237,9 @@ class Ablations:
             words: int[Q], words of each query.
         """
         annotations = evaluate.ground_truth(self.split)
-        found = {name: official.columns(official.per_query(rows, annotations, self.protocol))
-                 for name, rows in self.predictions.items()}
+        found = {name: official.columns(
+            official.per_query(rows, annotations, self.protocol, self.clip_length))
+            for name, rows in self.predictions.items()}
         scores = {name: found[same] for name, same in self.same_as.items()}
         resampled = ablation.resample(scores, selection) if scores else None
         if resampled is None:

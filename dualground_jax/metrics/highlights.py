@@ -1,11 +1,15 @@
-"""Highlight detection scores of each query: QVHighlights, TVSum and YouTube Highlights.
+"""Highlight detection scores of each query: QVHighlights, own data, TVSum, YouTube Highlights.
 
 Vectorised over queries. Axes: Q queries, C clips, A annotators.
 """
 
+import functools
+
 import numpy as np
 
 from data_pipelines.files import short
+from data_pipelines.saliency import SCORES, graded_clips
+from dualground_jax.metrics import rows
 from dualground_jax.metrics.rows import Block, error_of, field, is_number, predicted_saliency
 
 CLIP_SECONDS = 2
@@ -13,30 +17,107 @@ ANNOTATORS = 3
 MIN_SALIENCY = {'Fair': 2, 'Good': 3, 'VeryGood': 4}
 
 
-def qvhighlights(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
+def qvhighlights(
+    predictions: list[dict], annotations: list[dict], clip_length: float | None = None
+) -> dict[str, Block]:
     """Scores clips by QVHighlights' protocol (moment_detr, `standalone_eval/`).
 
     Args:
         predictions: list of Q dicts with `pred_saliency_scores`.
         annotations: their annotations in the same order, with `duration`, `relevant_clip_ids` and
             `saliency_scores`.
+        clip_length: seconds of the predictions' clips, if known: the protocol has 2.
 
     Returns:
         {'HL-min-Fair' | 'HL-min-Good' | 'HL-min-VeryGood': Block} with 'HL-mAP' float64[Q, 3] of
         each annotator and 'HL-Hit1' bool[Q].
 
     Raises:
-        MetricsError: a field that is missing or malformed.
+        MetricsError: a field that is missing or malformed; clips of another length.
     """
-    predicted, scores = predicted_saliency(predictions)
-    labels, clips = _saliency_labels(annotations)
+    if clip_length not in (None, CLIP_SECONDS):
+        raise rows.MetricsError(
+            f'clips of {clip_length} s (data.clip_length, --clip_length), expected '
+            f'{CLIP_SECONDS} s, as annotators of QVHighlights graded them')
+    return rows.in_parts(_qvhighlights, predictions, annotations)
 
-    queries = np.arange(len(clips))
+
+def _qvhighlights(predictions, annotations):
+    predicted, scores = predicted_saliency(predictions)
+    for row in annotations:
+        _check_duration(row, CLIP_SECONDS)
+    clips = np.array([int(row['duration'] / CLIP_SECONDS) for row in annotations])
+    labels = _saliency_labels(annotations, clips, ANNOTATORS, f'[0, duration / {CLIP_SECONDS})')
     top = predicted.pad(scores, -np.inf).argmax(axis=1)
+    return _graded_blocks(_fitted(predicted.pad(scores, 0.), labels.shape[1], 0.), top, labels,
+                          clips)
+
+
+def own_data(
+    predictions: list[dict], annotations: list[dict], clip_length: float | None = None
+) -> dict[str, Block]:
+    """Scores clips as `qvhighlights`, of any length, for any number of annotators.
+
+    Where QVHighlights' protocol takes clips without a score as scored 0, they rank last here, and a
+    best score behind the last clip is not looked at. The last clip may be a part of one.
+
+    Args:
+        predictions: as for `qvhighlights`.
+        annotations: likewise, with grades of as many annotators as the first graded clip; those
+            without `saliency_scores` do not count.
+        clip_length: seconds.
+
+    Raises:
+        MetricsError: a field that is missing or malformed; no clip_length.
+    """
+    if clip_length is None:
+        raise rows.MetricsError(
+            'highlights of own data need the seconds of a clip: --clip_length=... or --config=...')
+    grades = [row['saliency_scores'] for row in annotations if rows.has(row, 'saliency_scores')]
+    first = next((entry for entries in grades if isinstance(entries, list) for entry in entries), 0)
+    per_query = functools.partial(
+        _own_data, clip_length=clip_length, annotators=max(1, np.size(first)))
+    return rows.in_parts(per_query, predictions, annotations)
+
+
+def _own_data(predictions, annotations, clip_length, annotators):
+    graded = np.array([rows.has(row, 'saliency_scores') for row in annotations])
+    places = np.flatnonzero(graded)
+    blocks = {f'HL-min-{name}': Block(graded.astype(float), {
+        'HL-mAP': np.zeros((len(graded), annotators)), 'HL-Hit1': np.zeros(len(graded), bool)})
+        for name in MIN_SALIENCY}
+    if not places.size:
+        return blocks
+    predicted, scores = predicted_saliency([predictions[i] for i in places])
+    annotations = [annotations[i] for i in places]
+    for row in annotations:
+        _check_duration(row, 0)
+    clips = np.array([graded_clips(row['duration'], clip_length) for row in annotations])
+    labels = _saliency_labels(annotations, clips, annotators,
+                              f'[0, duration / {clip_length}), the clip length in seconds')
+    lowest = -np.finfo(float).max
+    fitted = _fitted(predicted.pad(scores, lowest), labels.shape[1], lowest)
+    top = np.where(_within(clips, labels.shape[1]), fitted, -np.inf).argmax(axis=1)
+    for name, block in _graded_blocks(fitted, top, labels, clips).items():
+        for metric, values in block.values.items():
+            blocks[name].values[metric][places] = values
+    return blocks
+
+
+def _graded_blocks(scores, top, labels, clips):
+    """Scores clips against annotators' labels.
+
+    Args:
+        scores: float64[Q, C].
+        top: int[Q], the clip that is scored best, maybe one behind the labels.
+        labels: float64[Q, C, A].
+        clips: int[Q], clips of each query.
+    """
+    queries = np.arange(len(clips))
     in_label = top < clips
     top_labels = np.where(in_label[:, None], labels[queries, np.where(in_label, top, 0)], 0.)
 
-    order, last_of_tie = _rank_clips(predicted.pad(scores, 0.), clips, labels.shape[1])
+    order, last_of_tie = _rank_clips(scores, clips)
     ranked_labels = np.take_along_axis(labels.transpose(0, 2, 1), order[:, None], axis=2)
     blocks = {}
     for name, minimum in MIN_SALIENCY.items():
@@ -46,36 +127,45 @@ def qvhighlights(predictions: list[dict], annotations: list[dict]) -> dict[str, 
     return blocks
 
 
-def _saliency_labels(annotations):
-    """Returns labels float64[Q, C, A], zero off the relevant clips, and clips per query int[Q]."""
-    for row in annotations:
-        duration = row.get('duration')
-        if not is_number(duration) or duration < CLIP_SECONDS:
-            raise error_of('annotations', row, 'duration', f'found {short(duration)}, '
-                         f'expected a number of seconds >= {CLIP_SECONDS}')
-    clips = np.array([int(row['duration'] / CLIP_SECONDS) for row in annotations])
+def _check_duration(row, least):
+    duration = row.get('duration')
+    if not is_number(duration) or duration < least or duration <= 0:
+        raise error_of('annotations', row, 'duration', f'found {short(duration)}, '
+                       f'expected a number of seconds {f">= {least}" if least else "> 0"}')
+
+
+def _saliency_labels(annotations, clips, annotators, expected):
+    """Returns labels float64[Q, C, A], zero off the relevant clips, for clips int[Q]."""
     relevant = field(annotations, 'annotations', 'relevant_clip_ids')
     ids = relevant.numbers(0, 'an integer')
     relevant.check((ids % 1 == 0) & (ids >= 0) & (ids < np.repeat(clips, relevant.counts)),
-                   f'a clip id in [0, duration / {CLIP_SECONDS})')
+                   f'a clip id in {expected}')
     annotated = field(annotations, 'annotations', 'saliency_scores')
     annotated.check_rows(annotated.counts == relevant.counts, 'one entry per relevant_clip_ids')
-    scores = annotated.numbers(ANNOTATORS, f'{ANNOTATORS} finite numbers, one per annotator')
+    scores = annotated.numbers(annotators, f'{annotators} finite numbers, one per annotator')
+    low, high = SCORES
+    annotated.check(((low <= scores) & (scores <= high)).all(axis=1),
+                    f'{annotators} numbers from {low} to {high}')
 
-    labels = np.zeros((len(clips), clips.max(), ANNOTATORS))
+    labels = np.zeros((len(clips), clips.max(), annotators))
     labels[np.repeat(np.arange(len(clips)), relevant.counts), ids.astype(int)] = scores
-    return labels, clips
+    return labels
 
 
-def _rank_clips(scores, clips, width):
+def _fitted(scores, width, fill):
+    """Cuts or fills scores float64[Q, S] to float64[Q, width]."""
+    fitted = np.full((len(scores), width), fill)
+    fitted[:, :scores.shape[1]] = scores[:, :width]
+    return fitted
+
+
+def _rank_clips(scores, clips):
     """Orders each query's clips by falling score, clips past its label (clips int[Q]) last.
 
-    Cuts or zero-fills scores float64[Q, S] to the longest label, C = `width`. Returns order
-    int[Q, C] and last_of_tie bool[Q, C]: whether the next clip's score is lower.
+    Takes scores float64[Q, C]. Returns order int[Q, C] and last_of_tie bool[Q, C]: whether the next
+    clip's score is lower.
     """
-    fitted = np.zeros((len(scores), width))
-    fitted[:, :scores.shape[1]] = scores[:, :width]
-    keys = np.where(np.arange(width) < clips[:, None], -fitted, np.inf)
+    keys = np.where(_within(clips, scores.shape[1]), -scores, np.inf)
     order = keys.argsort(axis=1)
     ranked = np.take_along_axis(keys, order, axis=1)
     last_of_tie = np.ones(ranked.shape, dtype=bool)

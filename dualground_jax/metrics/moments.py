@@ -15,12 +15,16 @@ R1_THRESHOLDS = tuple(percent / 100 for percent in range(30, 100, 5))
 LENGTH_RANGES = {'short': (0, 10), 'middle': (10, 30), 'long': (30, 150), 'full': (-1, np.inf)}
 
 
-def moment_retrieval(predictions: list[dict], annotations: list[dict]) -> dict[str, Block]:
+def moment_retrieval(
+    predictions: list[dict], annotations: list[dict], *, empty_iou: float = np.inf
+) -> dict[str, Block]:
     """Scores each query's windows, against all its targets and against those of a length range.
 
     Args:
         predictions: list of Q dicts with `pred_relevant_windows`.
         annotations: their annotations in the same order, with `relevant_windows`.
+        empty_iou: of two windows without length. 0/0 is NaN in the reference, where it sorts and
+            compares as a match in mAP.
 
     Returns:
         {'short' | 'middle' | 'long' | 'full': Block} with 'MR-mIoU' float64[Q], 'MR-mAP'
@@ -39,7 +43,8 @@ def moment_retrieval(predictions: list[dict], annotations: list[dict]) -> dict[s
     targets = annotated.pad(targets, 0.)
     has_window = np.arange(windows.shape[1]) < predicted.counts[:, None]
     has_target = np.arange(targets.shape[1]) < annotated.counts[:, None]
-    iou = np.where(has_window[:, :, None], _pairwise_iou(windows[..., :2], targets), -1.)
+    iou = _pairwise_iou(windows[..., :2], targets, empty_iou)
+    iou = np.where(has_window[:, :, None], iou, -1.)
     # The reference sorts by score after cutting to the first 10; the sort is stable.
     order = np.where(has_window, -windows[..., 2], np.inf).argsort(axis=1, kind='stable')
     ranked_iou = np.take_along_axis(iou, order[:, :, None], axis=1)
@@ -74,11 +79,10 @@ def _block(first, targets, first_iou, ranked_iou, keep):
     return Block(rows.astype(float), values)
 
 
-def _pairwise_iou(windows, targets):
+def _pairwise_iou(windows, targets, empty_iou):
     """Returns the IoU float64[Q, P, G] of windows[Q, P, 2] with targets[Q, G, 2]."""
     inter, union, _ = overlap(windows[:, :, None], targets[:, None])
-    # Two zero-length windows: 0/0 is NaN in the reference, where it sorts and compares as a match.
-    return np.divide(inter, union, out=np.full_like(inter, np.inf), where=union != 0)
+    return np.divide(inter, union, out=np.full_like(inter, empty_iou), where=union != 0)
 
 
 def _best_hull_iou(first, targets, first_iou):

@@ -9,8 +9,9 @@ Every number is a mean of values of single queries: `per_query` gives these, `su
 official layout, `columns` the arrays that a bootstrap resamples.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +35,14 @@ class Task:
         brief: {name: Block} -> {name in the brief block: (block, metric, key or None)}.
         predicted: the field of a prediction; where no prediction has it, the task is left out.
         annotated: likewise of an annotation; None: it is always expected.
+        of_clips: whether `per_query` takes the seconds of a clip, `clip_length`, too.
     """
 
     per_query: Callable
     brief: Callable
     predicted: str
     annotated: str | None = None
+    of_clips: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,11 @@ def _brief_domains(blocks):
 
 _MOMENTS = Task(functools.partial(rows.in_parts, moments.moment_retrieval), _brief_moments,
                 'pred_relevant_windows')
-_HIGHLIGHTS = Task(functools.partial(rows.in_parts, highlights.qvhighlights), _brief_highlights,
-                   'pred_saliency_scores', 'saliency_scores')
+_HIGHLIGHTS = Task(highlights.qvhighlights, _brief_highlights, 'pred_saliency_scores',
+                   'saliency_scores', of_clips=True)
+_OWN_MOMENTS = dataclasses.replace(_MOMENTS, per_query=functools.partial(
+    rows.in_parts, functools.partial(moments.moment_retrieval, empty_iou=0.)))
+_OWN_HIGHLIGHTS = dataclasses.replace(_HIGHLIGHTS, per_query=highlights.own_data)
 _MOMENTS_AND_HIGHLIGHTS = Protocol((_MOMENTS, _HIGHLIGHTS), _percent, 2)
 _MOMENTS_ONLY = Protocol((_MOMENTS,), _percent, 2)
 _TVSUM = Task(highlights.tvsum, _brief_domains, 'pred_saliency_scores')
@@ -143,12 +149,13 @@ PROTOCOLS = {
     'tvsum': Protocol((_TVSUM,), _fraction, 5),
     'youtube_highlights': Protocol((_YOUTUBE,), _fraction, 5),
     'synthetic': _MOMENTS_AND_HIGHLIGHTS,
-    'custom': _MOMENTS_AND_HIGHLIGHTS,
+    'custom': Protocol((_OWN_MOMENTS, _OWN_HIGHLIGHTS), _percent, 2),
 }
 
 
 def evaluate(
-    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights'
+    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights',
+    clip_length: float | None = None,
 ) -> dict[str, dict]:
     """Scores predictions against annotations by the official protocol of a data set.
 
@@ -162,9 +169,11 @@ def evaluate(
             predictions have its field (and, for QVHighlights, annotations have `saliency_scores`).
         annotations: list of dicts with the same qids in any order, `relevant_windows`
             ([start, end]), and for highlights `duration`, `relevant_clip_ids` and
-            `saliency_scores` (three annotators' 0..4 for each relevant clip); of TVSum and YouTube
-            Highlights `label` (annotators' numbers for each clip) and `domain`.
+            `saliency_scores` (three annotators' 0..4 for each relevant clip; of own data any number
+            of annotators, and not in all annotations); of TVSum and YouTube Highlights `label`
+            (annotators' numbers for each clip) and `domain`.
         dataset: one of `PROTOCOLS`.
+        clip_length: seconds of a clip; highlights of own data need it.
 
     Returns:
         dict with the keys and key order of the official `metrics.json`: `brief`, then
@@ -175,20 +184,29 @@ def evaluate(
     Raises:
         MetricsError: qids that do not match, or a field that is missing or malformed.
     """
-    return summarise(per_query(predictions, annotations, dataset))
+    return summarise(per_query(predictions, annotations, dataset, clip_length))
 
 
 def per_query(
-    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights'
+    predictions: list[dict], annotations: list[dict], dataset: str = 'qvhighlights',
+    clip_length: float | None = None, missed: Collection = (),
 ) -> Scores:
-    """Returns the Scores of single queries; see `evaluate`, which gives their means."""
+    """Returns the Scores of single queries; see `evaluate`, which gives their means.
+
+    Queries whose qids are in `missed` score 0, whatever is predicted for them.
+    """
     protocol = PROTOCOLS[dataset]
     annotations = rows.align(annotations, predictions)
+    misses = [i for i, row in enumerate(predictions) if row['qid'] in missed]
     blocks, brief = {}, {}
     for task in protocol.tasks:
         if rows.any_has(predictions, task.predicted) and (
                 not task.annotated or rows.any_has(annotations, task.annotated)):
-            found = task.per_query(predictions, annotations)
+            options = {'clip_length': clip_length} if task.of_clips else {}
+            found = task.per_query(predictions, annotations, **options)
+            for block in found.values():
+                for values in block.values.values():
+                    values[misses] = 0
             blocks |= found
             brief |= task.brief(found)
     if not blocks:

@@ -6,7 +6,7 @@ rows at once; only where one fails is the culprit looked for.
 
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -140,14 +140,38 @@ def _is_entry(entry, width):
     return is_row and len(entry) == width and all(is_number(value) for value in entry)
 
 
+def has(row: dict, name: str) -> bool:
+    """Says whether the row has the field, and not null in it."""
+    return row.get(name) is not None
+
+
 def any_has(rows: list[dict], name: str) -> bool:
     """Says whether any row has the field."""
-    return any(name in row for row in rows)
+    return any(has(row, name) for row in rows)
 
 
 def error_of(source: str, row: dict, field: str, problem: str) -> MetricsError:
     """Returns the MetricsError that names a row's qid and field."""
     return MetricsError(f'{source} qid {files.short(row["qid"])}: field {field}: {problem}')
+
+
+def check_kinds(predicted: Collection, annotated: Collection) -> None:
+    """Raises MetricsError for a predicted qid that the annotations have as text, or vice versa."""
+    by_text = {str(qid): qid for qid in annotated}
+    for qid in predicted:
+        other = by_text.get(str(qid), qid)
+        if isinstance(qid, str) != isinstance(other, str):
+            kinds = ('a text', 'a number')[::1 if isinstance(qid, str) else -1]
+            raise MetricsError(f'predictions qid {files.short(qid)}: field qid: {kinds[0]}, '
+                               f'expected {kinds[1]}, {files.short(other)} as in the annotations')
+
+
+def absent(annotations: list[dict], predictions: list[dict]) -> list[int | str]:
+    """Qids of the annotations without a prediction, after checking those that there are."""
+    predicted = _by_qid(predictions, 'predictions')
+    annotated = _by_qid(annotations, 'annotations')
+    check_kinds(predicted, annotated)
+    return [qid for qid in annotated if qid not in predicted]
 
 
 def _by_qid(rows, source):
@@ -173,6 +197,7 @@ def align(annotations: list[dict], predictions: list[dict]) -> list[dict]:
     """Returns the annotations in the order of the predictions, after checking the qids."""
     predicted = _by_qid(predictions, 'predictions')
     annotated = _by_qid(annotations, 'annotations')
+    check_kinds(predicted, annotated)
     for what, have, want in (('missing', predicted, annotated), ('extra', annotated, predicted)):
         odd = [qid for qid in want if qid not in have]
         if odd:

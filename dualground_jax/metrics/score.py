@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import load_jsonl, short, write_json
 from dualground_jax import nms
-from dualground_jax.metrics import moments, official, rows, summary, tables
+from dualground_jax.metrics import highlights, moments, official, rows, summary, tables
 
 WINDOW_METRICS = [
     *((f'MR-R1@{key}', 'MR-R1', key) for key in official.BRIEF_R1), ('MR-mAP', 'MR-mAP', 'average'),
     *((f'MR-mAP@{key}', 'MR-mAP', key) for key in official.BRIEF_AP), ('MR-mIoU', 'MR-mIoU', None)]
 COMPARE_RESAMPLES = 10000
 LEVEL = 95  # per cent, of the intervals
+BLANK = {'pred_relevant_windows': [], 'pred_saliency_scores': [0.]}  # where there is no prediction
+CLIP_TOLERANCE = 3  # clips that are scored, more or fewer than durations say
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Run:
         metrics: as of `official.evaluate`.
         columns: of each query, in the order of the annotations.
         queries: block -> number of queries that count for it.
+        missed: number of queries without a prediction, which count as misses.
         by_query_length: bin -> brief metrics and 'queries'; {} unless asked for.
     """
 
@@ -39,6 +43,7 @@ class Run:
     metrics: dict
     columns: official.Columns
     queries: dict[str, int]
+    missed: int
     by_query_length: dict[str, dict]
 
     def brief(self) -> dict[str, float]:
@@ -46,12 +51,12 @@ class Run:
         return {name: self.metrics['brief'][name] for name in self.columns.brief()}
 
 
-def run(values: Any, config: None = None, files: Sequence[str] = ()) -> None:
+def run(values: Any, config: ConfigDict | None = None, files: Sequence[str] = ()) -> None:
     """Scores the files that the flags name, prints tables and writes `--output`.
 
     Args:
         values: parsed flags.
-        config: none, as this mode needs no model.
+        config: tells protocol and clip length where the flags do not; this mode needs none.
         files: those that follow as plain arguments: `--compare A B`, `--predictions runs/*/P`.
 
     Raises:
@@ -67,34 +72,58 @@ def run(values: Any, config: None = None, files: Sequence[str] = ()) -> None:
     if values.output and not pathlib.Path(values.output).parent.is_dir():
         raise UserError(f'--output={values.output}: no such folder')
     suppression = parse_nms(values.nms) if values.nms else None
+    protocol = dict(dataset=values.dataset or 'qvhighlights', clip_length=values.clip_length)
+    if config:
+        protocol = dict(dataset=values.dataset or config.evaluate.protocol,
+                        clip_length=values.clip_length or config.data.clip_length)
     annotations = load_jsonl(values.annotations)
-    runs = [score_file(path, annotations, values, suppression) for path in paths]
-    print(f'{values.dataset}, {len(annotations)} queries of {values.annotations}')
+    runs = [score_file(path, annotations, values, protocol, suppression) for path in paths]
+    print(f'{protocol["dataset"]}, {len(annotations)} queries of {values.annotations}')
     if values.compare:
         resamples = COMPARE_RESAMPLES if values.bootstrap is None else values.bootstrap
         report = report_comparison(*runs, resamples)
     else:
         report = report_runs(runs, values.bootstrap or 0)
+    if values.count_missing:
+        for run in runs:
+            print(f'{run.path}: {run.missed} queries without a prediction, counted as misses')
+        report |= dict(missing={run.path: run.missed for run in runs})
     if values.output:
         write_json(values.output, report)
         print(f'wrote {values.output}')
 
 
 def score_file(
-    path: str, annotations: list[dict], values: Any, suppression: tuple[float, str] | None = None
+    path: str, annotations: list[dict], values: Any, protocol: dict,
+    suppression: tuple[float, str] | None = None,
 ) -> Run:
     """Scores one prediction file; returns its Run.
+
+    Args:
+        path: of the file.
+        annotations: the true answers.
+        values: parsed flags.
+        protocol: `dataset` and `clip_length` of `official.evaluate`.
+        suppression: threshold and kind of NMS.
 
     Raises:
         MetricsError: it cannot be scored; the message names the file.
     """
     predictions = load_jsonl(path)
     try:
+        missed = rows.absent(annotations, predictions) if values.count_missing else []
+        # They score 0 whatever they are, but must have the fields of the others.
+        blank = {name: value for name, value in BLANK.items() if rows.any_has(predictions, name)}
+        predictions += [dict(blank, qid=qid) for qid in missed]
+        protocol = protocol | dict(missed=set(missed))
         if suppression:
             rows.align(annotations, predictions)
             predictions = suppress(predictions, *suppression)
-        scores = official.per_query(predictions, annotations, values.dataset)
-        by_length = (by_query_length(predictions, annotations, values.dataset)
+        scores = official.per_query(predictions, annotations, **protocol)
+        if 'HL-min-Fair' in scores.blocks:
+            check_clip_length(path, predictions, rows.align(annotations, predictions),
+                              protocol['clip_length'] or highlights.CLIP_SECONDS)
+        by_length = (by_query_length(predictions, annotations, **protocol)
                      if values.breakdown else {})
     except rows.MetricsError as error:
         paths = dict(predictions=path, annotations=values.annotations)
@@ -106,13 +135,35 @@ def score_file(
     order = [place[row['qid']] for row in annotations]
     columns = replace(columns, values=columns.values[order], weights=columns.weights[order])
     queries = {name: np.count_nonzero(block.weights) for name, block in scores.blocks.items()}
-    return Run(path, official.summarise(scores), columns, queries, by_length)
+    return Run(path, official.summarise(scores), columns, queries, len(missed), by_length)
+
+
+def check_clip_length(
+    path: str, predictions: list[dict], annotations: list[dict], clip_length: float
+) -> None:
+    """Raises MetricsError if predictions seem to be of other clips than those of the protocol."""
+    found = [(len(row['pred_saliency_scores']), truth['duration'])
+             for row, truth in zip(predictions, annotations, strict=True)
+             if rows.has(truth, 'saliency_scores')]
+    count, seconds = np.median(found, axis=0)
+    expected = seconds / clip_length
+    if abs(count - expected) > CLIP_TOLERANCE and not 2 / 3 < count / expected < 3 / 2:
+        raise rows.MetricsError(
+            f'{path}: {count:g} pred_saliency_scores for {seconds:g} s in the median row, expected '
+            f'about {expected:g} of {clip_length:g} s each; --dataset=custom --clip_length=SECONDS '
+            'scores clips of another length')
 
 
 def by_query_length(
-    predictions: list[dict], annotations: list[dict], dataset: str
+    predictions: list[dict], annotations: list[dict], dataset: str, **protocol
 ) -> dict[str, dict]:
     """Scores queries by their length.
+
+    Args:
+        predictions: as for `official.per_query`, and so are the others.
+        annotations: with a `query`.
+        dataset: name of the protocol.
+        **protocol: clip_length, missed.
 
     Returns:
         Bin of `summary.QUERY_LENGTHS` -> brief metrics of its queries, and 'queries', their number.
@@ -133,7 +184,7 @@ def by_query_length(
         kept = np.flatnonzero(kept)
         if kept.size:
             scores = official.per_query([predictions[i] for i in kept], [aligned[i] for i in kept],
-                                       dataset)
+                                       dataset, **protocol)
             brief = official.summarise(scores)['brief']
             counted = [metric for metric, (block, *_) in scores.brief.items()
                        if scores.blocks[block].weights.any()]

@@ -150,7 +150,7 @@ class Model(GroundingModel):
         if train:
             out |= dict(dummies=dummies, prompts=prompts, column_mask=columns)
             out |= self.summaries(
-                (clips, position, mask), batch['saliency'] > 0, (tokens, tokens_mask),
+                (clips, position, mask), moment_clips(batch), (tokens, tokens_mask),
                 (dummies, dummy_position), how)
         decoder = detr.MomentDecoder(
             **self.shared, queries=self.queries, num_layers=self.dec_layers, ffn=self.ffn,
@@ -319,19 +319,25 @@ def overlap(vectors: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     return losses.row_mean(jnp.abs(cosines * (1 - jnp.eye(unit.shape[-2]))), rows)
 
 
+def moment_clips(batch: dict) -> jax.Array:
+    """bool[B, T], clips of the moments: those with a label, or of windows that are not graded."""
+    return jnp.where(batch['graded'][:, None], batch['saliency'] > 0, batch['relevant'])
+
+
 def loss_fn(out: dict, batch: dict, config) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted sum of CG-DETR's losses (the authors' model.py).
 
     Args:
       out: of `Model` with train=True.
       batch: video_mask bool[B, T], saliency float32[B, T] (0..12), pos_clips and neg_clips
-        int32[B, 2], pairs_mask bool[B], spans float32[B, M, 2] and spans_mask bool[B, M].
+        int32[B, 2], pairs_mask and graded bool[B], relevant bool[B, T], spans float32[B, M, 2]
+        and spans_mask bool[B, M].
       config: the `loss` section.
 
     Returns:
       (loss, every unweighted loss by name; those of the queries are summed over decoder layers).
     """
-    relevant, rows = batch['video_mask'] & (batch['saliency'] > 0), losses.real_rows(batch)
+    relevant, rows = batch['video_mask'] & moment_clips(batch), losses.real_rows(batch)
     parts = dict(
         saliency=highlight.saliency_loss(out, batch, config),
         align=moment_alignment(

@@ -49,7 +49,7 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
       out: saliency and saliency_neg float32[B, T], real_neg bool[B]; text_weight and
         text_weight_neg float32[B, T] where the model attends to text.
       batch: saliency float32[B, T], video_mask bool[B, T], pos_clips and neg_clips int32[B, 2],
-        pairs_mask bool[B].
+        pairs_mask and graded bool[B].
       config: the `loss` section: margin, attn, margin_weight (1 in DualGround's development code, 2
         in the others, which sum over a sample's two pairs) and absence_weight (of what the negative
         pair is to find; 0 on YouTube Highlights in public code).
@@ -67,10 +67,11 @@ def saliency_loss(out: dict, batch: dict, config) -> jax.Array:
     loss = ranking(out['saliency'], out['saliency_neg']) + config.absence_weight * absence
     if 'text_weight' in out:
         own, other = out['text_weight'], out['text_weight_neg']
+        graded = mask & batch['graded'][:, None]
         absence = losses.attention_absence(weights=other, mask=mask, real_neg=real_neg)
         loss += config.attn * (
             ranking(own, other)
-            + losses.attention_cross_entropy(weights=own, labels=labels, mask=mask)
+            + losses.attention_cross_entropy(weights=own, labels=labels, mask=graded)
             + config.absence_weight * absence)
     return loss
 

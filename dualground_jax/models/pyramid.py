@@ -197,7 +197,7 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
     Args:
       out: what `PyramidHead` returned.
       batch: windows float32[B, M, 2] in seconds, windows_mask bool[B, M], clip_length float32[B],
-        saliency float32[B, T], video_mask bool[B, T].
+        saliency float32[B, T], video_mask bool[B, T], graded bool[B].
       config: the `loss` section: radius, classification, regression.
 
     Returns:
@@ -213,8 +213,8 @@ def point_losses(out: dict, batch: dict, config) -> dict[str, jax.Array]:
     valid = out['points_mask']
     positive &= valid
     clips = batch['saliency'].shape[1]
-    of_clips = dict(
-        logits=out['logits'][:, :clips], labels=batch['saliency'], mask=batch['video_mask'])
+    of_clips = dict(logits=out['logits'][:, :clips], labels=batch['saliency'],
+                    mask=batch['video_mask'] & batch['graded'][:, None])
 
     if config.classification == 'focal':
         cls = losses.focal(logits=out['logits'], labels=positive, mask=valid)

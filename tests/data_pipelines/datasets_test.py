@@ -58,14 +58,31 @@ def test_read_video_of_zeros_is_finite(tmp_path):
 
 
 def test_read_video_errors(tmp_path):
-    data = make_release(tmp_path, max_clips=5)
-    assert len(release.read_video(data, 'v_0.0_10.0')) == 5
+    data = make_release(tmp_path, max_clips=3)
     message = refusal(release.read_video, data, 'w')
-    assert_parts(message, tmp_path / 'slow' / 'w.npz', '6 clips', 'at most 5', 'data.max_clips')
+    assert_parts(message, tmp_path / 'slow' / 'w.npz', '6 clips', 'at most 3', 'data.max_clips')
     data.video_dims = (4, 512)
     message = refusal(release.read_video, data, 'w')
     assert_parts(message, tmp_path / 'clip' / 'w.npy', 'width 3', 'expected 512', 'data.video_dims')
     assert_parts(refusal(release.read_video, data, 'x'), tmp_path / 'slow', ' x ')
+
+
+def test_a_clip_more_than_max_clips_is_cut_and_counted(tmp_path):
+    """As of QVHighlights videos, of which some releases have 76 rows for 150 s."""
+    data = make_release(tmp_path)
+    for vid in ('v_0.0_10.0', 'w'):
+        for folder, width in (('slow', 4), ('clip', 3)):
+            np.save(tmp_path / folder / f'{vid}.npy', make_rows(76 if vid == 'w' else 75, width))
+            (tmp_path / folder / f'{vid}.npz').unlink(missing_ok=True)
+    data.max_clips = 76
+    whole = release.read_video(data, 'w')
+    data.max_clips = 75
+    np.testing.assert_array_equal(release.read_video(data, 'w'), whole[:75])
+    split = datasets.load_split(data, 'train')
+    assert {len(video) for video in split.videos} == {75} == {len(x) for x in split.saliency}
+    assert split.notes == ['videos cut to 75 clips (data.max_clips): 1, the first: w of 76']
+    data.max_clips = 69  # a tenth fewer: it is as likely another rate, or another video
+    assert_parts(refusal(datasets.load_split, data, 'train'), 'w.npy: 76 clips', 'at most 69')
 
 
 def test_read_query(tmp_path):
@@ -171,10 +188,11 @@ def test_blank_lines_line_ends_and_unicode(tmp_path):
     ({'duration': 10**400}, ['duration is 1000']),
     ({'duration': '10'}, ["duration is '10'"]),
     ({'duration': True}, ['duration is True']),
-    ({'relevant_windows': [[0, 1], [5, 5]]}, ['relevant_windows[1] is [5, 5]', 'start < end']),
     ({'relevant_windows': [[6, 2]]}, ['relevant_windows[0] is [6, 2]']),
     ({'relevant_windows': [[-0.5, 2]]}, ['relevant_windows[0] is [-0.5, 2]', '0 <= start']),
-    ({'relevant_windows': [[2, 10.01]]}, ['[2, 10.01]', 'duration 10']),
+    ({'relevant_windows': [[2, 11.01]]},
+     ['[2, 11.01]', 'duration 10.0, or 1.0 s after it (data.end_tolerance)']),
+    ({'relevant_windows': [[10.01, 10.02]]}, ['[10.01, 10.02]', 'start']),
     ({'relevant_windows': [[2, float('nan')]]}, ['[2, nan]']),
     ({'relevant_windows': [[2]]}, ['relevant_windows[0] is [2]']),
     ({'relevant_windows': [2, 6]}, ['relevant_windows[0] is 2']),
@@ -191,6 +209,12 @@ def test_blank_lines_line_ends_and_unicode(tmp_path):
     ({'saliency_scores': [[1, 2, 3], [1, 2]]}, ['saliency_scores[1] is [1, 2]', '3 numbers']),
     ({'saliency_scores': [[1, 2, 3], [1, float('nan'), 2]]}, ['saliency_scores[1] is [1, nan, 2]']),
     ({'saliency_scores': [[], []]}, ['saliency_scores[0] is []']),
+    ({'saliency_scores': [[1, 2, 3], [1, 2, 4.5]]}, ['saliency_scores[1]', '3 numbers from 0 to']),
+    ({'saliency_scores': [[1, -1, 3], [1, 2, 3]]}, ['saliency_scores[0]', 'from 0 to 4']),
+    ({'saliency_scores': [[3], [4]]},
+     ['have 1 numbers for each clip, expected 3, as in line 1', 'each annotator']),
+    ({'relevant_clip_ids': [1, 5]},
+     ['relevant_clip_ids[1] is 5', 'below 5', '10.0 s are 5 clips of 2.0 s (data.clip_length)']),
     ({'saliency_scores': [4, 5]}, ['saliency_scores[0] is 4']),
     ({'saliency_scores': 4}, ['saliency_scores is 4']),
 ])  # fmt: skip
@@ -220,8 +244,44 @@ def test_lines_that_are_not_json(tmp_path, content):
 
 
 def test_window_may_end_a_little_after_the_video(tmp_path):
-    records = read_lines(tmp_path, [{**LINE, 'relevant_windows': [[2, 10.0005]]}])
-    assert records[0].windows[0, 1] == 10.0005
+    lines = [{**LINE, 'relevant_windows': [[2, 10.0005]]},
+             {**LINE, 'qid': 2, 'relevant_windows': [[1, 2], [9.5, 10.25]]}]
+    exact, late = read_lines(tmp_path, lines)
+    assert exact.windows[0, 1] == 10.0005 and not exact.oddities
+    assert late.windows.tolist() == [[1, 2], [9.5, 10.25]]
+    assert_parts(late.oddities['late end'], 'relevant_windows[1] is [9.5, 10.25]', '0.25 s', 'kept')
+    cut = read_lines(tmp_path, lines, clip_windows=True)
+    assert [query.windows[-1, 1] for query in cut] == [10, 10]
+    assert_parts(cut[1].oddities['late end'], '[9.5, 10.25]', '0.25 s', ': cut')
+    assert_parts(refusal(read_lines, tmp_path, lines, end_tolerance=0.2), 'a.jsonl:2: ')
+    whole, = read_lines(tmp_path, [{**LINE, 'relevant_windows': [[10, 10.5]]}], clip_windows=True)
+    assert whole.windows.tolist() == [[10, 10]] and 'empty window' in whole.oddities
+
+
+def test_windows_without_length_are_read_and_not_trained_on(tmp_path):
+    data = make_release(tmp_path)
+    write_lines(tmp_path / 'train.jsonl', [
+        {**LINE, 'relevant_windows': [[5, 5]]},
+        {**LINE, 'qid': 'b', 'vid': 'w', 'relevant_windows': [[5, 5], [2, 6]]},
+        {**LINE, 'qid': 3}])
+    split = datasets.load_split(data, 'train')
+    assert [query.windows.tolist() for query in split.queries] == [
+        [[5, 5]], [[5, 5], [2, 6]], [[2, 6]]]
+    note, = split.notes
+    assert_parts(note, 'windows without length: 2', 'train.jsonl:1: relevant_windows[0] is [5, 5]')
+    message = refusal(datasets.load_split, data, 'train', training=True)
+    assert_parts(message, 'train.jsonl:1: relevant_windows[0]', 'data.empty_windows=drop')
+    data.empty_windows = 'drop'
+    split = datasets.load_split(data, 'train', training=True)
+    assert [(query.qid, query.windows.tolist()) for query in split.queries] == [
+        ('b', [[2, 6]]), (3, [[2, 6]])]
+    assert_parts(*split.skipped, 'train.jsonl:1: ', 'left out, no other window')
+    assert_parts(*split.notes, 'windows without length: 1', 'train.jsonl:2', 'left out')
+    data.empty_windows, data.on_error = 'refuse', 'skip'
+    split = datasets.load_split(data, 'train', training=True)
+    assert [query.qid for query in split.queries] == [3] and len(split.skipped) == 2
+    data.empty_windows = 'keep'
+    assert_parts(refusal(datasets.load_split, data, 'val'), 'data.empty_windows', 'refuse, drop')
 
 
 def test_repeated_qid_names_both_lines(tmp_path):

@@ -189,7 +189,8 @@ def test_moment_losses_without_windows():
     batch = dict(
         windows=np.zeros((2, 1, 2), np.float32), windows_mask=none, spans_mask=none,
         spans=np.zeros((2, 1, 2), np.float32), clip_length=np.full(2, 2.0, np.float32),
-        saliency=np.abs(draw(2, 4)), video_mask=np.arange(4) < np.array([[4], [3]]))
+        saliency=np.abs(draw(2, 4)), video_mask=np.arange(4) < np.array([[4], [3]]),
+        graded=np.ones(2, bool))
     points = dict(points=pyramid.pyramid_points(4, (1,)), points_mask=batch['video_mask'])
     found = dict(logits=draw(2, 4), offsets=np.abs(draw(2, 4, 2)), pred_logits=draw(1, 2, 3, 2),
                  pred_spans=np.abs(draw(1, 2, 3, 2)))

@@ -63,6 +63,7 @@ def random_split():
 def test_pad_is_a_batch_of_a_query_without_annotations(split, data):
     blank = split.queries[3]
     blank.windows, blank.clip_ids = np.zeros((0, 2)), np.zeros(0, np.int64)
+    blank.clip_scores = None
     split.saliency[3][:] = 0
     expected = pipeline.collate(split, data, np.array([3]), None)
     expected['index'][:] = expected['source_id'][:] = 0

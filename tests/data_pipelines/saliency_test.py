@@ -109,8 +109,27 @@ def test_window_labels_are_those_of_float64(tmp_path):
 
 
 def test_annotator_labels_of_many_annotators():
-    record = make_record(clip_ids=np.array([2]), clip_scores=np.full((1, 20), 2.0))
-    assert saliency.clip_labels(record, 3, 'annotators').tolist() == [0, 0, 40]
+    """A grade means the same however many give it: three annotators' sum, 0 to 12."""
+    for n_annotators in (1, 3, 5, 20):
+        record = make_record(clip_ids=np.array([1, 2]),
+                             clip_scores=np.full((2, n_annotators), [[2.0], [4.0]]))
+        assert saliency.clip_labels(record, 3, 'annotators').tolist() == [0, 6, 12]
+
+
+@pytest.mark.parametrize('duration, clip_length, expected', [
+    (30, 1, 30), (30, 4, 8), (30, 0.5, 60), (2.1, 0.7, 3), (0.3, 0.1, 3), (30.2, 1, 31),
+    (0.1, 2, 1)])  # fmt: skip
+def test_the_last_clip_may_be_a_part_of_one(duration, clip_length, expected):
+    assert saliency.graded_clips(duration, clip_length) == expected
+
+
+def test_records_without_grades_have_moments_alone():
+    record = make_record(clip_scores=None, clip_ids=np.zeros(0, np.int64))
+    assert not saliency.clip_labels(record, 5, 'annotators').any()
+    assert not saliency.is_graded(record, 'annotators')
+    assert relevant(record, 5, 'annotators') == [1, 2]  # of the window
+    assert saliency.is_graded(make_record(), 'annotators')
+    assert saliency.is_graded(record, 'windows')
 
 
 @pytest.mark.parametrize('mode', saliency.MODES)

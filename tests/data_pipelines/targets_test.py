@@ -204,7 +204,7 @@ def labels(*grades, **fields):
         annotated(*range(5), relevant_windows=[[0, 10]]),  # all of the video
         annotated(3, relevant_windows=[[7, 7.5]], duration=9),  # short, odd
         annotated(1, 3, score=0, relevant_windows=[[i, i + 1] for i in range(9)]),  # many, short
-        annotated(4, 9, relevant_windows=[[8, 10.0005]]),  # ends after the video, as does clip 9
+        annotated(3, 4, relevant_windows=[[8, 10.0005]]),  # ends after the video
     ], [1, 2, 1, 1, 1, 1, 1]),
     ('tacos', [
         dict(relevant_windows=[[2, 6]]),

@@ -57,7 +57,7 @@ def test_negative_pairs_and_the_batch_can_be_left_out(rng):
     clips = jnp.array([[0, 1], [2, 3], [4, 0]])
     mask, pairs_mask = jnp.ones((3, 5), bool), jnp.ones(3, bool)
     batch = dict(saliency=labels, video_mask=mask, pos_clips=clips, neg_clips=clips[:, ::-1],
-                 pairs_mask=pairs_mask)
+                 pairs_mask=pairs_mask, graded=jnp.ones(3, bool))
     names = ('saliency', 'saliency_neg', 'text_weight', 'text_weight_neg')
     out = dict.fromkeys(names, scores) | dict(real_neg=jnp.array([1, 1, 0], bool))
     for attn, absent in ((0, np.log1p(np.exp(scores))),
@@ -66,6 +66,14 @@ def test_negative_pairs_and_the_batch_can_be_left_out(rng):
         both = [highlight.saliency_loss(out, batch, ConfigDict(config | dict(absence_weight=w)))
                 for w in (1, 0)]
         assert both[0] - both[1] == pytest.approx(absent[:2].sum(1).mean(), rel=1e-4)
+    # A sample without grades, and without a real negative pair, teaches nothing about highlights.
+    ungraded = batch | dict(
+        saliency=labels.at[2].set(0), graded=jnp.array([1, 1, 0], bool), pairs_mask=jnp.array(
+            [1, 1, 0], bool))
+    config = ConfigDict(dict(attn=1.0, margin=0.2, margin_weight=1.0, absence_weight=1.0))
+    grads = jax.grad(lambda x: highlight.saliency_loss(x | dict(real_neg=out['real_neg']), ungraded,
+                                                       config))({k: out[k] for k in names})
+    assert all(g[:2].any() and not g[2].any() for g in grads.values())
     nce = dict(similarity=scores, labels=jnp.zeros((3, 5)), pos_clips=clips[:, 0],
                mask=mask, pairs_mask=pairs_mask, temperature=0.5)
     own = np.asarray(scores)[np.arange(3), clips[:, 0]]

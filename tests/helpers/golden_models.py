@@ -52,6 +52,7 @@ def golden_batch(path, ids, options):
         pos_clips=x['saliency_pos_labels'].astype(np.int32),
         neg_clips=x['saliency_neg_labels'].astype(np.int32),
         pairs_mask=np.ones(len(names), bool),
+        graded=np.ones(len(names), bool),
     )
 
 

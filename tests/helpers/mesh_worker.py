@@ -50,7 +50,7 @@ def make_batch(config):
     batch['spans'][:, 0], batch['spans_mask'][:, 0] = [0.4, 0.3], True
     batch['saliency'][:] = rng.integers(0, 13, (BATCH, CLIPS)) * batch['video_mask']
     batch['relevant'][:] = batch['saliency'] > 0
-    batch['neg_clips'][:], batch['pairs_mask'][:] = 3, True
+    batch['neg_clips'][:], batch['pairs_mask'][:], batch['graded'][:] = 3, True, True
     return batch
 
 

@@ -46,6 +46,7 @@ def make_release(root, **changes):
         dtype='float32', normalize_text=True, saliency='annotators', segments=True,
         on_error='raise', skip_list='', limit=0, domain='', duration_unit=1.0, video_parts=('',),
         text_key='last_hidden_state', cache_gb=-1.0, records='', dataset='tiny', features='raw',
+        end_tolerance=1.0, clip_windows=False, empty_windows='refuse',
     )  # fmt: skip
     return types.SimpleNamespace(**{**data, **changes})
 
@@ -59,7 +60,8 @@ def read_lines(tmp_path, lines, skipped=None, **changes):
 
 def annotation_config(**changes):
     """What `annotations.read_annotations` reads of a config node."""
-    values = dict(limit=0, max_windows=30, domain='', duration_unit=1.0, saliency='annotators')
+    values = dict(limit=0, max_windows=30, domain='', duration_unit=1.0, saliency='annotators',
+                  clip_length=2.0, end_tolerance=1.0, clip_windows=False, empty_windows='refuse')
     return types.SimpleNamespace(**{**values, **changes})
 
 

@@ -49,6 +49,7 @@ def clean_release(tmp_path):
         dtype='float32', normalize_text=True, saliency='window', segments=False,
         on_error='raise', skip_list='', limit=0, domain='', duration_unit=1.0, video_parts=('',),
         text_key='last_hidden_state', cache_gb=-1.0, records='', dataset='tiny', features='raw',
+        end_tolerance=1.0, clip_windows=False, empty_windows='refuse',
     )  # fmt: skip
     return types.SimpleNamespace(data=data, evaluate=types.SimpleNamespace(split='val'))
 
@@ -110,8 +111,24 @@ DAMAGES = {
             '{"qid"\n' + (root / 'train.jsonl').read_text().split('\n', 1)[1]),
         'error', 'record', ['train.jsonl:1', 'not JSON'], [1]),
     'window beyond the video': (
-        lambda root: change_line(root, 2, relevant_windows=[[2, 11]]), 'error', 'record',
-        ['train.jsonl:2', 'relevant_windows[0]', '[2, 11]'], [2]),
+        lambda root: change_line(root, 2, relevant_windows=[[2, 11.5]]), 'error', 'record',
+        ['train.jsonl:2', 'relevant_windows[0]', '[2, 11.5]', 'data.end_tolerance'], [2]),
+    'window a little beyond the video': (
+        lambda root: change_line(root, 2, relevant_windows=[[0, 1], [2, 10.25]]), 'warning',
+        'late end', ['train.jsonl:2: relevant_windows[1] is [2, 10.25]', '0.25 s after'], [2]),
+    'window without length to train on': (
+        lambda root: change_line(root, 2, relevant_windows=[[0, 1], [5, 5]]), 'error',
+        'empty target', ['train.jsonl:2: relevant_windows[1] is [5, 5]', 'empty_windows=drop'],
+        [2]),
+    'clip beyond the video': (
+        lambda root: change_line(root, 2, relevant_clip_ids=[4, 5], saliency_scores=[[1], [3]]),
+        'error', 'record', ['train.jsonl:2: relevant_clip_ids[1] is 5', 'below 5', '2.0 s'], [2]),
+    'grade beyond the scale': (
+        lambda root: change_line(root, 2, relevant_clip_ids=[4], saliency_scores=[[1, 5]]),
+        'error', 'record', ['train.jsonl:2: saliency_scores[0] is [1, 5]', 'from 0 to 4'], [2]),
+    'grades of another scale': (
+        lambda root: change_line(root, 2, relevant_clip_ids=[4], saliency_scores=[[1, 0.5]]),
+        'warning', 'low grades', ['train.jsonl: grades up to 1', 'from 0 to 4'], []),
     'too many windows': (
         lambda root: change_line(root, 2, relevant_windows=[[0, 2], [4, 6], [8, 10]]), 'error',
         'record', ['3 relevant_windows', 'at most 2'], [2]),
@@ -178,7 +195,8 @@ DAMAGES = {
         lambda root: np.save(root / 'slow' / 'w.npy', np.ones((5, 4))), 'note', 'unused file',
         ['w.npy'], []),
     'grades after the end': (
-        lambda root: change_line(root, 1, relevant_clip_ids=[5], saliency_scores=[[1, 2, 3]]),
+        lambda root: change_line(
+            root, 1, duration=11, relevant_clip_ids=[5], saliency_scores=[[1, 2, 3]]),
         'note', 'late grades', ['clip 5 of 5'], [1]),
 }  # fmt: skip
 
@@ -196,15 +214,22 @@ def test_damage_is_found(damage, release):
 
 
 def test_more_clips_than_the_limit_and_than_the_duration_says(release):
-    for folder, rows in (('slow', 9), ('clip', 15)):
+    for folder, rows in (('slow', 11), ('clip', 15)):
         change_rows(pathlib.Path(release.data.root, folder, 'v0.npz'),
                     lambda x, n=rows: np.resize(x, (n, x.shape[1])))
     problems = found(verify.verify(release))
     assert set(problems) == {('error', 'video length'), ('warning', 'clip count'),
                              ('warning', 'stream lengths')}
-    assert_parts(problems['error', 'video length'][0].message, 'v0: 9 clips', 'at most 8')
-    assert_parts(problems['warning', 'clip count'][0].message, '9 clips', 'about 5.0', '10.0 s')
-    assert_parts(problems['warning', 'stream lengths'][0].message, '9, 15 clips')
+    assert_parts(problems['error', 'video length'][0].message, 'v0: 11 clips', 'at most 8')
+    assert_parts(problems['warning', 'clip count'][0].message, '11 clips', 'about 5.0', '10.0 s')
+    assert_parts(problems['warning', 'stream lengths'][0].message, '11, 15 clips')
+
+
+def test_a_clip_more_than_the_limit_is_cut(release):
+    release.data.max_clips = 4
+    assert set(found(verify.verify(release))) == {('warning', 'cut clips')}
+    release.data.max_clips = 2
+    assert ('error', 'video length') in found(verify.verify(release))
 
 
 def test_windows_that_are_many_or_overlap_and_a_repeated_sentence(release):

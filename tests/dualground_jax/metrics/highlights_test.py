@@ -1,6 +1,7 @@
-"""TVSum and YouTube Highlights against one video at a time in fractions, and against labels."""
+"""Own data, TVSum and YouTube Highlights against one video at a time in fractions."""
 
 import json
+import math
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualground_jax.metrics.official import MetricsError, columns, evaluate, per_query
+from tests.dualground_jax.metrics.official_test import LEVELS, brute_clip_ap, mean
 
 ANNOTATORS = {'tvsum': 20, 'youtube_highlights': 1}
 LABELS = {'tvsum': (1, 5), 'youtube_highlights': (0, 1)}
@@ -178,3 +180,102 @@ def test_worked_by_hand(ranked, area):
     pair = (dict(qid='a', pred_saliency_scores=[-i for i in range(len(ranked))]),
             dict(qid='a', domain='dog', label=[[value] for value in ranked]))
     assert score([pair], 'youtube_highlights')['brief']['mAP'] == round(area, 5)
+
+
+# Own data: clips of any length, any number of annotators --------------------------------------
+
+
+def brute_own(prediction, annotation, seconds, minimum):
+    """(AP of each annotator, whether the best clip is a hit), clip by clip."""
+    size = math.ceil(annotation['duration'] / seconds)
+    grades = dict(zip(annotation['relevant_clip_ids'], annotation['saliency_scores'], strict=True))
+    given = prediction['pred_saliency_scores'][:size]
+    best = given.index(max(given))
+    hit = max(grades.get(best, [0])) >= minimum
+    scores = given + [-math.inf] * (size - len(given))
+    width = len(annotation['saliency_scores'][0])
+    return [brute_clip_ap(scores, [grades.get(clip, [0] * width)[a] >= minimum
+                                   for clip in range(size)]) for a in range(width)], hit
+
+
+@st.composite
+def own_queries(draw, seconds, annotators):
+    pairs = []
+    for qid in range(draw(st.integers(1, 5))):
+        clips = draw(st.integers(2, 8))
+        duration = seconds * (clips - draw(st.sampled_from([0, 0.25])))
+        ids = draw(st.lists(st.integers(0, clips - 1), unique=True, min_size=1))
+        truth = dict(qid=qid, duration=duration, relevant_windows=[[0, seconds]])
+        if draw(st.booleans()):
+            truth |= dict(relevant_clip_ids=ids, saliency_scores=[
+                [draw(st.integers(0, 4)) for _ in range(annotators)] for _ in ids])
+        length = max(1, clips + draw(st.sampled_from([0, 0, -2, 2])))
+        pairs.append((dict(qid=qid, pred_saliency_scores=draw(st.lists(
+            st.sampled_from([-5., -1.5, -0.25, 0, 1]), min_size=length, max_size=length))), truth))
+    return pairs
+
+
+@pytest.mark.parametrize(('seconds', 'annotators'), [(4, 3), (1, 1), (0.5, 5), (2, 3)])
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_own_data_equal_brute_force(seconds, annotators, data):
+    pairs = data.draw(own_queries(seconds, annotators))
+    graded = [pair for pair in pairs if 'saliency_scores' in pair[1]]
+    for prediction, _ in pairs:
+        prediction['pred_relevant_windows'] = [[0, seconds, 1]]
+    found = evaluate([p for p, _ in pairs], [a for _, a in pairs], 'custom', seconds)['brief']
+    assert found['MR-full-R1@0.5'] == 100
+    assert ('HL-min-Fair-mAP' in found) == bool(graded)
+    for name, minimum in LEVELS.items() if graded else ():
+        each = [brute_own(*pair, seconds, minimum) for pair in graded]
+        ap = mean([value for aps, _ in each for value in aps])
+        assert abs(found[f'{name}-mAP'] - 100 * ap) < 0.005 + 1e-9
+        hits = mean([Fraction(hit) for _, hit in each])
+        assert abs(found[f'{name}-Hit1'] - 100 * hits) < 0.005 + 1e-9
+
+
+def own(scores, seconds=4, dataset='custom', **changes):
+    truth = dict(qid=1, duration=30, relevant_windows=[[12, 28]], relevant_clip_ids=[3, 4, 5, 6],
+                 saliency_scores=[[4]] * 4) | changes
+    return evaluate([dict(qid=1, pred_saliency_scores=scores)], [truth], dataset, seconds)['brief']
+
+
+def test_negative_scores_rank_rightly():
+    """Eight clips of 4 s: scored as fifteen of 2 s, the seven without a score would come first."""
+    perfect = [-9, -9, -9, -1, -1, -1, -1, -9]
+    assert set(own(perfect).values()) == {100.0}
+    assert set(own(perfect[:7]).values()) == {100.0}  # features end a clip earlier
+    assert set(own([*perfect, 5, 5]).values()) == {100.0}  # and later
+    inverse = own([-score for score in perfect])
+    assert inverse['HL-min-Fair-Hit1'] == 0 and inverse['HL-min-Fair-mAP'] == 50  # 4 of 8
+
+
+def test_the_second_half_counts_with_clips_of_one_second():
+    right = [float(14 <= clip < 28) for clip in range(30)]
+    grades = dict(relevant_clip_ids=list(range(14, 28)), saliency_scores=[[4]] * 14)
+    assert set(own(right, 1, **grades).values()) == {100.0}
+    wrong = [float(clip == 14 or clip >= 28) for clip in range(30)]
+    assert own(wrong, 1, **grades)['HL-min-Good-mAP'] < 60
+
+
+@pytest.mark.parametrize(('change', 'text'), [
+    (dict(seconds=None), 'need the seconds of a clip'),
+    (dict(relevant_clip_ids=[3, 4, 5, 8]), 'relevant_clip_ids[3]: found 8, expected a clip id in'),
+    (dict(saliency_scores=[[4], [4], [4], [4, 3]]), 'saliency_scores[3]: found [4, 3], expected 1'),
+    (dict(saliency_scores=[[4], [4], [5], [4]]), 'saliency_scores[2]: found [5], expected 1 numb'),
+    (dict(duration=0), 'duration: found 0, expected a number of seconds > 0'),
+    (dict(dataset='qvhighlights'), 'clips of 4 s (data.clip_length, --clip_length), expected 2 s'),
+    (dict(saliency_scores=4), 'saliency_scores: found 4, expected a list'),
+])
+def test_own_data_that_cannot_be_scored_are_named(change, text):
+    with pytest.raises(MetricsError) as caught:
+        own([1.0] * 8, **change)
+    assert text in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_grades_of_some_records_in_files_scored_in_parts():
+    pairs = [(dict(qid=i, pred_saliency_scores=[0, 1]), dict(qid=i, duration=2))
+             for i in range(700)]
+    pairs[600][1].update(relevant_clip_ids=[1], saliency_scores=[[4, 0]])
+    found = evaluate([p for p, _ in pairs], [a for _, a in pairs], 'custom', 1)['brief']
+    assert found['HL-min-Fair-mAP'] == 50 and found['HL-min-Fair-Hit1'] == 100

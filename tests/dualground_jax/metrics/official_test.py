@@ -327,6 +327,9 @@ def test_zero_length_windows():
     assert both['MR-mAP']['average'] == 100.0
     assert both['MR-mIoU'] == 0.0 and both['MR-R1']['0.3'] == 0.0
     assert set(leaves(moments_of([], [[7, 7]])).values()) == {0.0}
+    own = evaluate([{'qid': 'x', 'pred_relevant_windows': [[3, 3, 1.0], [7, 7, 0.5]]}],
+                   [{'qid': 'x', 'relevant_windows': [[7, 7]]}], 'custom')
+    assert set(leaves(own['full']).values()) == {0.0}  # of own data: nothing overlaps it
 
 
 @settings(max_examples=40, deadline=None)

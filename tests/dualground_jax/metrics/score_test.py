@@ -17,6 +17,8 @@ from dualground_jax.metrics import official, score
 from tests.dualground_jax.metrics.official_test import data_sets, evaluate, sample
 from tests.helpers.paths import REPO, goldens_dir
 
+OFFICIAL = dict(dataset='qvhighlights', clip_length=None)
+
 # Single queries -------------------------------------------------------------------------------
 
 
@@ -55,13 +57,13 @@ def test_many_queries_are_scored_as_few():
 def run_of(predictions, annotations, tmp_path, **changes):
     path = write(tmp_path / 'P.jsonl', predictions)
     flags = flags_of(annotations=write(tmp_path / 'A.jsonl', annotations), **changes)
-    return score.score_file(path, annotations, flags)
+    return score.score_file(path, annotations, flags, OFFICIAL)
 
 
 def flags_of(**changes):
     return SimpleNamespace(**dict(
-        predictions=[], compare=[], annotations=None, dataset='qvhighlights', nms=None,
-        bootstrap=None, breakdown=False, output=None) | changes)
+        predictions=[], compare=[], annotations=None, dataset=None, nms=None, bootstrap=None,
+        breakdown=False, output=None, clip_length=None, count_missing=False) | changes)
 
 
 def write(path, rows):

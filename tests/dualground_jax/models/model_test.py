@@ -68,6 +68,7 @@ def make_batch(seed=0):
         pos_clips=np.zeros((size, 2), np.int32),
         neg_clips=np.array([[3, 4], [2, 2], [0, 0], [1, 3]], np.int32),
         pairs_mask=np.ones(size, bool),
+        graded=np.ones(size, bool),
     )
 
 
