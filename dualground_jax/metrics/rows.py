@@ -198,13 +198,15 @@ def align(annotations: list[dict], predictions: list[dict]) -> list[dict]:
     predicted = _by_qid(predictions, 'predictions')
     annotated = _by_qid(annotations, 'annotations')
     check_kinds(predicted, annotated)
-    for what, have, want in (('missing', predicted, annotated), ('extra', annotated, predicted)):
+    for what, have, want, hint in (
+            ('missing', predicted, annotated, '; --count_missing counts misses'),
+            ('extra', annotated, predicted, '')):
         odd = [qid for qid in want if qid not in have]
         if odd:
             more = f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''
             raise MetricsError(
                 f'predictions qid {files.short(odd[0])}{more}: field qid: {what}, '
-                f'expected the {len(annotated)} qids of the annotations')
+                f'expected the {len(annotated)} qids of the annotations{hint}')
     if not predicted:
         raise MetricsError('predictions and annotations: found no rows, expected at least one')
     return [annotated[qid] for qid in predicted]

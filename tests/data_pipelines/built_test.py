@@ -211,12 +211,22 @@ def test_fewer_tokens_than_built_are_those_of_the_files(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_videos_are_cut_as_those_of_the_files(tmp_path):
+    data = make_data(tmp_path)
+    tfds_builders.build(data)
+    found, expected = (datasets.load_split(changed(d, max_clips=5), 'train')
+                       for d in (data, raw(data)))
+    assert max(map(len, found.videos)) == 5
+    assert_equal_splits(found, expected)
+    assert found.notes == expected.notes and 'cut to 5 clips' in found.notes[0]
+
+
 @pytest.mark.parametrize('changes, parts', [
     ({'text_layout': 'words'}, ["built with data.text_layout='clip'", "expected 'words'"]),
     ({'normalize_text': False}, ['data.normalize_text=True', 'expected False']),
     ({'video_dims': (4, 5)}, ['data.video_dims=[4, 3]', 'expected [4, 5]']),
     ({'max_tokens': 21}, ['data.max_tokens=20, too little for 21']),
-    ({'max_clips': 4}, ['5 clips, expected at most 4', 'data.max_clips']),
+    ({'max_clips': 2}, ['5 clips, expected at most 2', 'data.max_clips']),
     ({'max_windows': 0}, ['relevant_windows, expected at most 0']),
     ({'dtype': 'float16'}, ['raw_float16', 'no built data set', '--mode=build']),
     ({'dataset': 'other'}, ['other', 'no built data set', '--mode=build']),

@@ -9,7 +9,7 @@ import pytest
 from data_pipelines import annotations
 from data_pipelines.errors import UserError
 from data_pipelines.own_data import import_csv
-from tests.helpers.release_files import assert_parts, refusal
+from tests.helpers.release_files import annotation_config, assert_parts, refusal
 
 
 @pytest.fixture(name='convert')
@@ -34,7 +34,7 @@ def test_rows_become_windows_of_queries(convert, tmp_path):
     assert [(row['vid'], row['query'], row['duration']) for row in rows] == [
         ('b', 'a cat', 30), ('a', 'a dog', 20)]
     assert [row['relevant_windows'] for row in rows] == [[[1, 2.5], [7, 9]], [[0, 4]]]
-    data = types.SimpleNamespace(limit=0, max_windows=2, domain='', duration_unit=1.0)
+    data = annotation_config(max_windows=2)
     records = annotations.read_annotations(tmp_path / 'out' / 'train.jsonl', data)
     assert [record.qid for record in records] == [row['qid'] for row in rows]
 
