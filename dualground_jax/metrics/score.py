@@ -5,7 +5,7 @@ See docs/evaluation.md for what each number is.
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,10 +119,8 @@ def score_file(
         if suppression:
             rows.align(annotations, predictions)
             predictions = suppress(predictions, *suppression)
+        check_clip_length(path, predictions, annotations, **protocol)
         scores = official.per_query(predictions, annotations, **protocol)
-        if 'HL-min-Fair' in scores.blocks:
-            check_clip_length(path, predictions, rows.align(annotations, predictions),
-                              protocol['clip_length'] or highlights.CLIP_SECONDS)
         by_length = (by_query_length(predictions, annotations, **protocol)
                      if values.breakdown else {})
     except rows.MetricsError as error:
@@ -139,12 +137,18 @@ def score_file(
 
 
 def check_clip_length(
-    path: str, predictions: list[dict], annotations: list[dict], clip_length: float
+    path: str, predictions: list[dict], annotations: list[dict], dataset: str,
+    clip_length: float | None, missed: Collection,
 ) -> None:
-    """Raises MetricsError if predictions seem to be of other clips than those of the protocol."""
-    found = [(len(row['pred_saliency_scores']), truth['duration'])
-             for row, truth in zip(predictions, annotations, strict=True)
-             if rows.has(truth, 'saliency_scores')]
+    """Raises MetricsError if predictions seem to be of other clips than those that were graded."""
+    found = [(len(row['pred_saliency_scores']), truth['duration']) for row, truth in zip(
+                 predictions, rows.align(annotations, predictions), strict=True)
+             if rows.has(truth, 'saliency_scores') and row['qid'] not in missed
+             and isinstance(row.get('pred_saliency_scores'), list)
+             and rows.is_number(truth.get('duration')) and truth['duration'] > 0]
+    if not found or not any(task.of_clips for task in official.PROTOCOLS[dataset].tasks):
+        return
+    clip_length = clip_length or highlights.CLIP_SECONDS
     count, seconds = np.median(found, axis=0)
     expected = seconds / clip_length
     if abs(count - expected) > CLIP_TOLERANCE and not 2 / 3 < count / expected < 3 / 2:

@@ -50,6 +50,17 @@ def run_to_error(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.parametrize('arguments, message', [
+    (['--config.train.epochs=3'], '--config.train.epochs changes nothing in this --mode=predict'),
+    (['--config.seed=1'], 'which reads model, data, evaluate, mesh'),
+    (['--config.data.root=x', '--video_features=a', '--query_features=b'],
+     '--config.data.root changes nothing in this --mode=predict, which reads model, data.video_d'),
+    (['--split=val', '--video_features=a', '--query_features=b'], '--split=val changes nothing'),
+])
+def test_what_a_prediction_does_not_read_is_not_passed_over(arguments, message, cli_error):
+    assert message in cli_error('--mode=predict', f'--config={CONFIG}', *arguments)
+
+
 def rewrite(path, change):
     """Applies `change` to the list of records of an annotation file."""
     records = [json.loads(line) for line in path.read_text().splitlines()]

@@ -352,7 +352,7 @@ def test_the_config_of_a_run_is_loaded(finished, config):
     assert load_config(finished[0], {'train.epochs': 5}).train.epochs == 5
 
 
-def test_predictor_agrees_with_batched_evaluation(finished, config):
+def test_predictor_agrees_with_batched_evaluation(finished, config, capsys):
     predictor = predict.Predictor.from_checkpoint(str(finished[0]))
     rows = files.load_jsonl(finished[0] / 'val_predictions.jsonl')
     root = pathlib.Path(config.data.root)
@@ -362,6 +362,22 @@ def test_predictor_agrees_with_batched_evaluation(finished, config):
         windows, saliency = predictor.predict(video, query)
         np.testing.assert_allclose(windows, row['pred_relevant_windows'], atol=1.1e-4)
         np.testing.assert_allclose(saliency, row['pred_saliency_scores'], atol=1e-4)
+    end = float(windows[:, 1].max()) / 2
+    short, _ = predictor.predict(video, query, duration=end)
+    assert len(short) and (short[:, 0] < short[:, 1]).all() and short[:, 0].max() < end
+    for duration in (0, -1, float('nan')):
+        with pytest.raises(datasets.DataError, match=f'duration is {duration}, expected seconds'):
+            predictor.predict(video, query, duration=duration)
+    limit = predictor.config.data.max_clips
+    long = np.resize(video, (limit + 1, video.shape[1]))
+    assert len(predictor.predict(long, query)[1]) == limit
+    assert f'video_features[0]: {limit + 1} clips, cut to {limit}' in capsys.readouterr().err
+    longer = np.resize(video, (2 * limit, video.shape[1]))
+    with pytest.raises(datasets.DataError, match=f'{2 * limit} clips, expected at most {limit}'):
+        predictor.predict(longer, query)
+    roomy = load_config(finished[0], {'data.max_clips': 2 * limit})
+    windows, saliency = predict.Predictor.from_checkpoint(finished[0], roomy).predict(longer, query)
+    assert len(saliency) == 2 * limit and len(windows)
     with pytest.raises(datasets.DataError, match='query_features: width 3, expected 64'):
         predictor.predict(video, np.zeros((4, 3)))
     with pytest.raises(datasets.DataError, match='2 video streams, expected 1'):

@@ -51,6 +51,70 @@ def test_many_queries_are_scored_as_few():
     assert evaluate([p for p, _ in many], [a for _, a in reversed(many)]) == one
 
 
+# Queries without a prediction -----------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(data_sets(), st.data())
+def test_missing_predictions_count_as_misses(pairs, data):
+    """Each number is the mean of what is there, times the share of its queries that is there."""
+    kept = data.draw(st.sets(st.sampled_from(range(len(pairs))), min_size=1))
+    annotations = [a for _, a in pairs]
+    whole = official.columns(official.per_query([p for p, _ in pairs], annotations))
+    rows = [pairs[i][0] if i in kept else dict(pairs[i][0], pred_saliency_scores=[1.])
+            for i in range(len(pairs))]
+    missed = {a['qid'] for i, a in enumerate(annotations) if i not in kept}
+    found = official.columns(official.per_query(rows, annotations, missed=missed))
+    there = np.array([i in kept for i in range(len(pairs))])[:, None]
+    np.testing.assert_array_equal(found.values, whole.values * there)
+    np.testing.assert_array_equal(found.weights, whole.weights)
+
+
+def test_missing_queries_are_counted_where_that_is_asked_for(tmp_path, capsys):
+    predictions, annotations = sample()
+    paths = [write(tmp_path / name, rows) for name, rows in (
+        ('all.jsonl', predictions), ('one.jsonl', predictions[:1]), ('gt.jsonl', annotations))]
+    flags = flags_of(predictions=paths[1:2], annotations=paths[2], nms='normal:0.7', breakdown=True,
+                     output=str(tmp_path / 'out.json'))
+    with pytest.raises(UserError, match='one.jsonl: qid 2: field qid: missing.*--count_missing'):
+        score.run(flags)
+    flags.count_missing = True
+    score.run(flags)
+    assert f'{paths[1]}: 1 queries without a prediction, counted as misses' in (
+        capsys.readouterr().out)
+    report = json.loads((tmp_path / 'out.json').read_text())
+    assert report['missing'] == {paths[1]: 1}
+    assert report['brief']['MR-full-R1@0.5'] == 50.0 == report['brief']['HL-min-Fair-Hit1']
+    flags.predictions, flags.compare = [], paths[:2]
+    score.run(flags)
+    assert json.loads((tmp_path / 'out.json').read_text())['missing'] == {paths[0]: 0, paths[1]: 1}
+    text = write(tmp_path / 'text.jsonl', [dict(row, qid=str(row['qid'])) for row in predictions])
+    with pytest.raises(UserError, match="text.jsonl: qid '1': field qid: a text, expected a num"):
+        score.run(flags_of(predictions=[text], annotations=paths[2], count_missing=True))
+
+
+# Clips of another length ----------------------------------------------------------------------
+
+
+def test_clip_length_and_protocol_of_flags_and_config(tmp_path, capsys):
+    truth = [dict(qid=1, duration=30, relevant_windows=[[12, 28]], relevant_clip_ids=[3, 4, 5, 6],
+                  saliency_scores=[[4]] * 4)]
+    rows = [dict(qid=1, pred_saliency_scores=[-9, -9, -9, -1, -1, -1, -1, -9])]
+    paths = dict(predictions=[write(tmp_path / 'p.jsonl', rows)],
+                 annotations=write(tmp_path / 'gt.jsonl', truth))
+    config = SimpleNamespace(evaluate=SimpleNamespace(protocol='custom'),
+                             data=SimpleNamespace(clip_length=4.0))
+    for flags, told in ((dict(dataset='custom', clip_length=4.0), None), ({}, config)):
+        score.run(flags_of(**paths, **flags), told)
+        found = dict(line.split() for line in capsys.readouterr().out.splitlines() if 'HL' in line)
+        assert len(found) == 6 and set(found.values()) == {'100.00'}
+    for flags in ({}, dict(dataset='custom', clip_length=1.0)):  # also where the ids happen to fit
+        with pytest.raises(UserError) as caught:
+            score.run(flags_of(**paths, **flags))
+        assert 'p.jsonl: 8 pred_saliency_scores for 30 s' in str(caught.value)
+        assert '--dataset=custom --clip_length=SECONDS' in str(caught.value)
+
+
 # Intervals ------------------------------------------------------------------------------------
 
 
