@@ -129,8 +129,13 @@ class _ConfigParser(flags.ArgumentParser):
     """
 
     def parse(self, argument: str) -> ConfigDict:
-        read = config.load_config if os.path.isdir(argument) else config.read_file
-        found = read(argument)
+        if not os.path.isdir(argument):
+            found = config.read_file(argument)
+        elif any(other.lstrip('-').startswith('coordinator') for other in sys.argv):
+            # Reading a checkpoint starts JAX, before it could join the other processes.
+            raise ConfigError(f'--config={argument}: a workdir gives a config in one process alone')
+        else:
+            found = config.load_config(argument)
         for key in overrides():
             config.check_key(found, key)
         return found.lock()

@@ -61,6 +61,12 @@ def test_what_a_prediction_does_not_read_is_not_passed_over(arguments, message, 
     assert message in cli_error('--mode=predict', f'--config={CONFIG}', *arguments)
 
 
+def test_a_workdir_is_a_config_in_one_process(cli_error, tmp_path):
+    assert 'no checkpoint' in cli_error('--mode=predict', f'--config={tmp_path}')
+    assert 'in one process alone' in cli_error(
+        '--mode=predict', f'--config={tmp_path}', '--coordinator=localhost:1')
+
+
 def rewrite(path, change):
     """Applies `change` to the list of records of an annotation file."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
