@@ -235,7 +235,10 @@ class Predictor:
         Raises:
             CheckpointError: there is none, or the config's model is another one.
         """
-        config = config or Checkpoints(workdir).config('best')
+        config = (config or Checkpoints(workdir).config('best')).copy_and_resolve_references()
+        with config.unlocked():
+            # Of the data set's videos; this one may be longer, and bounds the windows itself.
+            config.evaluate.clip_to = (0.0, math.inf)
         mesh = sharding.one_device()
         params, _, _ = restore_best(workdir, config, mesh)
         step = runtime.announced(make_predict_step(config, mesh), 'predict')

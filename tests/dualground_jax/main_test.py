@@ -61,6 +61,14 @@ def test_what_a_prediction_does_not_read_is_not_passed_over(arguments, message, 
     assert message in cli_error('--mode=predict', f'--config={CONFIG}', *arguments)
 
 
+def test_what_cannot_be_scored_is_told_before_training(world, cli_error):
+    config = f'--config={FOLDER_CONFIG}:{world}'
+    message = cli_error(config, '--config.data.clip_length=1.0')
+    assert 'val.jsonl: cannot be scored: clips of 1.0 s' in message and 'expected 2 s' in message
+    message = cli_error(config, "--config.evaluate.selection=('mAP',)")
+    assert 'evaluate.selection names mAP; the evaluation gives MR-full-R1@0.3' in message
+
+
 def test_a_workdir_is_a_config_in_one_process(cli_error, tmp_path):
     assert 'no checkpoint' in cli_error('--mode=predict', f'--config={tmp_path}')
     assert 'in one process alone' in cli_error(
@@ -110,11 +118,23 @@ DAMAGES = {
         ),
         ['train.jsonl:3', 'relevant_windows[0]', '[0, 1000]', 'duration'],
     ),
-    'start >= end': (
+    'start > end': (
+        lambda world: rewrite(
+            world / 'train.jsonl', lambda r: r[2].update(relevant_windows=[[8, 7]])
+        ),
+        ['train.jsonl:3', 'relevant_windows[0]', '[8, 7]', 'start <= end'],
+    ),
+    'start = end': (
         lambda world: rewrite(
             world / 'train.jsonl', lambda r: r[2].update(relevant_windows=[[8, 8]])
         ),
-        ['train.jsonl:3', 'relevant_windows[0]', '[8, 8]', 'start < end'],
+        ['train.jsonl:3', 'relevant_windows[0]', '[8, 8]', 'data.empty_windows=drop'],
+    ),
+    'a grade beyond the scale': (
+        lambda world: rewrite(
+            world / 'val.jsonl', lambda r: r[1]['saliency_scores'][0].__setitem__(2, 7)
+        ),
+        ['val.jsonl:2', 'saliency_scores[0]', '7]', '3 numbers from 0 to 4'],
     ),
     'malformed json line': (
         lambda world: (world / 'val.jsonl').write_text('{"qid": 1,\n'), ['val.jsonl:1', 'not JSON']
