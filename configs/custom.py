@@ -10,7 +10,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import common
-from data_pipelines import annotations, features, tokens
+from data_pipelines import annotations, features, saliency, tokens
 from data_pipelines.errors import ConfigError, DataError
 
 SAMPLE = 9  # feature files of a folder of which the commonest width is taken
@@ -90,6 +90,6 @@ def measure(config: ConfigDict) -> None:
     data.max_spans = min(data.max_windows, data.max_spans)
     # Encoders differ in whether they round the number of clips up.
     data.max_clips = math.ceil(longest / data.clip_length) + 2
-    if any(query.clip_scores is not None for query in queries['train']):
+    if any(saliency.is_graded(query, 'annotators') for query in queries['train']):
         data.saliency = 'annotators'
     config.evaluate.clip_to = (0.0, longest)

@@ -55,7 +55,9 @@ def is_annotated(query: Any, mode: str) -> bool:
 
 def is_graded(query: Any, mode: str) -> bool:
     """Says whether the labels of the query's clips are known."""
-    return query.clip_scores is not None if mode == 'annotators' else is_annotated(query, mode)
+    if mode == 'annotators':
+        return query.clip_scores is not None and len(query.clip_scores) > 0
+    return is_annotated(query, mode)
 
 
 def sample_pairs(query: Any, n_clips: int, mode: str,

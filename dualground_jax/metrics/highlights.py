@@ -64,7 +64,7 @@ def own_data(
     Args:
         predictions: as for `qvhighlights`.
         annotations: likewise, with grades of as many annotators as the first graded clip; those
-            without `saliency_scores` do not count.
+            without `saliency_scores`, or with an empty list, do not count.
         clip_length: seconds.
 
     Raises:
@@ -73,15 +73,21 @@ def own_data(
     if clip_length is None:
         raise rows.MetricsError(
             'highlights of own data need the seconds of a clip: --clip_length=... or --config=...')
-    grades = [row['saliency_scores'] for row in annotations if rows.has(row, 'saliency_scores')]
+    grades = [row['saliency_scores'] for row in annotations if _is_graded(row)]
+    if not grades:
+        return {}
     first = next((entry for entries in grades if isinstance(entries, list) for entry in entries), 0)
     per_query = functools.partial(
         _own_data, clip_length=clip_length, annotators=max(1, np.size(first)))
     return rows.in_parts(per_query, predictions, annotations)
 
 
+def _is_graded(row):
+    return rows.has(row, 'saliency_scores') and row['saliency_scores'] != []
+
+
 def _own_data(predictions, annotations, clip_length, annotators):
-    graded = np.array([rows.has(row, 'saliency_scores') for row in annotations])
+    graded = np.array(list(map(_is_graded, annotations)))
     places = np.flatnonzero(graded)
     blocks = {f'HL-min-{name}': Block(graded.astype(float), {
         'HL-mAP': np.zeros((len(graded), annotators)), 'HL-Hit1': np.zeros(len(graded), bool)})

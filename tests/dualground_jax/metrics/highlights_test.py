@@ -277,5 +277,9 @@ def test_grades_of_some_records_in_files_scored_in_parts():
     pairs = [(dict(qid=i, pred_saliency_scores=[0, 1]), dict(qid=i, duration=2))
              for i in range(700)]
     pairs[600][1].update(relevant_clip_ids=[1], saliency_scores=[[4, 0]])
+    pairs[0][1].update(relevant_clip_ids=[], saliency_scores=[])  # as good as none
+    pairs[1][1].update(relevant_clip_ids=None, saliency_scores=None)
     found = evaluate([p for p, _ in pairs], [a for _, a in pairs], 'custom', 1)['brief']
     assert found['HL-min-Fair-mAP'] == 50 and found['HL-min-Fair-Hit1'] == 100
+    with pytest.raises(MetricsError, match='nothing to score'):
+        evaluate([p for p, _ in pairs[:9]], [a for _, a in pairs[:9]], 'custom', 1)
