@@ -70,12 +70,12 @@ def own_data(
     Raises:
         MetricsError: a field that is missing or malformed; no clip_length.
     """
-    if clip_length is None:
-        raise rows.MetricsError(
-            'highlights of own data need the seconds of a clip: --clip_length=... or --config=...')
     grades = [row['saliency_scores'] for row in annotations if _is_graded(row)]
     if not grades:
         return {}
+    if clip_length is None:
+        raise rows.MetricsError(
+            'highlights of own data need the seconds of a clip: --clip_length=... or --config=...')
     first = next((entry for entries in grades if isinstance(entries, list) for entry in entries), 0)
     per_query = functools.partial(
         _own_data, clip_length=clip_length, annotators=max(1, np.size(first)))
