@@ -177,7 +177,7 @@ def restore_best(
 
 def _model_of(config: ConfigDict) -> dict:
     """What a checkpoint's parameters were made for; how layers are computed may change."""
-    may_change = 'dropout', 'dtype', 'attention_chunk', 'remat'
+    may_change = 'dropout', 'dtype', 'matmul_precision', 'attention_chunk', 'remat'
     model = {key: value for key, value in config.model.items() if not key.endswith(may_change)}
     return model | {key: config.data[key] for key in ('video_dims', 'text_dim')}
 
