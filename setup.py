@@ -39,9 +39,10 @@ setup(
         'transformers',
     ],
     extras_require={
-        'test': ['hypothesis', 'import-linter', 'pytest', 'pytest-xdist', 'ruff'],
+        'test': ['h5py', 'hypothesis', 'import-linter', 'pytest', 'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
+        'hdf5': ['h5py'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
     },

@@ -27,8 +27,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         features='own',
         layout='',  # of the text rows: a key of tokens.TEXT_LAYOUTS
         clip_length=0.0,  # seconds
-        video='video',  # folder of the video features; of several streams: a+b
-        text='text',  # folder of the query features
+        video='video',  # folder or HDF5 file of the video features; of several streams: a+b
+        text='text',  # folder or HDF5 file of the query features
         **common.ARGUMENTS,
     )
     expected = dict(
@@ -54,17 +54,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def width(folder: pathlib.Path, key: str) -> int:
     """The commonest width of some feature files in a folder."""
-    files = sorted(p for p in folder.glob('*') if p.suffix in features.SUFFIXES)
-    widths, problem = collections.Counter(), ''
+    widths, lengths, problem, files = collections.Counter(), set(), '', []
+    try:
+        files = features.all_files(folder)
+    except DataError as error:
+        problem = f': {error}'
     for path in files[:: math.ceil(len(files) / SAMPLE) or 1]:
         try:
-            widths[features.read_features(path, key).shape[1]] += 1
+            length, found = features.read_features(path, key).shape
+            widths[found] += 1
+            lengths.add(length)
         except DataError as error:
             problem = f', but: {error}'
+    if len(lengths) == 1 and 2 * len(widths) > widths.total() > 3:
+        raise ConfigError(f'{folder}: files of {length} rows, of widths '
+                          f'{", ".join(map(str, sorted(widths)))}: transposed? expected [n, width]')
     if not widths:
         raise ConfigError(
-            f'{folder}: expected feature files, {" or ".join(features.SUFFIXES)}, to read their '
-            f'width; found {len(files)}{problem} (arguments root, video, text)')
+            f'{folder}: expected feature files, {" or ".join(features.SUFFIXES)}, or an HDF5 file, '
+            f'to read their width; found {len(files)}{problem} (arguments root, video, text)')
     return widths.most_common(1)[0][0]
 
 

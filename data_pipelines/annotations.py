@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import saliency, skip_list
+from data_pipelines import files, saliency, skip_list
 from data_pipelines.errors import DataError, one_line
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video without a word
@@ -92,8 +92,9 @@ def annotation_lines(path: str | os.PathLike) -> list[tuple[int, bytes]]:
     """The lines of an annotation file that are not blank, with their numbers from 1.
 
     Raises:
-        DataError: the file can't be read.
+        DataError: the file can't be read or came in place of another.
     """
+    files.check_genuine(path)
     try:
         lines = pathlib.Path(path).read_bytes().splitlines()
     except OSError as error:
@@ -204,7 +205,8 @@ def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
         if name not in fields:
             raise DataError(f'{where}: field {name!r} is missing')
     qid, query, duration, vid = (fields[name] for name in ('qid', 'query', 'duration', 'vid'))
-    _expect(type(qid) is int or is_name(qid), where, 'qid', qid, 'a whole number or a file name')
+    _expect((type(qid) is int or is_name(qid)) and files.is_file_name(str(qid)), where, 'qid', qid,
+            'a whole number or a file name')
     is_text = isinstance(query, str) and query.strip()
     _expect(is_text, where, 'query', query, 'a text that is not empty')
     _expect(is_name(vid), where, 'vid', vid, 'a file name')
@@ -221,6 +223,7 @@ def _parse_query(line: bytes, number: int, where: str, data: Any) -> Query:
         low, high = saliency.MODES[data.saliency].grades
         _expect(isinstance(label, list) and label, where, 'label', label,
                 'a list, a row for each clip')
+        label = saliency.as_grades(label, data.saliency)
         label = _parse_rows(label, where, 'label', f'{{}} numbers from {low} to {high}', low, high)
     clips = _parse_clips(ids, scores, duration, where, data)
     return Query(qid, query, vid, float(duration), windows, *clips, line=number, label=label,

@@ -5,14 +5,18 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import reprlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError, UserError
+
+NAME_BYTES = 200  # of a name; file systems allow 255, of which endings take some
+T = TypeVar('T')
 
 # Whole or not at all
 
@@ -104,7 +108,7 @@ def _holds(folder: pathlib.Path, record_name: str, record: dict) -> bool:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file."""
     with whole_files(path) as (temporary,):
-        temporary.write_text(text)
+        temporary.write_text(text, encoding='utf-8')
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -125,13 +129,54 @@ def to_jsonl(rows: Iterable[Any]) -> str:
 # Reading
 
 
+def foreign(path: str | os.PathLike) -> str:
+    """What a file says that came in place of another: a line; '' if it is no such file."""
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(1024).removeprefix(b'\xef\xbb\xbf').lstrip().lower()
+    except OSError:
+        return ''
+    if start.startswith(b'version https://git-lfs'):
+        return f'{path}: not the file but a pointer of Git LFS to it; `git lfs pull` gets the file'
+    if re.match(rb'<(!doctype html|html|head|\?xml|error)', start):
+        return f'{path}: not the file but a web page; download it again, perhaps signed in'
+    return ''
+
+
+def check_genuine(path: str | os.PathLike) -> None:
+    """Raises DataError if the file came in place of another, see `foreign`."""
+    if reason := foreign(path):
+        raise DataError(reason)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether files can be named by a text, with some letters before and after it."""
+    return text not in ('', '.', '..') and not set(text) & set('/\0') and len(
+        text.encode(errors='replace')) <= NAME_BYTES
+
+
+def the_array(arrays: Mapping[str, T], key: str, path: Any) -> T:
+    """The array of name `key` in a file or group, or the only one.
+
+    Raises:
+        DataError: there are several, or none.
+    """
+    if key in arrays:
+        return arrays[key]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    found = ', '.join(map(repr, arrays)) or 'none'
+    raise DataError(f'{path}: expected array {key!r} or one alone, found {found}')
+
+
 def load_jsonl(path: str | os.PathLike) -> list[dict]:
     """Reads a list of dicts from a `.jsonl` or `.jsonl.gz` file, skipping blank lines.
 
     Raises:
-        DataError: the file can't be read, a line is not a JSON object, or the gzip stream is
-            damaged.
+        DataError: the file can't be read or came in place of another, a line is not a JSON object,
+            or the gzip stream is damaged.
     """
+    check_genuine(path)
     opener = gzip.open if str(path).endswith('.gz') else open
     rows = []
     number = 0

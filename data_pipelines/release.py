@@ -13,6 +13,9 @@ from data_pipelines.errors import DataError
 # Clips, or share of them, that features may have more than data.max_clips, which are cut off, or
 # more or fewer than labels: what encoders add. With more it is another rate or another video.
 CLIP_TOLERANCE = 2, 0.1
+# Clips, or share of the most, that a video's streams may differ by; the shortest counts. With more
+# they have other rates.
+STREAM_TOLERANCE = 5, 0.2
 
 
 class ReleaseSplit:
@@ -60,8 +63,9 @@ def check_config(data: Any, folders: Iterable[str]) -> None:
     """Checks what can't be blamed on a file, and that the folders exist."""
     check_options(data)
     for folder in folders:
-        if not (path := pathlib.Path(data.root, folder)).is_dir():
-            raise DataError(f'{path}: no such folder (data.root, data.video_dirs, data.text_dir)')
+        if not features.is_folder(path := pathlib.Path(data.root, folder)):
+            raise DataError(f'{path}: no such folder or HDF5 file (data.root, data.video_dirs, '
+                            'data.text_dir)')
 
 
 def check_options(data: Any) -> None:
@@ -148,7 +152,8 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
         raise DataError(f'{len(streams)} video streams, expected {len(data.video_dims)}: '
                         f'{", ".join(data.video_dirs)} (data.video_dirs)')
     for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
-        check_width(name, rows.shape[1], dim, 'data.video_dims')
+        check_width(name, rows.shape, dim, 'data.video_dims')
+    check_lengths(names, list(map(len, streams)))
     shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
     n_clips = kept_clips(names[shortest], len(streams[shortest]), data.max_clips)
     joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
@@ -171,7 +176,7 @@ def read_query(data: Any, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
 
 def label_query(data: Any, rows: np.ndarray, name: Any) -> tuple[np.ndarray, np.ndarray]:
     """Labels a query's raw rows float32[R, d] as the config says, in data.dtype."""
-    check_width(name, rows.shape[1], data.text_dim, 'data.text_dim')
+    check_width(name, rows.shape, data.text_dim, 'data.text_dim')
     with naming_layout(data, name):
         text, roles = tokens.label_tokens(rows, tokens.TEXT_LAYOUTS[data.text_layout],
                                           data.max_tokens, normalize=data.normalize_text)
@@ -201,10 +206,23 @@ def find_query(data: Any, qid: int | str) -> pathlib.Path:
 # Checks
 
 
-def check_width(name: Any, width: int, dim: int, config_key: str) -> None:
-    """Raises DataError if a file's features are not as wide as the config says."""
+def check_width(name: Any, shape: tuple[int, int], dim: int, config_key: str) -> None:
+    """Raises DataError if features of this shape are not as wide as the config says."""
+    n_rows, width = shape
+    if width != dim and n_rows == dim:
+        raise DataError(f'{name}: shape [{n_rows}, {width}], expected [n, {dim}] ({config_key}): '
+                        'transposed?')
     if width != dim:
         raise DataError(f'{name}: width {width}, expected {dim} ({config_key})')
+
+
+def check_lengths(names: Sequence[Any], lengths: Sequence[int]) -> None:
+    """Raises DataError if the streams of a video differ so much in clips that rates must differ."""
+    clips, share = STREAM_TOLERANCE
+    if max(lengths) - min(lengths) > max(clips, share * max(lengths)):
+        found = ', '.join(f'{name} {n}' for name, n in zip(names, lengths, strict=True))
+        raise DataError(f'streams of {min(lengths)} to {max(lengths)} clips, expected about the '
+                        f'same number: {found}')
 
 
 def check_labels(name: Any, vid: str, n_clips: int, labelled: int) -> None:

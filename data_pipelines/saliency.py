@@ -154,6 +154,19 @@ def _given_labels(query, n_clips: int, scale: Callable[[np.ndarray], np.ndarray]
     return labels
 
 
+def as_grades(label: list, mode: str) -> list:
+    """Rows of one number, a sum of all annotators' grades, as if each had given their mean.
+
+    TVSum's files for SlowFast and CLIP (`tvsum_train_sfc.jsonl`) have such rows. Others stay.
+    """
+    (_, high), count = MODES[mode].grades, MODES[mode].summed
+    is_sum = all(isinstance(row, list) and len(row) == 1 and type(row[0]) in (int, float)
+                 for row in label)
+    if not count or not is_sum or max(row[0] for row in label) <= high:
+        return label
+    return [[row[0] / count] * count for row in label]
+
+
 def _mean_grades(grades: np.ndarray) -> np.ndarray:
     low, high = MODES['grades'].grades
     return (grades - low).sum(axis=1) / ((high - low) * grades.shape[1]) * HIGHEST
@@ -184,6 +197,7 @@ class Mode:
         pairs: (query, number of clips, generator) -> two pairs of clips.
         relevant: (query, number of clips) -> bool[n_clips]; None: the clips with a label above 0.
         grades: lowest and highest number that a query's `label` can hold.
+        summed: of how many grades a number above the highest is the sum; 0: of none.
     """
 
     field: str
@@ -191,6 +205,7 @@ class Mode:
     pairs: Callable
     relevant: Callable | None = None
     grades: tuple[float, float] = (-math.inf, math.inf)
+    summed: int = 0
 
 
 def _windows(which: slice) -> Mode:
@@ -204,7 +219,7 @@ MODES = {
     'window': _windows(slice(1)),
     'windows': _windows(slice(None)),
     'grades': Mode('label', functools.partial(_given_labels, scale=_mean_grades), _label_pairs,
-                   _graded_relevant, grades=(1, 5)),
+                   _graded_relevant, grades=(1, 5), summed=20),
     'binary': Mode('label', functools.partial(_given_labels, scale=lambda label: label[:, 0]),
                    _label_pairs, grades=(0, 1)),
 }

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines import files
+from data_pipelines.errors import DataError, one_line
 
 # PyTorch's storage class -> type of its bytes. numpy lacks bfloat16, the upper half of float32.
 _STORAGE_DTYPES = {
@@ -122,18 +123,19 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     return _load(path, _CheckpointUnpickler)
 
 
-def read_tensor(path: str | os.PathLike) -> np.ndarray:
-    """Returns the one tensor in a file of `torch.save(tensor, path)`.
+def load_pickle(file: BinaryIO, path: str | os.PathLike) -> Any:
+    """Returns the object of numpy arrays and containers that is pickled in an open file.
 
     Raises:
-        TorchFileError: as `load`, or the file holds something else than one tensor.
-        OSError: the file can't be opened.
+        TorchFileError: as `load`.
     """
-    value = load(path)
-    if isinstance(value, np.ndarray):
-        return value
-    keys = f' with the keys {", ".join(map(repr, value))}' if isinstance(value, dict) else ''
-    raise TorchFileError(f'{path}: holds a {type(value).__name__}{keys}, expected one tensor')
+    try:
+        return _Unpickler(file).load()
+    except TorchFileError as error:
+        raise TorchFileError(f'{path}: {error}') from error
+    except _DAMAGE as error:
+        raise TorchFileError(f'{path}: damaged ({type(error).__name__}: {one_line(error)})'
+                             ) from error
 
 
 def _load(path: str | os.PathLike, unpickler: type['_Unpickler']) -> Any:
@@ -149,12 +151,10 @@ def _load(path: str | os.PathLike, unpickler: type['_Unpickler']) -> Any:
         reason = 'not a PyTorch file'
         if start.startswith(b'PK'):
             reason = 'damaged or cut short'
-        elif start.startswith(b'version https://git-lfs'):
-            reason = 'not the file but a pointer of Git LFS to it; `git lfs pull` gets the file'
-        raise TorchFileError(f'{path}: {reason}') from error
+        raise TorchFileError(files.foreign(path) or f'{path}: {reason}') from error
     except _DAMAGE as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise TorchFileError(f'{path}: damaged ({reason})') from error
+        raise TorchFileError(f'{path}: damaged ({type(error).__name__}: {one_line(error)})'
+                             ) from error
 
 
 def _read_zip(file: BinaryIO, unpickler: type['_Unpickler']) -> Any:
@@ -214,7 +214,13 @@ class _Unpickler(pickle.Unpickler):
             ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
             ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
             ('collections', 'OrderedDict'): collections.OrderedDict,
+            ('numpy', 'dtype'): type('Record', (Stub,), dict(kind='numpy.dtype')),
+            ('numpy', 'ndarray'): 'ndarray',  # a text, as those of the storages
+            ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),  # of bytes
         }
+        for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+            self._known[module, '_reconstruct'] = lambda *_: _Array(0)
+            self._known[module, 'scalar'] = _numpy_scalar
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks a global up in the list of the allowed ones; nothing is imported."""
@@ -264,14 +270,6 @@ class _Unpickler(pickle.Unpickler):
 class _CheckpointUnpickler(_Unpickler):
     """Unpickles also what it doesn't know, as a `Stub`."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._known |= {
-            ('numpy.core.multiarray', 'scalar'): _numpy_scalar,
-            ('numpy._core.multiarray', 'scalar'): _numpy_scalar,
-            ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),  # of bytes
-        }
-
     def _unknown(self, module: str, name: str) -> Any:
         # A class of its own, since pickle makes objects of classes alone.
         return type('Record', (Stub,), dict(kind=f'{module}.{name}'))
@@ -279,7 +277,25 @@ class _CheckpointUnpickler(_Unpickler):
 
 def _numpy_scalar(dtype: Stub, content: bytes) -> int | float | complex | bool:
     """Stands in for `numpy.core.multiarray.scalar`."""
-    code, order = dtype.args[0], dtype.state[1]
-    if not re.fullmatch(r'[biufc]\d+', code):
-        raise TorchFileError(f'numpy scalar of type {code!r}, expected a number')
-    return np.frombuffer(content, order + code).item()
+    return np.frombuffer(content, _dtype(dtype, r'[biufc]\d+')).item()
+
+
+class _Array(np.ndarray):
+    """A numpy array while it is unpickled: of numbers, texts, or of any objects."""
+
+    def __setstate__(self, state):
+        _, shape, dtype, is_fortran, content = state
+        dtype = _dtype(dtype, r'[biufcUSO]\d+|V2')
+        is_shape = all(isinstance(n, int) and n >= 0 for n in shape)
+        if not is_shape or not isinstance(content, list if dtype.kind == 'O' else bytes):
+            raise TorchFileError(f'numpy array of type {dtype} and shape {shape} in a '
+                                 f'{type(content).__name__}')
+        super().__setstate__((1, shape, dtype, is_fortran, content))
+
+
+def _dtype(stub: Stub, known: str) -> np.dtype:
+    """The type that a pickled numpy.dtype names, if its code is one of `known`."""
+    code, order = stub.args[0], stub.state[1]
+    if not re.fullmatch(known, code) or order not in ('<', '>', '|', '='):
+        raise TorchFileError(f'numpy values of type {code!r}, expected numbers')
+    return np.dtype(order + code)

@@ -3,18 +3,23 @@
 import json
 import os
 import pathlib
+import zlib
+from collections.abc import Collection
 
+import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets
-from data_pipelines.errors import UserError
+from data_pipelines import datasets, files
+from data_pipelines.errors import UserError, one_line
 from dualground_jax import models
 from dualground_jax.state import TrainState
 
 # Sections' keys that were added since runs were first saved -> what such runs did. Those of the
 # model, its losses and the data count as their defaults.
 ADDED = {'train': {'drop_last': True}}
+FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
+ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'
 
 
 class CheckpointError(UserError):
@@ -24,7 +29,7 @@ class CheckpointError(UserError):
 class Checkpoints:
     """The newest and the best state of a run, each with the config it was made by.
 
-    Layout: `<workdir>/checkpoints/{latest,best}/<step>/`.
+    Layout: `<workdir>/checkpoints/{latest,best}/<step>/{state,config,progress}/`.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -40,12 +45,17 @@ class Checkpoints:
         A write that is interrupted leaves the previous one as it was.
         """
         with self._manager(kind) as manager:
-            manager.save(
+            is_saved = manager.save(
                 int(state.step),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     config=ocp.args.JsonSave(json.loads(config.to_json())),
                     progress=ocp.args.JsonSave(progress)))
+        if is_saved and jax.process_index() == 0:
+            folder = self.root / kind / str(int(state.step))
+            written = {path.relative_to(folder).as_posix(): _fingerprint(path)
+                       for path in folder.glob('*/**/*') if path.is_file()}
+            files.write_json(folder / FILES, written)
 
     def step(self, kind: str) -> int | None:
         """The saved step, or None."""
@@ -59,8 +69,14 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(
                 f'{self.root / kind}: no checkpoint; train into this workdir first')
-        with self._manager(kind) as manager:
-            return manager.restore(step, args=ocp.args.Composite(**items))
+        folder = self.root / kind / str(step)
+        _check_files(folder, items)
+        try:
+            with self._manager(kind) as manager:
+                return manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax and tensorstore have many, some of them no other class
+            raise CheckpointError(f"{folder}: can't be restored: {one_line(error)[:200]}; {ADVICE}"
+                                  ) from error
 
     def config(self, kind: str) -> ConfigDict:
         """The config that the checkpoint was made by, with keys added since, locked."""
@@ -90,6 +106,37 @@ def _completed(config: dict, added: dict) -> dict:
     own = {key: _completed(value, added[key]) if isinstance(added.get(key), dict) else value
            for key, value in config.items()}
     return own | {key: value for key, value in added.items() if key not in config}
+
+
+def _fingerprint(path: pathlib.Path) -> list[int]:
+    """Number of bytes and CRC-32 of a file."""
+    size = checksum = 0
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 24):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return [size, checksum]
+
+
+def _check_files(folder: pathlib.Path, items: Collection[str]) -> None:
+    """Raises CheckpointError if the files of a step's items are not those that were written.
+
+    A write that was interrupted, and checkpoints of 0.2.0, have no list of them.
+    """
+    try:
+        written = json.loads((folder / FILES).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return
+    for name, (size, checksum) in written.items():
+        if name.partition('/')[0] not in items:
+            continue
+        path = folder / name
+        try:
+            found, found_checksum = _fingerprint(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}; {ADVICE}") from error
+        if found != size or found_checksum != checksum:
+            reason = f'{found} bytes, expected {size}' if found != size else 'altered bytes'
+            raise CheckpointError(files.foreign(path) or f'{path}: {reason}; {ADVICE}')
 
 
 def _tuples(value):

@@ -78,6 +78,9 @@ FLAGS = {
     'convert': [
         (TEXT, 'checkpoint', None, 'file of a public PyTorch training code'),
         (TEXT, 'model', None, 'what --checkpoint is of'),
+        (TEXT, 'options', None, 'JSON file of options, for a --checkpoint without or with others'),
+        (LIST, 'streams', [], "video streams in the order of --checkpoint, where its folders' "
+         'names do not tell it: a,b'),
     ],
     'compile': [
         (TEXT, 'topology', None, 'TPU slice, v5e:4x4, v4:4x4x4, ..., or cpu:8'),

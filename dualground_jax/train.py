@@ -232,6 +232,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
     batch_size = config.train.batch_size
     sharding.check_batch_size(mesh, batch_size, 'train.batch_size')
     predict.check_section(config.evaluate, mesh)
+    models.check(config)
     if config.train.steps_per_call < 1:
         raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
     train_split, val_split = load_splits(config)

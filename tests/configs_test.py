@@ -8,6 +8,7 @@ from flax import traverse_util
 from configs import charades, common, defaults, qvh, recipes, synthetic, tacos, tvsum, youtube_hl
 from data_pipelines import datasets
 from data_pipelines.errors import ConfigError
+from dualground_jax import models
 from tests.helpers.paths import REPO
 
 DOCUMENT = REPO / 'docs/hyperparameters.md'
@@ -127,3 +128,24 @@ def test_a_public_recipe_is_not_changed_by_another_model():
 def test_mistakes_are_named(argument, message):
     with pytest.raises(ConfigError, match=message):
         qvh.get_config(argument)
+
+
+@pytest.mark.parametrize('name, changes, is_good', [
+    ('flash_vtg', {'model.strides': (2, 4), 'loss.weights.label': 1.0}, False),
+    ('flash_vtg', {'model.strides': (2, 1), 'loss.weights.label': 1.0}, False),
+    ('flash_vtg', {'model.strides': (2, 4), 'loss.weights.label': 0.0}, True),
+    ('flash_vtg', {'model.strides': (2, 4), 'loss.weights.label': 0.0,
+                   'loss.classification': 'saliency'}, False),
+    ('flash_vtg', {'model.strides': (1, 4)}, True),
+    ('dualground', {'model.strides': (2, 4)}, False),
+    ('dualground', {'model.strides': (2, 4), 'model.head': 'detr'}, True),
+    ('cg_detr', {}, True),
+])
+def test_labels_of_clips_need_points_at_each_clip(name, changes, is_good):
+    config = qvh.get_config(f'model={name}')
+    config.update_from_flattened_dict(changes)
+    if is_good:
+        models.check(config)
+    else:
+        with pytest.raises(ConfigError, match=r'model.strides=\(2, .\): expected 1 first, loss'):
+            models.check(config)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from data_pipelines import features, progress, tokens
+from data_pipelines import features, hdf5, progress, tokens
 from data_pipelines.errors import DataError, one_line
 from data_pipelines.files import write_text
 
@@ -46,9 +46,9 @@ class Entry:
 
     Attributes:
         key: name of the array that was looked for.
-        size: bytes.
+        size: bytes, of an HDF5 file all of it.
         changed: time of its last change, in nanoseconds.
-        crc32: of its bytes.
+        crc32: of its bytes, in an HDF5 file of the array's.
         finding: what it holds.
     """
 
@@ -125,16 +125,19 @@ class Inspector:
         if known and known.key != key:
             known = None
         try:
-            stat = path.stat()
+            file = hdf5.file_of(path) or path
+            stat = file.stat()
             seems_same = known and (known.size, known.changed) == (stat.st_size, stat.st_mtime_ns)
             if seems_same and not self._recheck:
                 return known, None, False
-            content = path.read_bytes()
-        except OSError as error:
-            finding = Finding(error=f"can't be read: {one_line(error)}")
-            return Entry(key, -1, -1, 0, finding), 0, False
+            content = path.read_bytes() if file == path else hdf5.read(path, key).tobytes()
+        except (OSError, DataError) as error:
+            reason = str(error).removeprefix(f'{path}: ')
+            if isinstance(error, OSError):
+                reason = f"can't be read: {one_line(error)}"
+            return Entry(key, -1, -1, 0, Finding(error=reason)), 0, False
         checksum = zlib.crc32(content)
-        same = known and (known.crc32, known.size) == (checksum, len(content))
+        same = known and (known.crc32, known.size) == (checksum, stat.st_size)
         finding = known.finding if same else inspect(path, key)
         entry = Entry(key, stat.st_size, stat.st_mtime_ns, checksum, finding)
         return entry, len(content), bool(seems_same and not same)

@@ -40,6 +40,7 @@ KINDS = {
     'video file': ('error', 'video features that cannot be used'),
     'video width': ('error', 'video features of another width'),
     'video length': ('error', 'videos with too many clips'),
+    'stream rates': ('error', 'videos whose streams have other rates'),
     'video labels': ('error', 'videos with other numbers of clips and labels'),
     'text missing': ('error', 'queries without a feature file'),
     'text file': ('error', 'query features that cannot be used'),
@@ -416,8 +417,9 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
     """Finds the features of videos, a path or None for each part of each stream, and of queries."""
     data = report.data
     folders = [pathlib.Path(data.root, folder) for folder in (*data.video_dirs, data.text_dir)]
-    for folder in (missing := [folder for folder in folders if not folder.is_dir()]):
-        report.add('folder', f'{folder}: no such folder (data.root, data.video_dirs, '
+    missing = [folder for folder in folders if not features.is_folder(folder)]
+    for folder in missing:
+        report.add('folder', f'{folder}: no such folder or HDF5 file (data.root, data.video_dirs, '
                    'data.text_dir)')
 
     def find(kind, uses, folder, function, *args):
@@ -433,8 +435,10 @@ def _find_files(report: Report, videos: dict[str, Uses], queries: dict[int | str
     if not data.limit and all(len(part.queries) == len(part.qids) for part in report.parts):
         used = {*texts.values()}.union(*itertools.chain(*streams.values()))
         for folder in dict.fromkeys(folders):
-            for path in sorted(folder.iterdir()) if folder not in missing else ():
-                if path.suffix in features.SUFFIXES and path not in used:
+            found = [] if folder in missing else report.attempt(
+                'folder', (), features.all_files, folder)
+            for path in found or ():
+                if path not in used:
                     report.add('unused file', path)
     return streams, texts
 
@@ -456,9 +460,10 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: Streams) -> 
                 elif zeros:
                     report.add('zero clips', f'{path}: {zeros} of {part.rows} clips', places)
             if not any(part.error for part in parts):
+                n_rows, width = min(part.rows for part in parts), sum(part.width for part in parts)
                 report.attempt('video width', places, release.check_width, paths[0],
-                               sum(part.width for part in parts), dim, 'data.video_dims')
-                lengths.append(min(part.rows for part in parts))
+                               (n_rows, width), dim, 'data.video_dims')
+                lengths.append(n_rows)
         durations = sorted({query.duration for _, query in uses})
         if len(durations) > 1:
             report.add('duration', f'{vid}: {", ".join(map(str, durations))} s', places)
@@ -470,6 +475,8 @@ def _check_videos(report: Report, videos: dict[str, Uses], streams: Streams) -> 
         if kept and kept < n_clips:
             report.add('cut clips', f'{vid}: {n_clips} clips, data.max_clips {kept}', places)
         spread[max(lengths) - n_clips] += 1
+        names = [paths[0] for paths in streams[vid]]
+        report.attempt('stream rates', places, release.check_lengths, names, lengths)
         if max(lengths) - n_clips > CLIP_TOLERANCE:
             report.add('stream lengths', f'{vid}: {", ".join(map(str, lengths))} clips', places)
         labelled = [len(query.label) for _, query in uses if query.label is not None]
@@ -517,8 +524,8 @@ def _check_queries(report: Report, queries: dict[int | str, Uses], texts: Texts)
         if found.error:
             report.add('text file', f'{path}: {found.error}', places)
             continue
-        report.attempt('text width', places, release.check_width, path, found.width, data.text_dim,
-                       'data.text_dim')
+        report.attempt('text width', places, release.check_width, path, (found.rows, found.width),
+                       data.text_dim, 'data.text_dim')
         filled = found.filled if layout.padded else found.rows
         n_rows = report.attempt('text rows', places, _word_rows, path, filled, data)
         if n_rows is None:

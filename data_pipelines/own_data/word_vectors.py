@@ -67,6 +67,7 @@ def write_rows(data: Any, path: str | os.PathLike) -> str:
 
 def _read_vectors(path: str | os.PathLike, words: set[str], width: int) -> dict[str, np.ndarray]:
     """Reads the vectors of some words, without holding the others."""
+    files.check_genuine(path)
     found = {}
     try:
         with open(path, encoding='utf-8') as lines:

@@ -32,6 +32,7 @@ from types import ModuleType
 
 import flax.linen as nn
 
+from data_pipelines.errors import ConfigError
 from dualground_jax.models import cg_detr, dualground, flash_vtg, tr_detr
 
 MODELS: dict[str, ModuleType] = dict(
@@ -42,6 +43,16 @@ def defaults(name: str) -> dict:
     """Field names and defaults of a model: the `model` section of its config."""
     own = (f for f in dataclasses.fields(MODELS[name].Model) if f.name not in ('parent', 'name'))
     return {field.name: field.default for field in own}
+
+
+def check(config) -> None:
+    """Raises ConfigError if the losses need what the model does not have."""
+    strides, loss = config.model.get('strides', (1,)), config.loss
+    by_clips = ['loss.weights.label > 0'] * bool(loss.weights.get('label'))
+    by_clips += ["loss.classification='saliency'"] * (loss.get('classification') == 'saliency')
+    if strides[:1] != (1,) and by_clips and config.model.get('head', 'pyramid') == 'pyramid':
+        raise ConfigError(f'model.strides={tuple(strides)}: expected 1 first, {by_clips[0]} '
+                          'compares the points of the first level with clips')
 
 
 def build(section) -> nn.Module:

@@ -1,16 +1,16 @@
 """Public PyTorch checkpoints become workdirs, and workdirs PyTorch checkpoints: mode `convert`.
 
 The public training codes save a dict with the state dict (`model`), the options of the command line
-(`opt`) and the state of the optimizer; read here without PyTorch and without running code of the
-file. What the options say of the model, its losses, the data and the training becomes our config
-(`names` says how). The optimizer starts fresh, at step 0: training on in the workdir is
-fine-tuning.
+(`opt`) and the state of the optimizer; `content` reads it without PyTorch and without running code
+of the file. What the options say of the model, its losses, the data and the training becomes our
+config (`names` says how); the order of the video streams is never assumed (`streams`). The
+optimizer starts fresh, at step 0: training on in the workdir is fine-tuning.
 """
 
 import importlib
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,24 +18,27 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, files, torch_file
+from data_pipelines import datasets, files
 from data_pipelines.errors import ConfigError
 from dualground_jax import sharding
 from dualground_jax import state as state_lib
 from dualground_jax.checkpoints import Checkpoints
-from dualground_jax.pytorch import mapping, names
+from dualground_jax.pytorch import content, mapping, names, streams
 from dualground_jax.pytorch.mapping import ConvertError
 
 # The public codes' names of the data sets -> our config files.
 _CONFIGS = dict(
-    hl='qvh', qv_internvideo2='qvh', charadesSTA='charades', charadesSTA_internvideo2='charades',
-    tacos='tacos', tvsum='tvsum', youtube_uni='youtube_hl',
+    hl='qvh', qv_internvideo2='qvh', qvhighlight='qvh', charadesSTA='charades',
+    charadesSTA_internvideo2='charades', charades='charades', tacos='tacos', tvsum='tvsum',
+    youtube_uni='youtube_hl', youtube_highlight='youtube_hl',
 )
 # What can be chosen there and not here.
 _FIXED = dict(
     pre_norm=False, position_embedding='sine', use_txt_pos=False, ctx_mode='video_tef',
-    no_norm_vfeat=False, a_feat_dir=None, span_loss_type='l1', contrastive_align_loss=False,
+    no_norm_vfeat=False, a_feat_dir=None, a_feat_dirs=None, span_loss_type='l1',
+    contrastive_align_loss=False,
 )
+EMA_DECAY = 0.999  # where a checkpoint has averaged weights; their own decay is not in its options
 # Key of our config -> public option; a negative number stands for no limit, and leaves ours.
 _TRAINING = {
     'seed': 'seed', 'optimizer.learning_rate': 'lr', 'optimizer.weight_decay': 'wd',
@@ -47,7 +50,7 @@ _TRAINING = {
 
 
 def run(flags: Any, config: ConfigDict | None) -> None:
-    """Converts as the flags checkpoint, model, workdir and output, and the config, say.
+    """Converts as the flags checkpoint, model, options, streams, workdir, output and config say.
 
     Raises:
         ConfigError: a flag is missing.
@@ -58,7 +61,8 @@ def run(flags: Any, config: ConfigDict | None) -> None:
         tensors = export_checkpoint(workdir, flags.output, template=path)
         print(f'{flags.output}: {len(tensors)} tensors')
     elif workdir and path and model:
-        data = import_checkpoint(path, model, workdir, config).data
+        data = import_checkpoint(path, model, workdir, config, options=flags.options,
+                                 order=flags.streams).data
         print(
             f'{workdir}: {model} from {path}, for {" + ".join(data.video_dirs)} {data.video_dims} '
             f'and {data.text_dir} {data.text_dim} in {data.root}; the optimizer starts fresh')
@@ -72,7 +76,8 @@ def run(flags: Any, config: ConfigDict | None) -> None:
 
 
 def import_checkpoint(
-    path: str, model: str, workdir: str, config: ConfigDict | None = None
+    path: str, model: str, workdir: str, config: ConfigDict | None = None, *,
+    options: str | None = None, order: Sequence[str] = ()
 ) -> ConfigDict:
     """Writes a public checkpoint into a new workdir, as its latest and best.
 
@@ -82,6 +87,8 @@ def import_checkpoint(
         workdir: folder that holds no run.
         config: whose model and losses become those of the checkpoint; default: one for the data
             set and features that the checkpoint names.
+        options: JSON file of options, for a checkpoint without or with other ones.
+        order: folders of the video streams, where their names in the options do not tell.
 
     Returns:
         The config in the workdir.
@@ -92,15 +99,20 @@ def import_checkpoint(
         ConfigError: the config is of another model.
     """
     code = _public_code(model)
-    state, options = read(path)
+    found = content.read(path, options)
     try:
-        config = make_config(model, options, state, config)
+        config = make_config(model, found.options, found.state, config, order)
+        if found.ema and not config.optimizer.ema_decay:
+            with config.unlocked():
+                config.optimizer.ema_decay = EMA_DECAY
         shapes = state_lib.abstract_state(config, sharding.one_device()).params
-        params = mapping.from_torch(state, shapes, code.names, unused=code.unused)
+        read = lambda state: jax.tree.map(
+            lambda x, shape: jnp.asarray(x, shape.dtype),
+            mapping.from_torch(state, shapes, code.names, unused=code.unused), shapes)
+        params = read(found.state)
+        ema = read(found.ema or found.state) if config.optimizer.ema_decay else None
     except ConvertError as error:
         raise ConvertError(f'{path}: {error}') from error
-    params = jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), params, shapes)
-    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     tx = state_lib.make_optimizer(config.optimizer, 1)
     start = state_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
     _write(workdir, start, config)
@@ -130,52 +142,30 @@ def _public_code(model: str) -> names.PublicCode:
     return names.CODES[model]
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Reads the state dict and the options of a public checkpoint.
-
-    Raises:
-        TorchFileError: the file is damaged or of another kind.
-        ConvertError: it can't be opened, or lacks weights or options.
-    """
-    try:
-        content = torch_file.read_checkpoint(path)
-    except OSError as error:
-        raise ConvertError(f"{path}: can't be read: {error.strerror}") from error
-    if not isinstance(content, Mapping) or not {'model', 'opt'} <= set(content):
-        keys = ', '.join(map(str, content)) if isinstance(content, Mapping) else type(content)
-        raise ConvertError(f"{path}: holds {keys}, expected a dict with 'model' and 'opt'")
-    state, options = content['model'], content['opt']
-    if isinstance(options, torch_file.Stub):
-        options = options.fields
-    if not isinstance(options, Mapping):
-        raise ConvertError(f"{path}: 'opt' is {options!r}, expected options")
-    plain = bool | int | float | str | list | tuple | None
-    options = {name: value for name, value in options.items() if isinstance(value, plain)}
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, np.ndarray) for value in state.values()
-    ):
-        raise ConvertError(f"{path}: 'model' is not a state dict of tensors")
-    return dict(state), options
-
-
 def make_config(
-    model: str, options: Mapping, state: Mapping, config: ConfigDict | None = None
+    model: str, options: Mapping | None, state: Mapping, config: ConfigDict | None = None,
+    order: Sequence[str] = ()
 ) -> ConfigDict:
     """The config of a public checkpoint.
 
     Args:
         model: our name of the model.
-        options: of the checkpoint.
+        options: of the checkpoint; None: it has none, so the config says all.
         state: torch parameter names and arrays.
-        config: as in `import_checkpoint`.
+        config, order: as in `import_checkpoint`.
 
     Raises:
-        ConvertError: options that we lack or that have no counterpart here, or features of another
-            width than the config's.
+        ConvertError: options that we lack or that have no counterpart here, features of another
+            width than the config's, or streams whose order nothing tells.
         ConfigError: the config is of another model.
     """
+    if options is None and config is None:
+        raise ConvertError('weights without options; give --options=FILE.json, which public code '
+                           'writes beside them as opt.json, or --config=configs/NAME.py:model='
+                           f'{model}')
+    told = options or {}
     for name, value in _FIXED.items():
-        if options.get(name, value) != value:
+        if (told.get(name, value) or None) != (value or None):
             raise ConvertError(f'option {name} is {options[name]!r}, only {value!r} is known here')
     try:
         values = mapping.read_options(names.CODES[model], options, state)
@@ -187,8 +177,13 @@ def make_config(
     except KeyError as error:
         name = error.args[0]
         raise ConvertError(f'the weights lack {name}; is --model the right one?') from error
+    for name, width, beside in (('v_feat_dim', widths[0], 2), ('t_feat_dim', widths[1], 0)):
+        if told.get(name, width) not in (width, width + beside):
+            raise ConvertError(f'option {name} is {told[name]}, the weights are for {width}')
+    folders = order or told.get('v_feat_dirs') or ()
+    folders = [folders] if isinstance(folders, str) else list(folders)
     if config is None:
-        config = _infer_config(model, options, widths)
+        config = _infer_config(model, options, widths, folders)
         values |= _training_values(options)
         if config.evaluate.round_to:
             values['evaluate.round_to'] = values.get('data.clip_length', config.data.clip_length)
@@ -200,6 +195,9 @@ def make_config(
         raise ConvertError(
             f'the weights are for features of widths {widths[0]} (video) and {widths[1]} (text), '
             f'data.video_dims is {data.video_dims}, data.text_dim {data.text_dim}')
+    if len(data.video_dirs) > 1:
+        values |= _in_order(dict(zip(data.video_dirs, data.video_dims, strict=True)), widths[0],
+                            folders)
     try:
         config.update_from_flattened_dict(values)
     except TypeError as error:
@@ -218,7 +216,14 @@ def _training_values(options: Mapping) -> dict:
     return values
 
 
-def _infer_config(model: str, options: Mapping, widths: tuple[int, int]) -> ConfigDict:
+def _in_order(known: Mapping[str, int], width: int, folders: Sequence[str]) -> dict:
+    """The streams as the checkpoint has them, by key of our config; see `streams.the_order`."""
+    order = streams.the_order(known, width, folders)
+    return {'data.video_dirs': order, 'data.video_dims': tuple(known[name] for name in order)}
+
+
+def _infer_config(model: str, options: Mapping, widths: tuple[int, int],
+                  folders: Sequence[str]) -> ConfigDict:
     """The config file for the data set and the features that the options name.
 
     Config files stand above this package, so one is found by its name, as on the command line.
@@ -229,29 +234,27 @@ def _infer_config(model: str, options: Mapping, widths: tuple[int, int]) -> Conf
             f'option dset_name is {dataset!r}, known are: {", ".join(_CONFIGS)}; '
             'other data need --config=configs/NAME.py')
     get_config = importlib.import_module(f'configs.{_CONFIGS[dataset]}').get_config
-    release, streams = _find_release(get_config().data.dataset, options, widths)
+    release, chosen = _find_release(get_config().data.dataset, widths, folders)
     config = get_config(f'model={model},features={release}')
-    config.data.update(streams)
+    config.update_from_flattened_dict(chosen)
     return config
 
 
-def _find_release(
-    dataset: str, options: Mapping, widths: tuple[int, int]
-) -> tuple[str, dict[str, tuple]]:
-    """The release of features of these widths, and which of its streams, if not all."""
-    folders = options.get('v_feat_dirs') or ()
-    streams_read = tuple(pathlib.PurePath(folder).name for folder in folders)
+def _find_release(dataset: str, widths: tuple[int, int], folders: Sequence[str]
+                  ) -> tuple[str, dict]:
+    """The release of features of these widths, and its streams, by key of our config."""
     known = []
     for (owner, release), values in datasets.FEATURES.items():
         if owner != dataset:
             continue
-        streams = dict(zip(values['video_dirs'], values['video_dims'], strict=True))
-        known.append(f'{release} ({" + ".join(map(str, streams.values()))}, {values["text_dim"]})')
-        dims = tuple(streams.get(name, 0) for name in streams_read)
-        if (sum(dims), values['text_dim']) == widths:
-            return release, dict(video_dirs=streams_read, video_dims=dims)
-        if (sum(streams.values()), values['text_dim']) == widths:
+        dims = dict(zip(values['video_dirs'], values['video_dims'], strict=True))
+        known.append(f'{release} ({" + ".join(map(str, dims.values()))}, {values["text_dim"]})')
+        if values['text_dim'] != widths[1]:
+            continue
+        if len(dims) == 1 and sum(dims.values()) == widths[0]:
             return release, {}
+        if streams.orders(dims, widths[0]):
+            return release, _in_order(dims, widths[0], folders)
     raise ConvertError(
         f'features of widths {widths[0]} (video) and {widths[1]} (text) are unknown, known are for '
         f'{dataset}: {", ".join(known)}; other features need --config=configs/NAME.py with '
@@ -267,9 +270,9 @@ def export_checkpoint(
     """Writes the best checkpoint of a workdir as a file that the public code of its model loads.
 
     The file holds `model`, the state dict, `epoch` (0) and `opt`, a dict of the options that say
-    how model and losses are made. The public modules have some tensors that nothing reads and we
-    have not: with a template the file has them too, and loads strictly; without one it needs
-    `load_state_dict(..., strict=False)`.
+    how model and losses are made and which video streams there are. The public modules have some
+    tensors that nothing reads and we have not: with a template the file has them too, and loads
+    strictly; without one it needs `load_state_dict(..., strict=False)`.
 
     Args:
         workdir: of a run.
@@ -296,14 +299,15 @@ def export_checkpoint(
     state, _ = checkpoints.restore('best', abstract)
     tensors = mapping.to_torch(jax.device_get(state.eval_params), code.names)
     if template:
-        tensors |= _unread(tensors, read(template)[0], code.unused, template)
-    content = dict(
+        tensors |= _unread(tensors, content.read(template).state, code.unused, template)
+    options = dict(mapping.public_options(code, config), v_feat_dirs=list(config.data.video_dirs))
+    saved = dict(
         model={name: torch.from_numpy(value.copy()) for name, value in tensors.items()},
         epoch=0,
-        opt=mapping.public_options(code, config),
+        opt=options,
     )
     with files.whole_files(output) as (unfinished,):
-        torch.save(content, unfinished)
+        torch.save(saved, unfinished)
     return tensors
 
 
@@ -318,5 +322,5 @@ def _unread(
         name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if changed:
         pairs = (f'{n}: {wanted.get(n)} there, {shapes.get(n)} here' for n in changed)
-        raise ConvertError(f'{path}: other tensors than ours: {"; ".join(pairs)}')
+        raise ConvertError(f'{path}: other tensors than ours: {mapping.listed(pairs, "; ")}')
     return extra

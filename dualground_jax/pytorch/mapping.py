@@ -26,6 +26,12 @@ class ConvertError(UserError):
     """A state dict does not fit the model."""
 
 
+def listed(items: Iterable[str], separator: str = ', ') -> str:
+    """The first three items and how many more there are."""
+    items = list(items)
+    return separator.join(items[:3]) + f' and {len(items) - 3} more' * (len(items) > 3)
+
+
 _LEAVES = dict(kernel='weight', scale='weight', negative_slope='weight', bias='bias')
 
 
@@ -74,7 +80,7 @@ def from_torch(
 
     Raises:
         ConvertError: a parameter of ours that no torch array fills, an array that nothing uses, or
-            one of another shape; the message lists them all.
+            one of another shape; the message lists the first.
     """
     flat, problems, used = {}, [], set()
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
@@ -95,7 +101,7 @@ def from_torch(
     left = set(state) - used - matching(state, unused)
     problems += [f'{name}: nothing uses it' for name in sorted(left)]
     if problems:
-        raise ConvertError('weights do not fit: ' + '; '.join(problems))
+        raise ConvertError(f'weights do not fit: {listed(problems, "; ")}')
     return flax.traverse_util.unflatten_dict(flat)
 
 
@@ -107,7 +113,7 @@ def to_torch(params: Mapping, names: Mapping[str, str]) -> dict[str, np.ndarray]
         names: table of module names.
 
     Raises:
-        ConvertError: parameters without a torch name; the message lists them all.
+        ConvertError: parameters without a torch name; the message lists the first.
     """
     state, thirds, problems = {}, {}, []
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
@@ -120,7 +126,7 @@ def to_torch(params: Mapping, names: Mapping[str, str]) -> dict[str, np.ndarray]
         else:
             thirds.setdefault(theirs, [None] * 3)[third] = value
     if problems:
-        raise ConvertError(f'PyTorch has no name for {", ".join(problems)}')
+        raise ConvertError(f'PyTorch has no name for {listed(problems)}')
     state |= {name: np.concatenate(values) for name, values in thirds.items()}
     for pattern, index in AXES.items():
         for name in matching(state, (pattern,)):
@@ -128,21 +134,24 @@ def to_torch(params: Mapping, names: Mapping[str, str]) -> dict[str, np.ndarray]
     return {name: np.array(value, order='C') for name, value in state.items()}
 
 
-def read_options(code: PublicCode, options: Mapping, state: Mapping) -> dict:
+def read_options(code: PublicCode, options: Mapping | None, state: Mapping) -> dict:
     """What a public checkpoint says of a model and its losses: values by key of our config.
 
     Args:
         code: the public code of the model.
-        options: of the checkpoint.
+        options: of the checkpoint; None: it has none, only what follows from the state is told.
         state: torch parameter names and arrays; what no option tells follows from them.
 
     Raises:
-        ConvertError: options that are missing; the message lists them all.
+        ConvertError: options that are missing; the message lists the first.
         KeyError: the state lacks an array that tells something.
     """
+    if options is None:
+        return code.derived(state)
     missing = sorted(set(code.options.values()) - set(options))
     if missing:
-        raise ConvertError(f'options of the checkpoint lack {", ".join(missing)}')
+        raise ConvertError(f'options of the checkpoint lack {listed(missing)}; --options=FILE.json '
+                           'adds some')
     return {key: options[name] for key, name in code.options.items()} | code.derived(state)
 
 

@@ -85,6 +85,41 @@ def test_a_clip_more_than_max_clips_is_cut_and_counted(tmp_path):
     assert_parts(refusal(datasets.load_split, data, 'train'), 'w.npy: 76 clips', 'at most 69')
 
 
+def test_transposed_features_are_named_as_such(tmp_path):
+    data = make_release(tmp_path)
+    np.save(tmp_path / 'clip' / 'w.npy', make_rows(3, 6))
+    message = refusal(release.read_video, data, 'w')
+    assert_parts(message, 'w.npy', 'shape [3, 6]', 'expected [n, 3] (data.video_dims): transposed?')
+    np.save(tmp_path / 'text' / 'qid3.npy', make_rows(8, 3))
+    assert_parts(refusal(release.read_query, data, 3), 'shape [8, 3]', '[n, 8]', 'transposed?')
+
+
+@pytest.mark.parametrize('lengths, is_good', [
+    ((6, 11), True), ((6, 12), False), ((80, 100), True), ((79, 100), False), ((150, 75), False),
+])
+def test_streams_of_another_rate(tmp_path, lengths, is_good):
+    data = make_release(tmp_path, max_clips=200)
+    streams = [make_rows(n, width) for n, width in zip(lengths, data.video_dims, strict=True)]
+    if is_good:
+        assert len(release.join_streams(data, streams, ['a', 'b'])) == min(lengths)
+    else:
+        message = refusal(release.join_streams, data, streams, ['a', 'b'])
+        assert_parts(message, f'a {lengths[0]}, b {lengths[1]}', 'about the same number')
+
+
+@pytest.mark.parametrize('content, part', [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+    (b'<!DOCTYPE html>\n<html>', 'a web page'),
+])
+def test_what_came_in_place_of_a_file(tmp_path, content, part):
+    data = make_release(tmp_path, on_error='skip')
+    (tmp_path / 'skip.jsonl').write_bytes(content)
+    data.skip_list = str(tmp_path / 'skip.jsonl')
+    assert_parts(refusal(datasets.load_split, data, 'train'), 'skip.jsonl', part)
+    (tmp_path / 'train.jsonl').write_bytes(content)
+    assert_parts(refusal(datasets.load_split, data, 'train'), 'train.jsonl', part)
+
+
 def test_read_query(tmp_path):
     data = make_release(tmp_path)
     text, roles = release.read_query(data, 1)
@@ -181,6 +216,11 @@ def test_blank_lines_line_ends_and_unicode(tmp_path):
     ({'qid': True}, ['qid is True']),
     ({'qid': None}, ['qid is None']),
     ({'qid': [1]}, ['qid is [1]']),
+    ({'qid': 'a/b'}, ["qid is 'a/b'", 'a file name']),
+    ({'qid': '..'}, ["qid is '..'", 'a file name']),
+    ({'qid': 'a\0b'}, ['qid is ', 'a file name']),
+    ({'qid': 'ab' * 101}, ['qid is ', 'a file name']),
+    ({'qid': 10**210}, ['qid is ', 'a file name']),
     ({'duration': 0}, ['duration is 0', 'above 0']),
     ({'duration': -3.5}, ['duration is -3.5']),
     ({'duration': float('nan')}, ['duration is nan']),
@@ -475,4 +515,4 @@ def test_real_clip_features(tmp_path):
     roles = tokens.token_roles(rows, tokens.TEXT_LAYOUTS['clip'])
     assert roles.tolist() == [START, *[WORD] * 10, EOS]
     os.symlink(path, tmp_path / 'text' / 'qid9.npz')
-    assert_parts(refusal(release.read_query, data, 9), 'qid9.npz', "'last_hidden_state'")
+    assert release.read_query(data, 9)[0].shape == (12, 512)  # the only array, of another name

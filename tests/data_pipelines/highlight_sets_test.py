@@ -66,6 +66,23 @@ def test_bad_labels(tmp_path, changes, parts):
     assert_parts(message, 'a.jsonl:1: ', *parts)
 
 
+def test_sums_of_grades_are_as_good_as_the_grades(tmp_path):
+    """TVSum's files for SlowFast and CLIP: one number a clip, the sum of 20 annotators' grades."""
+    grades = np.random.default_rng(0).integers(1, 6, (7, 20))
+    sums = grades.sum(axis=1, keepdims=True)
+    given, summed = read(tmp_path, [BARE | dict(label=grades.tolist()),
+                                    BARE | dict(qid=2, label=sums.tolist())])
+    labels = saliency.clip_labels(summed, 7, 'grades')
+    np.testing.assert_allclose(labels, (sums[:, 0] - 20) / 80 * 12, rtol=1e-5)
+    np.testing.assert_allclose(labels, saliency.clip_labels(given, 7, 'grades'), rtol=1e-5)
+    assert summed.label.shape == (7, 20)  # as the protocol takes them
+    for bad in ([[63], [101]], [[63], [19]]):
+        message = refusal(read, tmp_path, [BARE | dict(label=bad)])
+        assert_parts(message, 'label[1] is', 'from 1 to 5')
+    one, = read(tmp_path, [BARE | dict(label=[[3], [5]])])  # a single annotator
+    assert one.label.tolist() == [[3], [5]]
+
+
 def test_domains(tmp_path):
     lines = [BARE | dict(qid=i, domain=name) for i, name in enumerate('abab')]
     of = lambda domain, **more: [r.qid for r in read(

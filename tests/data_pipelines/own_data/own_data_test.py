@@ -121,7 +121,7 @@ def test_what_is_missing_is_asked_for(changes, message, folder):
 
 
 def test_files_that_sizes_cannot_be_read_off(folder):
-    np.savez(folder / 'b' / 'v0.npz', rows=np.ones((3, 3)))
+    np.savez(folder / 'b' / 'v0.npz', rows=np.ones((3, 3)), x=np.ones(3))
     for i in range(1, 4):
         (folder / 'b' / f'v{i}.npz').unlink()
     with pytest.raises(ConfigError, match="found 1, but: .*v0.npz: expected array 'features'"):

@@ -214,15 +214,16 @@ def test_damage_is_found(damage, release):
 
 
 def test_more_clips_than_the_limit_and_than_the_duration_says(release):
-    for folder, rows in (('slow', 11), ('clip', 15)):
+    for folder, rows in (('slow', 11), ('clip', 17)):
         change_rows(pathlib.Path(release.data.root, folder, 'v0.npz'),
                     lambda x, n=rows: np.resize(x, (n, x.shape[1])))
     problems = found(verify.verify(release))
     assert set(problems) == {('error', 'video length'), ('warning', 'clip count'),
-                             ('warning', 'stream lengths')}
+                             ('warning', 'stream lengths'), ('error', 'stream rates')}
+    assert_parts(problems['error', 'stream rates'][0].message, '11 to 17 clips', 'v0.npz 11')
     assert_parts(problems['error', 'video length'][0].message, 'v0: 11 clips', 'at most 8')
     assert_parts(problems['warning', 'clip count'][0].message, '11 clips', 'about 5.0', '10.0 s')
-    assert_parts(problems['warning', 'stream lengths'][0].message, '11, 15 clips')
+    assert_parts(problems['warning', 'stream lengths'][0].message, '11, 17 clips')
 
 
 def test_a_clip_more_than_the_limit_is_cut(release):

@@ -1,5 +1,6 @@
 """Public PyTorch checkpoints become workdirs that predict the goldens' windows, and back."""
 
+import json
 import re
 import sys
 import types
@@ -11,9 +12,11 @@ from absl import flags
 from scipy import optimize
 
 from configs import qvh
+from data_pipelines import torch_file
 from dualground_jax import checkpoints, cli, main, models, sharding, state
 from dualground_jax.predict import Predictor
 from dualground_jax.pytorch import checkpoint, mapping, names
+from dualground_jax.pytorch import content as content_lib
 from tests.helpers import command_line, golden_models, torch_writer
 from tests.helpers.paths import REPO
 
@@ -132,13 +135,13 @@ def test_config_follows_the_options():
     assert config.evaluate.nms > 1 and config.evaluate.selection == ('MR-full-mAP',)
 
     # CG-DETR's demo model sees CLIP features alone.
-    changes = dict(v_feat_dirs=['x/clip_features'], nms_thd=0.6, no_norm_tfeat=True)
+    changes = dict(v_feat_dirs=['x/clip_features'], v_feat_dim=514, nms_thd=0.6, no_norm_tfeat=True)
     config = checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(512, 512))
     assert (config.data.video_dirs, config.data.video_dims) == (('clip_features',), (512,))
     assert config.evaluate.nms == 0.6 and not config.data.normalize_text
 
     # Charades-STA has no limit of clips.
-    changes = dict(dset_name='charadesSTA', clip_length=1, max_v_l=-1, v_feat_dirs=['...', '...'])
+    changes = dict(dset_name='charadesSTA', clip_length=1, max_v_l=-1)
     config = checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(2816, 512))
     assert (config.data.clip_length, config.data.max_clips) == (1.0, 200)
     assert config.data.video_dims == (2304, 512) and config.evaluate.round_to == 1.0
@@ -146,7 +149,8 @@ def test_config_follows_the_options():
 
 @pytest.mark.parametrize('changes, widths, parts', [
     (dict(dset_name='nlq'), (2816, 512), ["dset_name is 'nlq'", 'charadesSTA', '--config=']),
-    (dict(), (768, 512), ['widths 768 (video) and 512 (text)', 'sf_clip (2304 + 512, 512)']),
+    (dict(v_feat_dim=768), (768, 512),
+     ['widths 768 (video) and 512 (text)', 'sf_clip (2304 + 512, 512)']),
     (dict(pre_norm=True), (2816, 512), ['option pre_norm is True, only False']),
     (dict(ctx_mode='video'), (2816, 512), ["option ctx_mode is 'video', only 'video_tef'"]),
     (dict(a_feat_dir='audio'), (2816, 512), ["option a_feat_dir is 'audio', only None"]),
@@ -157,6 +161,109 @@ def test_options_that_do_not_fit(changes, widths, parts):
         checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(*widths))
     assert all(part in str(info.value) for part in parts), info.value
     assert '\n' not in str(info.value)
+
+
+def streams_of(folders, config=None, order=()):
+    options = CG_DETR | dict(v_feat_dirs=folders)
+    return checkpoint.make_config(
+        'cg_detr', options, qvh_state(2816, 512), config, order).data.video_dirs
+
+
+SF_CLIP = ('slowfast_features', 'clip_features')
+
+
+@pytest.mark.parametrize('config', [None, 'model=cg_detr,features=sf_clip'])
+@pytest.mark.parametrize('folders, order, expected', [
+    (['/ssd2/clip_features', '/ssd2/slowfast_features'], (), SF_CLIP[::-1]),
+    (['features/tacos/clip', 'features/tacos/slowfast'], (), SF_CLIP[::-1]),
+    (['a/slowfast/feats', 'a/clip/feats'], (), SF_CLIP),
+    (['D:\\vid_clip\\', 'D:\\SF'], (), SF_CLIP[::-1]),
+    (['stream_a', 'clip_b32'], (), SF_CLIP),
+    (['a', 'b'], ('clip_features', 'slowfast_features'), SF_CLIP[::-1]),
+    (['slowfast', 'clip'], ['clip', 'slowfast'], SF_CLIP[::-1]),
+])
+def test_streams_are_in_the_order_of_the_weights(config, folders, order, expected):
+    found = streams_of(folders, config and qvh.get_config(config), order)
+    assert found == expected
+
+
+@pytest.mark.parametrize('config', [None, 'model=cg_detr,features=sf_clip'])
+@pytest.mark.parametrize('folders', [
+    ['a', 'b'], ['clips/a', 'clips/b'], ['my_clip/a', 'my_clip/b'], ['slowfast_clip', 'all'],
+    ['slowfast', 'slowfast'], ['joined'], 'joined', [], None,
+])
+def test_an_order_that_nothing_tells_is_asked_for(config, folders):
+    with pytest.raises(mapping.ConvertError) as info:
+        streams_of(folders, config and qvh.get_config(config))
+    for order in (SF_CLIP, SF_CLIP[::-1]):
+        assert f'--streams={",".join(order)}' in str(info.value)
+
+
+def test_three_streams_and_equal_widths():
+    config = qvh.get_config('model=cg_detr,features=sf_clip')
+    config.data.update(video_dirs=('clip', 'intern_video2', 'pann'), video_dims=(512, 512, 1792))
+    folders = ['x/pann_audio', 'x/internvideo2_6b', 'x/clip']
+    found = checkpoint.make_config(
+        'cg_detr', CG_DETR | dict(v_feat_dirs=folders), qvh_state(2816, 512), config).data
+    assert found.video_dirs == ('pann', 'intern_video2', 'clip')
+    assert found.video_dims == (1792, 512, 512)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
+@pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', ''])
+def test_weights_under_other_names(prefix, key, tmp_path):
+    weights = {prefix + name: value for name, value in qvh_state(3, 4).items()}
+    found = {key: weights, 'epoch': 3} if key else weights
+    state, options, ema = content_lib.read(torch_writer.save(tmp_path / 'a.pth', found))
+    assert_equal_trees(state, qvh_state(3, 4))
+    assert options is None and ema is None
+
+
+def test_averaged_weights(tmp_path):
+    weights = qvh_state(3, 4)
+    average = {f'module.{name}': value + 1 for name, value in weights.items()}
+    found = dict(model=weights, model_ema=average | {'n_averaged': np.ones(())})
+    state, _, ema = content_lib.read(torch_writer.save(tmp_path / 'a.pth', found))
+    assert_equal_trees(state, weights)
+    assert_equal_trees(ema, {name: value + 1 for name, value in weights.items()})
+
+
+def stub(**fields):
+    found = type('Record', (torch_file.Stub,), dict(kind=fields.pop('kind', 'a.B')))(
+        *fields.pop('args', ()))
+    found.fields.update(fields)
+    return found
+
+
+@pytest.mark.parametrize('options', [
+    dict(lr=0.1, v_feat_dirs=['a', 'b']),
+    stub(lr=0.1, v_feat_dirs=('a', 'b'), device=stub()),
+    stub(_fields=dict(lr=0.1, v_feat_dirs=('a', 'b')), _locked=True),  # ConfigDict
+    stub(_parent=None, _content=dict(lr=stub(_val=0.1), v_feat_dirs=stub(  # DictConfig
+        _content=[stub(_val='a'), stub(_val='b')]))),
+    dict(lr=0.1, v_feat_dirs=[stub(kind='pathlib.PosixPath', args=('a',)), 'b']),
+])
+@pytest.mark.parametrize('key', ['opt', 'args', 'hyper_parameters'])
+def test_options_of_all_kinds(options, key, monkeypatch):
+    found = {'model': qvh_state(3, 4), key: options}
+    monkeypatch.setattr(torch_file, 'read_checkpoint', lambda path: found)
+    read = content_lib.read('a.ckpt').options
+    assert (read['lr'], list(read['v_feat_dirs'])) == (0.1, ['a', 'b'])
+    assert set(read) == {'lr', 'v_feat_dirs'}
+
+
+def test_options_of_a_file(tmp_path):
+    path = torch_writer.save(tmp_path / 'a.pth', qvh_state(2816, 512))
+    with pytest.raises(mapping.ConvertError, match='a.pth: weights without options; give --opt'):
+        checkpoint.import_checkpoint(path, 'cg_detr', tmp_path / 'run')
+    file = tmp_path / 'opt.json'
+    file.write_text(json.dumps(CG_DETR))
+    found = content_lib.read(path, file)
+    assert checkpoint.make_config('cg_detr', found.options, found.state).data.max_tokens == 32
+    for text, message in (('{', "can't be read as JSON"), ('[1]', r'holds \[1\], expected')):
+        file.write_text(text)
+        with pytest.raises(mapping.ConvertError, match=f'opt.json: {message}.*--options'):
+            content_lib.read(path, file)
 
 
 def run_main(monkeypatch, *arguments):
@@ -181,7 +288,8 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     tensors = mapping.to_torch(params, code.names)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
     options = TRAINING | mapping.public_options(code, config)
-    found = dict(model=tensors, epoch=7, opt=torch_writer.options(options))
+    average = {f'module.{name}': np.asarray(value / 2) for name, value in tensors.items()}
+    found = dict(model=tensors, model_ema=average, opt=torch_writer.options(options))
     path = torch_writer.save(tmp_path / 'model_best.ckpt', found)
     arguments = [f'--checkpoint={path}', f'--model={model}', f'--workdir={tmp_path / "run"}']
     run_main(monkeypatch, *arguments)
@@ -190,7 +298,8 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     for kind in ('latest', 'best'):
         assert checkpoints.Checkpoints(tmp_path / 'run').step(kind) == 0
     written, restored_params = restored(tmp_path / 'run')
-    assert_equal_trees(restored_params, jax.device_get(params))
+    halves = jax.tree.map(lambda x: np.asarray(x) / 2, params)  # the average is what counts
+    assert_equal_trees(restored_params, halves)
     assert written.model.to_dict() == config.model.to_dict()
     assert written.data.video_dims == (2304, 512)
     assert written.loss.to_dict() == config.loss.to_dict()
@@ -208,8 +317,16 @@ def damaged(golden):
     other_options = content(golden)
     del other_options['opt'].hidden_dim, other_options['opt'].nheads
     return {
-        'state dict alone': (weights, ["expected a dict with 'model' and 'opt'"]),
-        'a list': ([1], ["expected a dict with 'model' and 'opt'"]),
+        'state dict alone, of another size': (weights, ['weights do not fit', 'and ', ' more']),
+        'a list': ([1], ['holds a list, expected weights by name']),
+        'no weights': (dict(epoch=3), ["holds epoch, expected weights, as in 'model'"]),
+        'options that are none': (dict(content(golden), opt=3), ['its options are 3']),
+        'weights beside their own average': (
+            dict(content(golden), model_ema=[1]), ['not a state dict of tensors']
+        ),
+        'options of other weights': (
+            content(golden, v_feat_dim=99), ['option v_feat_dim is 99, the weights are for ']
+        ),
         'whole module': (
             dict(content(golden), model=torch_writer.options({})), ['not a state dict of tensors']
         ),
@@ -231,7 +348,7 @@ def damaged(golden):
             content(golden, weights | {packed: weights[packed][:-1]}), ['shape', packed]
         ),
         'other width': (
-            content(golden, weights | {norm: np.ones(7, np.float32)}),
+            content(golden, weights | {norm: np.ones(7, np.float32)}, v_feat_dim=5),
             ['widths 5 (video)', 'data.video_dims'],
         ),
         'missing options': (other_options, ['options of the checkpoint lack hidden_dim, nheads']),
@@ -308,8 +425,9 @@ def test_export_converts_again(folder, tmp_path, monkeypatch):
     checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
     run_main(monkeypatch, f'--workdir={tmp_path / "run"}', f'--output={output}',
              f'--checkpoint={path}')
-    state, options = checkpoint.read(output)
+    state, options, _ = content_lib.read(output)
     assert_equal_trees(state, golden.state)
+    assert options['v_feat_dirs'] == ['video']
     config = checkpoint.make_config(golden.name, options, state, golden_config(golden))
     assert models.build(config.model) == golden.model
     assert config.loss.to_dict() == golden.loss.to_dict()
