@@ -29,6 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_length=0.0,  # seconds
         video='video',  # folder or HDF5 file of the video features; of several streams: a+b
         text='text',  # folder or HDF5 file of the query features
+        val='val',  # split that checkpoints are chosen on, of `data.annotations`
         **common.ARGUMENTS,
     )
     expected = dict(
@@ -46,6 +47,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data, root = config.data, pathlib.Path(args['root'])
     data.update(video_dirs=tuple(args['video'].split('+')), text_dir=args['text'],
                 text_layout=args['layout'], clip_length=args['clip_length'])
+    if args['val'] not in data.annotations:
+        raise ConfigError(f'val={args["val"]}: expected one of {", ".join(data.annotations)}')
+    data.annotations.val = data.annotations[args['val']]
     data.video_dims = tuple(width(root / name, features.VIDEO_KEY) for name in data.video_dirs)
     data.text_dim = width(root / data.text_dir, features.TEXT_KEY)
     measure(config)
@@ -89,7 +93,8 @@ def measure(config: ConfigDict) -> None:
             data.annotations.test = ''
         else:
             raise ConfigError(
-                f'{path}: no such file (arguments root, annotations); --mode=import-csv makes it')
+                f'{path}: no such file (arguments root, annotations); --mode=import makes it where '
+                'there are two videos; val=train chooses checkpoints on the training queries')
     found = [query for part in queries.values() for query in part]
     if not found:
         raise ConfigError(f'{paths["train"]}: no record is as expected, see docs/own_data.md')

@@ -7,6 +7,7 @@ import os
 import pathlib
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from data_pipelines import files, saliency, skip_list
 from data_pipelines.errors import DataError, one_line
 
 END_TOLERANCE = 1e-3  # seconds that a window may end after its video without a word
+UNPRINTABLE = ('Cc', 'Cs', 'Zl', 'Zp')  # Unicode categories; joiners and the like are fine
 T = TypeVar('T')
 
 
@@ -301,8 +303,9 @@ def _is_number(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Says whether value is a printable text that is not blank."""
-    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+    """Says whether value is a text without control characters and line ends, and not blank."""
+    return isinstance(value, str) and bool(value.strip()) and (
+        value.isprintable() or not any(unicodedata.category(c) in UNPRINTABLE for c in value))
 
 
 def _expect(condition: Any, where: str, field: str, found: Any, expected: str) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from absl.flags import DEFINE_boolean as SWITCH
@@ -15,16 +15,18 @@ from absl.flags import DEFINE_multi_string as SEVERAL
 from absl.flags import DEFINE_string as TEXT
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines import datasets
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
 
 
-def PROTOCOL(name: str, default: str | None, text: str) -> None:
-    """Defines a flag that names an official protocol."""
-    flags.DEFINE_enum(name, default, list(official.PROTOCOLS), text)
+def CHOICE(*values: str) -> Callable[[str, str | None, str], None]:
+    """A definition of flags that are one of some values."""
+    return lambda name, default, text: flags.DEFINE_enum(name, default, values, text)
 
 
+DATA = datasets.defaults('custom', 'own')
 CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE changes a value; '
           'a workdir stands for the config of its checkpoint, which evaluate and predict take if '
           'none is given')
@@ -57,16 +59,16 @@ FLAGS = {
         (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
          'marks from words'),
     ],
-    'score, compile, verify-data, convert, import-csv': [
+    'score, compile, verify-data, convert, import, import-csv': [
         (TEXT, 'output', None, 'score, compile, verify-data: JSON file for the report; convert: '
-         'PyTorch checkpoint to write; import-csv: folder for the annotation files'),
+         'PyTorch checkpoint to write; import: folder for the annotation files'),
     ],
     'score': [
         (LIST, 'predictions', [], '.jsonl[.gz] files; of several, mean and std'),
         (LIST, 'compare', [], 'two prediction files, differences second - first'),
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers'),
-        (PROTOCOL, 'dataset', None, 'protocol, of ' + ', '.join(official.PROTOCOLS) + '; default: '
-         "that of --config, else qvhighlights"),
+        (CHOICE(*official.PROTOCOLS), 'dataset', None, 'protocol, of '
+         + ', '.join(official.PROTOCOLS) + '; default: that of --config, else qvhighlights'),
         (SWITCH, 'count_missing', False, 'queries without a prediction count as misses, instead of '
          'being refused'),
         (TEXT, 'nms', None, 'suppress overlaps first: KIND:THRESHOLD, kinds are '
@@ -93,16 +95,22 @@ FLAGS = {
          'by data.skip_list'),
         (SWITCH, 'recheck', False, 'also read files that seem unchanged since they were verified'),
     ],
-    'score, import-csv': [
+    'score, import, import-csv': [
         (FLOAT, 'clip_length', None, 'seconds of a clip: of own data that are scored, or in '
          '--durations=FOLDER', dict(lower_bound=1e-3)),
     ],
-    'import-csv': [
-        (TEXT, 'table', None, 'table of video, start, end, sentence'),
-        (TEXT, 'durations', None, 'table of video, duration; or a folder of video features, whose '
+    'import, import-csv': [
+        (LIST, 'table', [], 'table of video, start, end, sentence, or annotations of ActivityNet '
+         'Captions, DiDeMo, Ego4D NLQ, Charades-STA; of several: train=a.csv,val=b.csv'),
+        (LIST, 'durations', [], 'tables of video, duration; or a folder of video features, whose '
          'clips are counted'),
-        (FLOAT, 'val_share', 0.1, 'share of the videos for validation, if the table has no column '
-         'split', dict(lower_bound=0, upper_bound=0.9)),
+        (FLOAT, 'val_share', 0.1, 'share of the videos for validation, if there are no splits in '
+         'the table', dict(lower_bound=0, upper_bound=0.9)),
+        (FLOAT, 'end_tolerance', DATA['end_tolerance'], 'seconds that a window may end after its '
+         'video', dict(lower_bound=0)),
+        (SWITCH, 'clip_windows', DATA['clip_windows'], 'cut what of a window is after its video'),
+        (CHOICE('raise', 'skip'), 'on_error', DATA['on_error'], 'raise: write nothing if anything '
+         'is wrong; skip: leave it out'),
     ],
     'build': [
         (TEXT, 'beam', '', 'options of Apache Beam, as in '

@@ -29,7 +29,8 @@ MODES = {
     'word-vectors': ('data_pipelines.own_data.word_vectors', 'config world'),
     'inspect-text': ('data_pipelines.own_data.text_rows', 'config world'),
     'verify-data': ('data_pipelines.own_data.verify', 'config world'),
-    'import-csv': ('data_pipelines.own_data.import_csv', ''),
+    'import': ('data_pipelines.own_data.import_moments', ''),
+    'import-csv': ('data_pipelines.own_data.import_moments', ''),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 cli.define_flags(tuple(MODES))
