@@ -135,8 +135,8 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
             report.add(row.where, 'qid', row.qid, f'another than that of {query.where}, which has '
                        'another video or sentence')
             continue
-        report.notes['sentences with invisible characters, such as joiners, kept'] += (
-            import_rows.has_invisible(row.sentence))
+        report.notes['rows with invisible characters, such as joiners, which are kept'] += (
+            import_rows.has_invisible(row.video + row.sentence))
         if window is None:
             continue
         report.notes['moments without an end, read as up to that of their video'] += row.end is None
@@ -200,7 +200,7 @@ def _durations(rows: Sequence[Row], values: Any, report: Report) -> dict[str, fl
             report.add(row.where, 'duration', row.duration,
                        f'{import_rows.number(first[row.video].duration)}, as in '
                        f'{first[row.video].where}')
-    if rows and not first and not values.durations:
+    if rows and not (first or values.durations or report.mistakes):
         raise DataError(f'{", ".join(values.table)}: no durations, expected a column duration or '
                         '--durations=FILE or --durations=FOLDER with --clip_length')
     durations = {video: row.duration for video, row in first.items()}

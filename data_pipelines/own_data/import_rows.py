@@ -112,18 +112,22 @@ def read_text(path: str, report: Report) -> str:
     Raises:
         DataError: it can't be read or is none.
     """
+    encoding = 'utf-8'
     try:
         content = pathlib.Path(path).read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = 'utf-16'
             report.facts.append(f'{path}: read as UTF-16')
-            return content.decode('utf-16')
-        return content.decode('utf-8-sig')
+        text = content.decode(encoding)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b'\n') + 1
         raise DataError(f'{path}:{line}: byte {content[error.start]:#04x} is not {error.encoding}, '
                         'expected a file saved as UTF-8') from error
+    if '\0' in text[:100]:
+        raise DataError(f'{path}:1: zero bytes, expected UTF-8, or UTF-16 with a byte order mark')
+    return text.replace('\ufeff', '')  # byte order marks: files may have been joined
 
 
 def has_invisible(text: str) -> bool:

@@ -186,6 +186,7 @@ def test_all_mistakes_are_told_at_once(convert, capsys):
 
 
 @pytest.mark.parametrize('content, parts', [
+    ('video,start'.encode('utf-16-le'), [':1: zero bytes', 'byte order mark']),
     ('', [':1: header', 'video, start, end, sentence']),
     ('video,begin,end,sentence\n', ['begin', 'expected columns']),
     ('video,start,end,sentence,video\n', ['different names']),
@@ -277,6 +278,11 @@ def test_headers(header, convert, capsys):
     assert (found['vid'], found['duration'], found['relevant_windows']) == ('v', 20, [[1, 5]])
     # A comma for a point would shift cells into the columns without a name.
     assert_parts(refusal(convert, f'{header}\nv,1,2,5,a,20,7,\n'), ':2: 8 cells, expected')
+
+
+def test_marks_where_files_were_joined(convert):
+    rows = convert('video,start,end,sentence,duration\n\ufeffv,1,2,a,9\nv,3,4,a,9\n')['train']
+    assert [row['relevant_windows'] for row in rows] == [[[1, 2], [3, 4]]]
 
 
 @pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig'])
