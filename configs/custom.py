@@ -92,9 +92,9 @@ def measure(config: ConfigDict) -> None:
         elif split == 'test':
             data.annotations.test = ''
         else:
-            raise ConfigError(
-                f'{path}: no such file (arguments root, annotations); --mode=import makes it where '
-                'there are two videos; val=train chooses checkpoints on the training queries')
+            way_on = ', or val=train chooses checkpoints on the training queries' * (split == 'val')
+            raise ConfigError(f'{path}: no such file (arguments root, annotations); --mode=import '
+                              f'makes it of a table{way_on}')
     found = [query for part in queries.values() for query in part]
     if not found:
         raise ConfigError(f'{paths["train"]}: no record is as expected, see docs/own_data.md')

@@ -260,10 +260,12 @@ def test_nothing_is_said_of_a_plain_table(convert, capsys):
     'مرد می\u200cرود', 'a family 👨\u200d👩\u200d👧 walks', '\u200fעברית', 'cafe\u0301',
     '東京\u3000タワー',
 ])
-def test_sentences_of_all_scripts(sentence, convert, capsys):
+def test_sentences_and_names_of_all_scripts(sentence, convert, capsys, tmp_path):
     header = 'video,start,end,sentence,duration\n'
     found, = convert(f'{header}{sentence},1,5,{sentence},20\n')['train']
     assert found['query'] == ' '.join(sentence.split())
+    query, = annotations.read_annotations(tmp_path / 'out' / 'train.jsonl', annotation_config())
+    assert (query.vid, query.query) == (sentence, found['query'])
     assert ('invisible' in capsys.readouterr().out) == any(
         character in sentence for character in '\u200c\u200d\u200f')
 

@@ -47,7 +47,7 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
     for block in example_blocks():
         run_block(block, monkeypatch)
         printed[block.split()[3] if block.startswith(COMMAND) else block] = capsys.readouterr().out
-    assert 'val: 2 queries of 1 videos' in printed['--mode=import-csv']
+    assert 'val: 2 queries of 1 videos' in printed['--mode=import']
     assert 'errors: 0, warnings: 0' in printed['--mode=verify-data']
     rows = [json.loads(line) for line in open('runs/mine/val_predictions.jsonl')]
     wanted = [json.loads(line) for line in open('data/mine/val.jsonl')]
@@ -113,11 +113,19 @@ def test_grades_in_training_records_are_used(folder):
     (dict(clip_length=-1), 'clip_length=-1.0: expected .*above 0'),
     (dict(video='a+c'), r'c: expected feature files.*found 0 \(arguments root, video, text\)'),
     (dict(model='vtg'), "unknown model 'vtg'"),
-    (dict(annotations='elsewhere'), r'elsewhere/train.jsonl: no such file .*--mode=import-csv'),
+    (dict(annotations='elsewhere'), r'elsewhere/train.jsonl: no such file .*--mode=import'),
+    (dict(val='dev'), 'val=dev: expected one of train, val, test'),
 ])
 def test_what_is_missing_is_asked_for(changes, message, folder):
     with pytest.raises(ConfigError, match=message):
         custom.get_config(arguments(folder, **changes))
+
+
+def test_one_video_has_a_way_on(folder):
+    (folder / 'val.jsonl').unlink()
+    with pytest.raises(ConfigError, match='val.jsonl: no such file .*val=train chooses'):
+        custom.get_config(arguments(folder))
+    assert custom.get_config(arguments(folder, val='train')).data.annotations.val == 'train.jsonl'
 
 
 def test_files_that_sizes_cannot_be_read_off(folder):
