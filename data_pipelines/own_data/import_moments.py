@@ -140,11 +140,11 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
         if window is None:
             continue
         report.notes['moments without an end, read as up to that of their video'] += row.end is None
-        report.notes['rows that repeat another, left out'] += window in query.windows
         if window[1] > duration + annotations.END_TOLERANCE:
             late.append(window[1] - duration)
         if values.clip_windows:
             window = (min(window[0], duration), min(window[1], duration))
+        report.notes['rows that repeat another, left out'] += window in query.windows
         report.notes['windows without length, kept: to train on them, see data.empty_windows'] += (
             window[0] == window[1])
         query.windows += [window] * (window not in query.windows)
