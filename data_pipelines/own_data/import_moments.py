@@ -108,10 +108,10 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
     """Makes queries of the rows, in the order of their first ones; notes what is wrong."""
     queries: dict[tuple, Query] = {}
     same: collections.Counter[tuple] = collections.Counter()
-    in_all = any(row.split for row in rows)
+    split_in = next((row.where for row in rows if row.split), '')
     late, told = [], set()
     for row in rows:
-        _check_texts(row, in_all, report)
+        _check_texts(row, split_in, report)
         duration = durations.get(row.video)
         if duration is None:
             if row.where not in report.bad and row.video not in told:
@@ -155,16 +155,16 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
     return list(queries.values())
 
 
-def _check_texts(row: Row, in_all: bool, report: Report) -> None:
-    """Notes names and sentences that can't be; `in_all`: whether rows have splits."""
+def _check_texts(row: Row, split_in: str, report: Report) -> None:
+    """Notes names and sentences that can't be; `split_in`: the first row that has a split."""
     for field, text in (('video', row.video), ('sentence', row.sentence),
                         ('qid', str(row.qid) or 'none')):
         if not annotations.is_name(text):
             report.add(row.where, field, text, 'a text without control characters')
     if row.split not in (*SPLITS, ''):
         report.add(row.where, 'split', row.split, f'one of {", ".join(SPLITS)}')
-    elif in_all and not row.split:
-        report.add(row.where, 'split', '', 'a split in all rows or in none')
+    elif split_in and not row.split:
+        report.add(row.where, 'split', '', f'a split in all rows or in none; {split_in} has one')
 
 
 def _window(row: Row, duration: float, values: Any, report: Report) -> tuple[float, float] | None:

@@ -168,7 +168,7 @@ GOOD = 'v,1,2,a,9,,train\n'
     ('v,1,2,b,9,', [':3: 6 cells, expected 7']),
     ('v,1,2,b,9,,\n', [":3: split is ''", 'in all rows or in none', 't.csv:2']),
     ('"v\nw",1,2,b,9,,train', [":3: video is 'v\\nw'"]),
-    ('v,5,6,b,9,5,train\nv,1,2,c,9,5,train', [":4: qid is '5'", 'another than that of', ':3']),
+    ('v,5,6,b,9,5,train\nv,1,2,c,9,5,train', [':4: qid is 5,', 'another than that of', ':3']),
     ('v,1,2,"b\nc",9,,train\nv,1,x,d,9,,train', [":5: end is 'x'"]),  # rows of several lines
 ])
 def test_mistakes_are_named_by_their_place(row, parts, convert, tmp_path, capsys):
@@ -212,7 +212,7 @@ def test_nothing_is_half_written(convert, tmp_path, monkeypatch):
     table = HEADER + GOOD + 'w,1,2,b,9,,val\n'
     convert(table)
     files = {path: path.read_bytes() for path in (tmp_path / 'out').iterdir()}
-    refusal(convert, table.replace('9,,val', '1,,val'))
+    refusal(convert, table.replace('9,,val', '0.5,,val'))
     real = json.dumps
 
     def fail(row):
