@@ -102,8 +102,8 @@ FLAGS = {
     'import, import-csv': [
         (LIST, 'table', [], 'table of video, start, end, sentence, or annotations of ActivityNet '
          'Captions, DiDeMo, Ego4D NLQ, Charades-STA; of several: train=a.csv,val=b.csv'),
-        (LIST, 'durations', [], 'tables of video, duration; or a folder of video features, whose '
-         'clips are counted'),
+        (LIST, 'durations', [], 'tables of video, duration; or a folder or HDF5 file of video '
+         'features, whose clips are counted'),
         (FLOAT, 'val_share', 0.1, 'share of the videos for validation, if there are no splits in '
          'the table', dict(lower_bound=0, upper_bound=0.9)),
         (FLOAT, 'end_tolerance', DATA['end_tolerance'], 'seconds that a window may end after its '

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import annotations, features, files
+from data_pipelines import annotations, features, files, hdf5
 from data_pipelines.errors import DataError, UserError, one_line
 from data_pipelines.own_data import import_rows, import_sets, import_tables
 from data_pipelines.own_data.import_rows import Report, Row
@@ -205,7 +205,7 @@ def _durations(rows: Sequence[Row], values: Any, report: Report) -> dict[str, fl
                         '--durations=FILE or --durations=FOLDER with --clip_length')
     durations = {video: row.duration for video, row in first.items()}
     for path in values.durations:
-        if pathlib.Path(path).is_dir():
+        if pathlib.Path(path).is_dir() or hdf5.is_hdf5(hdf5.file_of(path) or path):
             durations |= _durations_of_features(path, values.clip_length, rows, report)
         else:
             durations |= import_tables.read_durations(path, report)
