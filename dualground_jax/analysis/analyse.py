@@ -26,7 +26,7 @@ from dualground_jax.analysis import ablation, attention, comparison, phrases, re
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.metrics import official, summary
 
-VERSION = 2  # raise it when reports of the same settings become others
+VERSION = 3  # raise it when reports of the same settings become others
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dualground_jax.metrics import summary, tables
 
 CORRELATIONS = ('pearson', 'spearman', 'pearson_pooled', 'spearman_pooled')
 PHRASES = ('slot_entropy', 'slot_overlap', 'generator_entropy', 'generator_overlap',
-           'effective_phrases')
+           'effective_phrases', 'variance_within', 'centred_within', 'centred_between',
+           'cosine_within', 'cosine_between')
 
 
 def write(reports: dict[str, dict], folder: pathlib.Path) -> None:

@@ -283,7 +283,11 @@ def _gain_section(parts: dict) -> str:
 def _phrase_section(parts: dict) -> str:
     names = dict(generator_entropy='entropy, generator', slot_entropy='entropy, refined',
                  generator_overlap='overlap, generator', slot_overlap='overlap, refined',
-                 effective_phrases='effective number of phrases')
+                 effective_phrases='effective number of phrases',
+                 variance_within='share of the variance within a query',
+                 centred_within='centred cosine within a query',
+                 centred_between='centred cosine between queries',
+                 cosine_within='cosine within a query', cosine_between='cosine between queries')
     shown = {name: part['phrases'] for name, part in parts.items() if 'phrases' in part}
     if not shown:
         return ''
@@ -292,4 +296,7 @@ def _phrase_section(parts: dict) -> str:
     rows.append(['weights of the phrases', *(', '.join(number(w) for w in p['phrase_weights'])
                                              for p in shown.values())])
     return ('## Phrases\n\nEntropy over the words, relative to equal weights; overlap: mass that '
-            'two phrases share.\n\n' + tables.markdown(['', *shown], rows))
+            'two phrases share. Variance and cosines of the embeddings, centred: by the mean of '
+            'all phrases. Of N phrases as alike as those of different queries, (N - 1) / N of the '
+            'variance lies within a query; of N equal ones 0.\n\n'
+            + tables.markdown(['', *shown], rows))

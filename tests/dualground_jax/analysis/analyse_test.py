@@ -80,6 +80,7 @@ def test_report_has_what_it_promises(report, runs):
         assert {'value', 'low', 'high'} <= part['reliance'].keys()
         assert {'full', 'mask_eos', 'mask_words', 'swap_words'} <= part['ablation'].keys()
         assert part['same_as']['mask_start'] == 'full', 'DualGround sees no start-of-text'
+        assert 0 < part['phrases']['variance_within']['mean'] < 1
     folder = runs[0] / 'seed=1' / 'analysis'
     text = (folder / 'report.md').read_text()
     for name in ('correlation', 'ablation', 'query_length_val', 'heads_train'):
