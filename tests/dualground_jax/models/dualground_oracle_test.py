@@ -40,8 +40,8 @@ CASES = dict(
         [{}],
     ),
     detr=(
-        dict(head='detr', slot_normalize='inputs', rpg_positions=False, context_layers=1,
-             across_phrases=True, fusion='gate', dec_layers=2, dummies=1),
+        dict(head='detr', slot_normalize='inputs', rpg_positions=False, fusion='gate',
+             dec_layers=2, dummies=1),
         [dict(eos_form='margin', dqa_r=0.5, attn=0.3), dict(detr_label='focal')],
     ),
     sentence=(
@@ -50,7 +50,7 @@ CASES = dict(
          dict(classification='saliency')],
     ),
     phrase=(
-        dict(paths='phrase', tokens='words', strides=(1,), context_layers=2, phrases=1),
+        dict(paths='phrase', tokens='words', strides=(1,), context_layers=1, across_phrases=True),
         [dict(nce_over_batch=False)],
     ),
 )
