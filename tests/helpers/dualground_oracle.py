@@ -526,7 +526,8 @@ def saliency_loss(outs, samples, config):
     if 'text_weight' in outs[0]:
         entropies = []
         for out, sample in zip(outs, samples):
-            for alpha, label in zip(out['text_weight'], np.clip(sample.saliency, 0, 1)):
+            labels = np.clip(sample.saliency, 0, 1) if sample.graded else ()
+            for alpha, label in zip(out['text_weight'], labels):
                 # Logarithms stay finite at 0 and 1 (docstring).
                 entropies.append(-label * np.log(max(alpha, 1e-12))
                                  - (1 - label) * np.log(1 - min(alpha, 1 - 1e-6)))
@@ -642,7 +643,7 @@ def pyramid_losses(outs, samples, o, config):
                     below = int(place)
                     boundaries.append(-(below + 1 - place) * log[below]
                                       - (place - below) * log[below + 1])
-        base = list(zip(out['logits'], sample.saliency))
+        base = list(zip(out['logits'], sample.saliency)) if sample.graded else []
         pairs += base
         if config.classification == 'saliency':
             classes += [np.logaddexp(0, logit) - label * logit for logit, label in base]
@@ -703,8 +704,9 @@ def losses(outs, samples, o, config):
 
     Args:
       outs: of `forward`.
-      samples: each has also saliency [T], pos_clips and neg_clips (2 each), has_pairs, clip_length
-        in seconds, windows [M, 2] in seconds and spans [M, 2].
+      samples: each has also saliency [T], graded (whether these are its labels), pos_clips and
+        neg_clips (2 each), has_pairs, clip_length in seconds, windows [M, 2] in seconds and
+        spans [M, 2].
       o: the model's options.
       config: the `loss` section.
     """

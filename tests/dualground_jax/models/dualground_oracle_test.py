@@ -84,6 +84,7 @@ def make_batch():
         spans=np.stack([windows.mean(-1), windows[..., 1] - windows[..., 0]], -1) / 18,
         spans_mask=windows_mask,
         saliency=labels.astype(float),
+        graded=np.array([1, 1, 0, 1, 1], bool),
         pos_clips=np.int32([[3, 2], [0, 0], [5, 1], [2, 0], [1, 3]]),
         neg_clips=np.int32([[0, 5], [0, 0], [2, 2], [3, 3], [7, 6]]),
         pairs_mask=np.array([1, 1, 1, 0, 1], bool),
@@ -98,6 +99,7 @@ def alone(batch, b):
     return SimpleNamespace(
         video=batch['video'][b, clips],
         saliency=batch['saliency'][b, clips],
+        graded=batch['graded'][b],
         source=batch['source_id'][b],
         words=batch['text'][b, words],
         word_roles=role[words],
