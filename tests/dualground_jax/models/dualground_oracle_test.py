@@ -64,7 +64,7 @@ AXES = dict(
 
 
 def make_batch():
-    """Ragged samples with junk in their padding."""
+    """Ragged samples with junk in their padding, and in an empty row that fills the batch up."""
     rng = np.random.default_rng(0)
     size = len(LENGTHS)
     mask = np.arange(CLIPS) < np.array(LENGTHS)[:, None]
@@ -72,7 +72,7 @@ def make_batch():
                         [[0, 16], [5, 9]]], float)
     windows_mask = np.array([[1, 1], [1, 0], [1, 0], [1, 1], [1, 1]], bool)
     labels = rng.integers(0, 13, (size, CLIPS)) * rng.integers(0, 2, (size, CLIPS)) * mask
-    return dict(
+    batch = dict(
         video=rng.normal(size=(size, CLIPS, 5)),
         video_mask=mask,
         source_id=np.int32([0, 1, 1, 2, 3]),
@@ -89,6 +89,8 @@ def make_batch():
         neg_clips=np.int32([[0, 5], [0, 0], [2, 2], [3, 3], [7, 6]]),
         pairs_mask=np.array([1, 1, 1, 0, 1], bool),
     )
+    return {name: np.concatenate([x, x[:1] if x.dtype == float else np.zeros_like(x[:1])])
+            for name, x in batch.items()}
 
 
 def alone(batch, b):
