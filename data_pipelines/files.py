@@ -22,14 +22,25 @@ T = TypeVar('T')
 
 
 @contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """Lets an OSError in the block name the path: that of a write to a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def whole_files(*paths: str | os.PathLike) -> Iterator[list[pathlib.Path]]:
     """Yields paths to write to; the files take the places of `paths` when the block is through."""
     paths = [pathlib.Path(path) for path in paths]
     temporaries = [path.with_name(f'.{path.name}.tmp') for path in paths]
     try:
-        yield temporaries
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+        with named(paths[0]):
+            yield temporaries
+            for temporary, path in zip(temporaries, paths, strict=True):
+                os.replace(temporary, path)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
@@ -51,7 +62,8 @@ def whole_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterato
     with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as scratch:
         unfinished = pathlib.Path(scratch, folder.name)
         unfinished.mkdir()
-        yield unfinished
+        with named(folder):
+            yield unfinished
         if replace and folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)

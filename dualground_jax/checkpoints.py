@@ -1,18 +1,20 @@
 """Checkpoints of a run: the newest and the best state, each with its config."""
 
 import json
+import logging
 import os
 import pathlib
+import shutil
+import sys
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, files
 from data_pipelines.errors import UserError, one_line
-from dualground_jax import models
+from dualground_jax import models, runtime
 from dualground_jax.state import TrainState
 
 # Sections' keys that were added since runs were first saved -> what such runs did. Those of the
@@ -20,6 +22,10 @@ from dualground_jax.state import TrainState
 ADDED = {'train': {'drop_last': True}}
 FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
 ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'
+
+# What a thread of orbax logs with a traceback, saving raises as well.
+logging.getLogger('absl').addFilter(
+    lambda record: not record.pathname.endswith('orbax/checkpoint/_src/futures/future.py'))
 
 
 class CheckpointError(UserError):
@@ -36,26 +42,62 @@ class Checkpoints:
         self.root = pathlib.Path(workdir).absolute() / 'checkpoints'
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.root / kind, options=options)
 
     def save(self, kind: str, state: TrainState, config: ConfigDict, progress: dict) -> None:
         """Writes the state, the config and the run's progress under `kind`.
 
-        A write that is interrupted leaves the previous one as it was.
+        Earlier ones stay as they are until `keep`, also where this one can't be written. One of
+        this step or a later one gives way: the run that saved it was killed and did not go on.
+
+        Raises:
+            CheckpointError: it cannot be written, as on a full disk.
         """
+        step = int(state.step)
+        self._remove(kind, lambda other: other >= step)
+        try:
+            self._write(kind, step, state, config, progress)
+        except (OSError, RuntimeError, ValueError) as error:
+            # Threads of tensorstore go on for a moment, and find nobody to tell.
+            sys.unraisablehook = lambda unraisable: None
+            logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+            for unfinished in (self.root / kind).glob('*.orbax-checkpoint-tmp'):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            # Of tensorstore's text the last part is the system's reason.
+            reason = (getattr(error, 'strerror', None)
+                      or one_line(error).rpartition(': ')[2].partition(' [')[0])
+            raise CheckpointError(
+                f"{self.root / kind}: the checkpoint of step {step} can't be written: {reason}; "
+                'what was saved before is whole, the same command goes on from it') from error
+
+    def _write(self, kind: str, step: int, state: TrainState, config: ConfigDict, progress: dict
+               ) -> None:
         with self._manager(kind) as manager:
-            is_saved = manager.save(
-                int(state.step),
+            manager.save(
+                step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     config=ocp.args.JsonSave(json.loads(config.to_json())),
                     progress=ocp.args.JsonSave(progress)))
-        if is_saved and jax.process_index() == 0:
-            folder = self.root / kind / str(int(state.step))
+        if runtime.is_first():
+            folder = self.root / kind / str(step)
             written = {path.relative_to(folder).as_posix(): _fingerprint(path)
                        for path in folder.glob('*/**/*') if path.is_file()}
             files.write_json(folder / FILES, written)
+
+    def keep(self, **steps: int) -> None:
+        """Of each kind removes all but this step, as what a run saved just before it was killed."""
+        for kind, step in steps.items():
+            self._remove(kind, lambda other, step=step: other != step)
+
+    def _remove(self, kind: str, unwanted: Callable[[int], bool]) -> None:
+        def remove():
+            for folder in (self.root / kind).glob('[0-9]*'):
+                if folder.name.isdigit() and unwanted(int(folder.name)):
+                    shutil.rmtree(folder)
+
+        runtime.first_alone(remove)  # before another process lists what is there
 
     def step(self, kind: str) -> int | None:
         """The saved step, or None."""

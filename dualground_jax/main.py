@@ -3,6 +3,7 @@
 docs/commands.md has a section for each mode.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -33,6 +34,8 @@ MODES = {
     'import-csv': ('data_pipelines.own_data.import_moments', ''),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
+# What a system says that has no room for a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 cli.define_flags(tuple(MODES))
 
 
@@ -69,6 +72,11 @@ def main(argv: Sequence[str]) -> None:
         run(flags.FLAGS, argv[1:])
     except UserError as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(f'error: {error.filename}: {error.strerror}; what was written before is whole: '
+                 'make room and run the same command again')
 
 
 def start() -> None:

@@ -164,7 +164,7 @@ class History:
         row = dict(step=step, epoch=round(step / self.steps_per_epoch, 4), **values)
         self.rows.append(row)
         if self.writes:
-            with open(self.path, 'a') as file:
+            with files.named(self.path), open(self.path, 'a') as file:
                 file.write(json.dumps(row) + '\n')
         self.writer.write_scalars(step, values)
 
@@ -259,6 +259,8 @@ def train(config: ConfigDict, workdir: str) -> dict:
         state, told = checkpoints.restore('latest', abstract)
         check_same_data(workdir, told, best)
         best |= told
+        # A killed run may have saved `best` without `latest`; a converted checkpoint is of step 0.
+        checkpoints.keep(latest=int(state.step), best=max(best['best_step'], 0))
         progress.say('; '.join([f'resuming from step {int(state.step)}', *changed]))
         if int(state.step) < total_steps and is_evaluated_anew(changed):
             progress.say('the evaluation has changed: the best checkpoint is chosen anew')
@@ -329,6 +331,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
                 if runtime.is_first():
                     files.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
             checkpoints.save('latest', state, config, best)
+            checkpoints.keep(latest=step, best=best['best_step'])
             clock.restart()
 
     # ---- Results -----------------------------------------------------------------------------
@@ -442,7 +445,6 @@ def write_results(
         config=json.loads(config.to_json()),
         **best['best_metrics'],
     )
-    files.write_json(folder / 'results.json', result)
     figure = plots.training_figure(rows, tuple(config.evaluate.selection), config.evaluate.split)
     plots.save(figure, folder / 'training.png')
     predictions = files.load_jsonl(folder / f'{config.evaluate.split}_predictions.jsonl')
@@ -454,5 +456,6 @@ def write_results(
         clip_length = record.duration / len(val_split.saliency[i])
         example = plots.example_of(record, val_split.saliency[i], predictions[i], clip_length)
         plots.save(plots.grounding_figure(example), folder / f'grounding_{record.qid}.png')
+    files.write_json(folder / 'results.json', result)  # last: it says that the run is finished
     print(official.format_table(best['best_metrics'], config.evaluate.protocol))
     print(f'best step {best["best_step"]}; wrote {folder / "results.json"}')

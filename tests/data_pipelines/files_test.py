@@ -9,6 +9,7 @@ import pytest
 from data_pipelines import files
 from data_pipelines.errors import DataError
 from data_pipelines.files import load_jsonl
+from tests.helpers.file_limit import file_limit
 
 
 @pytest.mark.parametrize('name', ['x.jsonl', 'x.jsonl.gz'])
@@ -60,6 +61,14 @@ def test_json_appears_whole_or_not_at_all(tmp_path):
         files.write_json(path.with_name('folder'), {'a': 2})
     assert json.loads(path.read_text()) == {'a': 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'x.json']
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    path = tmp_path / 'x.json'
+    files.write_json(path, 1)
+    with file_limit(10), pytest.raises(OSError, match=f"File too large: '{path}'"):
+        files.write_json(path, list(range(1000)))
+    assert [json.loads(path.read_text()) for path in tmp_path.iterdir()] == [1]
 
 
 def test_files_appear_together_or_not_at_all(tmp_path):

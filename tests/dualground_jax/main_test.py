@@ -12,6 +12,7 @@ import pytest
 from data_pipelines import world as planted
 from dualground_jax import cli, main, models
 from tests.helpers import command_line
+from tests.helpers.file_limit import file_limit
 from tests.helpers.paths import FOLDER_CONFIG, REPO
 
 CONFIG = 'configs/synthetic.py:runlocal'
@@ -244,6 +245,15 @@ def test_mistakes_on_the_command_line_are_named(arguments, expected, cli_error):
     message = cli_error(*arguments)
     for part in expected:
         assert part in message
+
+
+def test_a_full_disk_is_named(cli_error, tmp_path):
+    root = tmp_path / 'planted'
+    with file_limit(500):
+        message = cli_error(f'--config=configs/synthetic.py:runlocal,root={root}')
+    assert message.startswith(f'error: {root}')
+    assert 'File too large; what was written before is whole' in message
+    assert not list(tmp_path.glob('*planted*'))
 
 
 def test_exit_code_and_stderr_of_the_real_process(tmp_path):
