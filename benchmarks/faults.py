@@ -290,7 +290,7 @@ class Trials:
             choice = [entry for entry in moments if entry[0][0] == phase and (
                 not fell or entry[0][1] > after or phase == 'compiling')]
             moment, seconds = self.random.choice(choice or moments[-1:])
-            fell.append(kill_in(run, moment, self.random.uniform(0, seconds)))
+            fell.append(kill_in(run, moment, self.random.uniform(0, seconds / 2)))
         run.finish()
         self.note('train', 'killed: ' + ', '.join(fell), 'run again',
                   self.reader.differences(run.folder, expected))
