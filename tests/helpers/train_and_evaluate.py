@@ -4,6 +4,8 @@
 """
 
 import pathlib
+import re
+import sys
 
 from absl import app, flags
 
@@ -17,6 +19,8 @@ def run(argv: list[str]) -> None:
         pathlib.Path(flags.FLAGS.workdir, 'val_predictions.jsonl').unlink()
     runtime.join_processes = lambda values: None  # they have joined
     flags.FLAGS.mode = 'evaluate'
+    # Mode evaluate refuses what it does not read.
+    sys.argv = [arg for arg in sys.argv if not re.match(r'--config\.(train|optimizer)\.', arg)]
     main.main(argv)
 
 
