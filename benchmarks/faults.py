@@ -45,7 +45,8 @@ OVERRIDES = {
 }
 EVAL_STEPS = 2  # an epoch: 32 queries in batches of 16
 PHASES = ('starting', 'compiling', 'steps', 'evaluating', 'saving', 'results')
-TIMES = ('steps_per_second',)
+# Keys of JSON that may differ: a run that went on for longer has the config of its best checkpoint.
+MAY_DIFFER = ('steps_per_second', 'max_steps')
 PATIENCE = 300.0  # seconds: what runs for longer hangs
 QUERIES = 120  # of the files that are simulated and built
 
@@ -85,6 +86,7 @@ class Job:
         """What an error printed: its line, or how many there are."""
         lines = [line for line in self.log.read_text().splitlines() if line.strip()]
         if any('Traceback' in line for line in lines):
+            print(self.log.read_text())
             return f'a traceback: {lines[-1]}'
         return lines[-1] if lines else ''
 
@@ -182,7 +184,7 @@ class Reader:
                 if '.array_record-' in name:
                     content = records(path)
                 if path.suffix == '.json':
-                    content = json.dumps(without_times(json.loads(content))).encode()
+                    content = json.dumps(comparable(json.loads(content))).encode()
                 found[name] = hashlib.sha256(content).hexdigest()
         return found
 
@@ -192,7 +194,7 @@ class Reader:
         if str(saved.step(kind)) != step:
             return 'no checkpoint'
         restored, progress = saved.restore(kind, self.abstract)
-        digest = hashlib.sha256(json.dumps(without_times(progress)).encode())
+        digest = hashlib.sha256(json.dumps(comparable(progress)).encode())
         for leaf in jax.tree.leaves(restored):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
@@ -204,10 +206,10 @@ class Reader:
                          if found.get(name) != expected.get(name))
 
 
-def without_times(value):
+def comparable(value):
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+        return {k: comparable(v) for k, v in value.items() if k not in MAY_DIFFER}
+    return [comparable(v) for v in value] if isinstance(value, list) else value
 
 
 def is_scratch(name: str) -> bool:

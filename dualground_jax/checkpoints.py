@@ -56,11 +56,12 @@ class Checkpoints:
         """
         step = int(state.step)
         self._remove(kind, lambda other: other >= step)
+        # Where writing fails, threads of tensorstore go on for a moment and find nobody to tell.
+        told, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
         try:
             self._write(kind, step, state, config, progress)
+            sys.unraisablehook = told
         except (OSError, RuntimeError, ValueError) as error:
-            # Threads of tensorstore go on for a moment, and find nobody to tell.
-            sys.unraisablehook = lambda unraisable: None
             logging.getLogger('asyncio').setLevel(logging.CRITICAL)
             for unfinished in (self.root / kind).glob('*.orbax-checkpoint-tmp'):
                 shutil.rmtree(unfinished, ignore_errors=True)
