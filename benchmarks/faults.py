@@ -47,7 +47,7 @@ EVAL_STEPS = 2  # an epoch: 32 queries in batches of 16
 PHASES = ('starting', 'compiling', 'steps', 'evaluating', 'saving', 'results')
 # Keys of JSON that may differ: a run that went on for longer has the config of its best checkpoint.
 MAY_DIFFER = ('steps_per_second', 'max_steps')
-PATIENCE = 300.0  # seconds: what runs for longer hangs
+PATIENCE = 900.0  # seconds: what runs for longer hangs
 QUERIES = 120  # of the files that are simulated and built
 
 

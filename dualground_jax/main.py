@@ -77,6 +77,9 @@ def main(argv: Sequence[str]) -> None:
             raise
         sys.exit(f'error: {error.filename}: {error.strerror}; what was written before is whole: '
                  'make room and run the same command again')
+    except RuntimeError as error:
+        runtime.leave_others(error)
+        raise
 
 
 def start() -> None:

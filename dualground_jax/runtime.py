@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from absl.flags import FlagValues
 
 from data_pipelines import progress
-from data_pipelines.errors import ConfigError
+from data_pipelines.errors import ConfigError, one_line
 
 T = TypeVar('T')
 
@@ -107,6 +107,20 @@ def join_processes(values: FlagValues) -> None:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f'--coordinator={values.coordinator}: {error}') from error
+
+
+def leave_others(error: RuntimeError) -> None:
+    """Ends one of several processes whose devices can't go on, as where another one was killed.
+
+    At once and with one line: JAX would wait for the lost one for minutes, then abort.
+    """
+    import jax
+
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        print(f'error: process {jax.process_index()} of {jax.process_count()}: '
+              f'{one_line(error)[:300]}; if another process is lost, start all of them again: they '
+              'go on from the last checkpoint', file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def is_first() -> bool:
