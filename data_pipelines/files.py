@@ -27,7 +27,8 @@ def named(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.errno is not None:  # else a library's own text, which a file name would replace
+            error.filename = error.filename or os.fspath(path)
         raise
 
 

@@ -87,10 +87,9 @@ def _read_queries(data: Any, split: str) -> list[Query]:
     if not queries:
         raise UserError(f'{path}: no record')
     for query in queries:
-        for field, name in (('qid', query.qid), ('vid', query.vid)):
-            if pathlib.PurePath(str(name)).name != str(name):
-                raise UserError(f'{path}:{query.line}: {field} is {name!r}, expected a name '
-                                'without folders')
+        if not files.is_file_name(query.vid):
+            raise UserError(f'{path}:{query.line}: vid is {query.vid!r}, expected a name '
+                            'without folders')
     return queries
 
 

@@ -199,11 +199,12 @@ def test_standins_for_labels_of_every_clip(tmp_path, capsys):
     assert not (tmp_path / 'c').exists()
 
 
-@pytest.mark.parametrize('field, value', [('vid', '../v'), ('qid', 'a/b')])
-def test_standins_stay_in_their_folder(field, value, tmp_path):
+@pytest.mark.parametrize('field, value, expected', [
+    ('vid', '../v', 'without folders'), ('qid', 'a/b', 'a whole number or a file name')])
+def test_standins_stay_in_their_folder(field, value, expected, tmp_path):
     line = dict(qid=1, query='a dog', vid='v', duration=3.5) | {field: value}
     (tmp_path / 'a.jsonl').write_text(json.dumps(line))
     data = standin_config(tmp_path / 'out', tmp_path / 'a.jsonl', video_dims=(3,), text_dim=4)
-    with pytest.raises(ValueError, match=f'a.jsonl:1: {field} is .*without folders'):
+    with pytest.raises(ValueError, match=f'a.jsonl:1: {field} is .*{expected}'):
         simulate.simulate(data, seed=0)
     assert not (tmp_path / 'out').exists()

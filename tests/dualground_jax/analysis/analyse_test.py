@@ -20,6 +20,7 @@ from dualground_jax import checkpoints, evaluate, models, predict, sharding
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import analyse
 from dualground_jax.metrics import official
+from dualground_jax.models import base
 
 
 def values_of(workdir, **changes):
@@ -209,7 +210,7 @@ def oracle(planted):
     known = dict(from_eos=np.linalg.pinv(maps.summary), from_words=concepts.T,
                  from_text=np.linalg.pinv(concepts), from_video=maps.video.T)
 
-    class Model(nn.Module):
+    class Model(base.GroundingModel):
         @nn.compact
         def __call__(self, batch, *, train):
             read = {name: self.param(name, lambda _, x=x: jnp.asarray(x))
