@@ -32,6 +32,7 @@ EDGES = {
     ('youtube_highlights', 'youtube_train.jsonl'): (233, [0, 0, 220, 0, 0, 0, 0]),
     ('youtube_highlights', 'youtube_valid.jsonl'): (152, [0, 0, 144, 0, 0, 0, 0]),
 }
+LARGE = [release for release, (queries, _) in EDGES.items() if queries > 5000]
 
 
 def make_data(dataset):
@@ -175,7 +176,8 @@ def edge_cases(records, data):
 
 @needs_real_data
 @pytest.mark.parametrize('dataset, name', [
-    (dataset, name) for dataset in SETS
+    pytest.param(dataset, name, marks=[pytest.mark.slow] * ((dataset, name) in LARGE))
+    for dataset in SETS
     for name in dict.fromkeys(datasets.DATASETS[dataset].annotations.values())
 ])  # fmt: skip
 def test_targets_of_all_real_records(dataset, name):

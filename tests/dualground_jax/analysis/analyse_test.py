@@ -30,28 +30,33 @@ def values_of(workdir, **changes):
     return types.SimpleNamespace(**(defaults | changes))
 
 
-def save_run(workdir, config):
-    """A checkpoint of fresh parameters."""
+def fresh_state(config):
     tx = state_lib.make_optimizer(config.optimizer, 1)
     abstract = state_lib.abstract_state(config, sharding.one_device())
-    state = state_lib.fresh_state(config, tx, abstract)
+    return state_lib.fresh_state(config, tx, abstract)
+
+
+def save_run(workdir, config, state):
     checkpoints.Checkpoints(str(workdir)).save('best', state, config, dict(best_value=0.0))
-    return state.params
 
 
 @pytest.fixture(scope='module', name='runs')
 def two_runs(tmp_path_factory):
-    """Folder of two analysed runs, which differ in their seed, with config and parameters."""
+    """Folder of two analysed runs, the config, and parameters of the first run."""
     folder = tmp_path_factory.mktemp('runs')
     config = synthetic_config.get_config(f'runlocal,root={folder / "world"}')
     config.model.update(dict(width=16, heads=2, ffn=16, phrases=2, input_layers=1, mlp_layers=1,
                              strides=(1,)))
-    params = []
-    for seed in (1, 2):
-        config.seed = seed
-        params.append(save_run(folder / f'seed={seed}', config))
-    analyse.run(values_of(folder))
-    return folder, config, params
+    first, rng = fresh_state(config), np.random.default_rng(0)
+    second = first.replace(params=jax.tree.map(
+        lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), first.params))
+    for config.seed, state in ((1, first), (2, second)):
+        save_run(folder / f'seed={config.seed}', config, state)
+    analyse.run(values_of(folder / 'seed=1'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyse.report, '_draw', lambda *_: [])  # the first one has all figures
+        analyse.run(values_of(folder))
+    return folder, config, first.params
 
 
 @pytest.fixture(scope='module', name='report')
@@ -65,7 +70,7 @@ def predictions_of_first_run(runs):
     _, config, params = runs
     mesh = sharding.make_mesh(config.mesh)
     step = predict.make_predict_step(config, mesh)
-    placed = jax.device_put(jax.device_get(params[0]), sharding.replicated(mesh))
+    placed = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
     return lambda split: predict.predict_split(step, placed, split, config, mesh)
 
 
@@ -110,7 +115,7 @@ def test_correlations_are_those_of_the_models_attention(report, runs):
     batch = pipeline.collate(split, config.data, np.arange(len(split.queries)), None)
     config.seed = 1
     model = models.build(config.model)
-    out = jax.jit(lambda p, b: model.apply({'params': p}, b, train=False))(params[0], batch)
+    out = jax.jit(lambda p, b: model.apply({'params': p}, b, train=False))(params, batch)
     attn, roles = np.array(out['attn']).mean((1, 2)), np.array(out['attn_roles'])
     found, pooled = [], ([], [])
     for b, clips in enumerate(batch['video_mask']):
@@ -248,7 +253,7 @@ def test_planted_controls(tmp_path, monkeypatch, planted, low, high):
                         video_noise=0.1, extras=0.0)
     config.model = ConfigDict(dict(name='oracle'))
     config.evaluate.selection = ('HL-min-VeryGood-Hit1',)
-    save_run(tmp_path / 'run', config)
+    save_run(tmp_path / 'run', config, fresh_state(config))
     analyse.run(values_of(tmp_path / 'run', splits=['val'], examples=0))
     report = json.loads((tmp_path / 'run' / 'analysis' / 'report.json').read_text())
     part = report['splits']['val']

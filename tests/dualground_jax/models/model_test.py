@@ -24,7 +24,7 @@ LENGTHS, WORD_COUNTS = (11, 7, 1, 4), (5, 2, 3, 0)
 TINY = dict(
     width=16, heads=2, ffn=16, dropout=0.0, input_dropout=0.0, t2v_layers=1, enc_layers=1,
     dummies=3, dummy_layers=1, dummy_heads=2, phrases=2, phrase_layers=1, context_layers=1,
-    mlp_layers=2, dec_layers=2, queries=4, strides=(1, 2, 4), prompts=5, used_prompts=2,
+    mlp_layers=2, dec_layers=2, queries=4, strides=(1, 4), prompts=5, used_prompts=2,
 )
 # Every model, with options that bring all of its parts in.
 CASES = [
@@ -111,12 +111,10 @@ class Programs(NamedTuple):
 
     Attributes:
       predict: batch -> (what the model puts out without `train`, windows, saliency).
-      loss: batch -> (loss, losses by name).
-      loss_and_grads: batch -> (what `loss` gives, gradients by the parameters of `make`).
+      loss_and_grads: batch -> ((loss, losses by name), gradients by the parameters of `make`).
     """
 
     predict: Callable
-    loss: Callable
     loss_and_grads: Callable
 
 
@@ -130,7 +128,7 @@ def compiled(name='dualground', **options):
         out = model.apply(params, batch, train=False)
         return out, *models.MODELS[name].decode(out, batch)
 
-    functions = predict, loss, jax.value_and_grad(loss, has_aux=True)
+    functions = predict, jax.value_and_grad(loss, has_aux=True)
     return Programs(*(functools.partial(jax.jit(f), params) for f in functions))
 
 
@@ -151,7 +149,7 @@ def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
     run = compiled(name, **options).predict
     out, windows, saliency = run(batch)
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-    for b in range(len(LENGTHS)):
+    for b in (0, 2, 3):  # the longest one, one clip, no words
         alone, alone_windows, alone_saliency = run(trimmed(batch, b))
         close(saliency[b, : LENGTHS[b]], alone_saliency[0])
         for key, value in alone.items():
@@ -168,51 +166,45 @@ def test_a_sample_does_not_depend_on_padding_or_batch_mates(name, options):
         close(order(found), order(expected))
     assert (np.diff(windows[..., 2], axis=1) <= 0).all(), 'best first'
     if 'points' in out:
-        assert [(w[:, 2] >= 0).sum() for w in windows] == [11 + 5 + 2, 7 + 3 + 1, 1, 4 + 2 + 1]
+        assert [(w[:, 2] >= 0).sum() for w in windows] == [11 + 2, 7 + 1, 1, 4 + 1]
 
 
-@every_case
-def test_losses_do_not_depend_on_padding(name, options):
-    batch = make_batch()
-    longer = dict(batch)
+LONGER = 'video', 'video_mask', 'saliency', 'relevant', 'text', 'text_role'
+
+
+def padded(batch, count, size, more):
+    """The first samples of a batch, empty rows, and junk behind clips (more) and words (more)."""
     rng = np.random.default_rng(3)
-    for keys, more in ((('video', 'video_mask', 'saliency', 'relevant'), 5),
-                       (('text', 'text_role'), 3)):
-        for key in keys:
-            ends = ((0, 0), (0, more), (0, 0))[: batch[key].ndim]
-            longer[key] = np.pad(batch[key], ends)
-            if batch[key].ndim == 3:
-                longer[key][:, -more:] = rng.normal(size=longer[key][:, -more:].shape)
-    programs = compiled(name, **options)
-    ((_, expected), _), (_, found) = programs.loss_and_grads(batch), programs.loss(longer)
-    for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
-
-
-def filled_up(batch, count, size):
-    """The first samples of a batch, and empty rows behind them."""
-    rows = {k: np.zeros((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+    rows = {}
     for key, value in batch.items():
-        rows[key][:count] = value[:count]
+        longer = more * (key in LONGER)
+        ends = [(0, size - count)] + [(0, longer), (0, 0)][: value.ndim - 1]
+        rows[key] = np.pad(value[:count], ends)
+        if longer and value.ndim == 3:
+            rows[key][:, -longer:] = rng.normal(size=rows[key][:, -longer:].shape)
     rows['clip_length'][:] = 2
     return rows
 
 
 @every_case
-def test_a_partial_batch_is_its_samples_alone(name, options):
-    """Losses and gradients, whatever fills the batch up; after the last sample comes the first."""
+def test_losses_and_gradients_do_not_depend_on_padding(name, options):
+    """Of clips, words and rows. After the last sample comes the first, not an empty row."""
     batch = make_batch()
-    batch['source_id'] = np.array([0, 1, 0, 2], np.int32)  # of three the last has no negative
+    batch['source_id'] = np.array([0, 1, 2, 0], np.int32)  # the last one has no negative
     run = compiled(name, **options).loss_and_grads
-    for count, size in ((4, 4), (3, 4), (1, 4)):
-        expected, found = (run(filled_up(batch, count, n)) for n in (size, 6))
-        for (path, x), y in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found)):
-            np.testing.assert_allclose(y, x, rtol=1e-4, atol=2e-6, err_msg=f'{count} {path}')
+    for count in (4, 3, 1):
+        pairs = zip(*(run(padded(batch, count, *sizes)) for sizes in ((4, 0), (6, 5))),
+                    (2e-5, 1e-4), (1e-6, 2e-6), strict=True)
+        for expected, found, rtol, atol in pairs:  # losses, gradients
+            for (path, x), y in zip(
+                jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True
+            ):
+                np.testing.assert_allclose(y, x, rtol, atol, err_msg=f'{count} {path}')
 
 
 def test_reversed_batch_gives_reversed_output():
     batch = make_batch()
-    run = lambda b: compiled().predict(b)[0]['saliency']
+    run = lambda b: compiled('dualground', across_phrases=True).predict(b)[0]['saliency']
     flipped = run({k: v[::-1] for k, v in batch.items()})
     np.testing.assert_allclose(run(batch), flipped[::-1], atol=1e-6)
 
@@ -239,15 +231,16 @@ def test_a_role_that_is_off_is_not_seen(name, tokens, ignored, seen):
         assert not out['phrase_attention'].any()
 
 
-@pytest.mark.parametrize('name', ['dualground', 'flash_vtg', 'cg_detr'])
-def test_negative_pairs_are_the_next_samples_queries(name):
+@pytest.mark.parametrize('name, options', [
+    ('dualground', dict(across_phrases=True)), ('flash_vtg', {}), ('cg_detr', {})])
+def test_negative_pairs_are_the_next_samples_queries(name, options):
     batch = make_batch()
     batch['source_id'] = np.array([0, 1, 1, 2], np.int32)
-    model, params = make(batch, name)
+    model, params = make(batch, name, **options)
     out = jax.jit(lambda b: model.apply(params, b, train=True))(batch)
     text = ('text', 'text_role')
     rolled = {k: np.roll(v, -1, 0) if k in text else v for k, v in batch.items()}
-    expected, *_ = compiled(name).predict(rolled)
+    expected, *_ = compiled(name, **options).predict(rolled)
     np.testing.assert_allclose(out['saliency_neg'], expected['saliency'], atol=1e-5)
     np.testing.assert_allclose(out['text_weight_neg'], expected['text_weight'], atol=1e-5)
     np.testing.assert_array_equal(out['real_neg'], [True, False, True, True])
