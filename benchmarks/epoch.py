@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
+from data_pipelines.schedule import Schedule
 from dualground_jax import resident, runtime, sharding, train
 
 VARIANTS = {
@@ -28,12 +29,13 @@ def loops(config, steps: int, folder: str) -> dict:
     """The training loop, and as many steps on one batch."""
     mesh = sharding.one_device()
     split = common.make_split(config.data, folder, queries=256)
+    schedule = Schedule.of(split, config.data, config.train, config.seed)
     step = common.TrainStep(
         config, resident.load(split, config.data, mesh) if config.data.resident else None)
 
     def batches():
         return runtime.one_ahead(train.device_batches(
-            split, config, mesh, first_step=0, last_step=steps, stop_every=steps))
+            split, config, mesh, schedule, first_step=0, last_step=steps, stop_every=steps))
 
     def loop():
         for _, batch in batches():

@@ -21,25 +21,25 @@ from data_pipelines.errors import DataError
 from data_pipelines.own_data import verify
 from dualground_jax import evaluate, runtime, train
 
-# Folder of annotations -> config, size of evaluation batches, how many lengths they are padded to.
+# Folder of annotations -> config, size of evaluation batches.
 SETS = {
-    'qvhighlights': ('qvh', 64, 1),
-    'charades_sta': ('charades', 64, 2),
-    'tacos': ('tacos', 8, 4),
-    'tvsum': ('tvsum', 8, 1),
-    'youtube_highlights': ('youtube_hl', 8, 1),
+    'qvhighlights': ('qvh', 64),
+    'charades_sta': ('charades', 64),
+    'tacos': ('tacos', 8),
+    'tvsum': ('tvsum', 8),
+    'youtube_highlights': ('youtube_hl', 8),
 }
 
 
 def make_config(name: str, folder: str, args):
     """The set's config with its default features, a small model and as many steps as asked for."""
-    module, batch_size, buckets = SETS[name]
+    module, batch_size = SETS[name]
     config = importlib.import_module(f'configs.{module}').get_config(
         f'runlocal,model={args.model},root={folder}/files,annotations={args.annotations}/{name}')
     config.data.update(dict(limit=args.limit, cache_gb=args.cache_gb, dtype=args.dtype,
                             records=f'{folder}/records'))
     config.train.update(dict(max_steps=args.steps, log_every=5, eval_every=10**6))
-    config.evaluate.update(dict(batch_size=batch_size, buckets=buckets))
+    config.evaluate.batch_size = batch_size
     return config.lock()
 
 

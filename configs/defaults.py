@@ -16,6 +16,8 @@ OPTIMIZER = dict(
 TRAIN = dict(
     batch_size=64,
     drop_last=False,  # an epoch's last batch, if it is not full
+    buckets=4,  # sizes that batches are padded to, at most; each is compiled
+    like_lengths=0,  # > 1: batches between which queries are sorted by length
     epochs=150,
     max_steps=0,  # > 0: stop there, whatever the epochs
     steps_per_call=1,  # > 1: so many steps in one program
@@ -47,7 +49,7 @@ def _evaluate(dataset: str, features: str, clip_length: float) -> dict:
     return dict(
         batch_size=64,
         split='val',
-        buckets=1,  # lengths that videos are padded to; each is compiled
+        buckets=4,  # as train.buckets
         nms=0.7,  # IoU; above 1: none
         nms_kind='normal',  # or 'linear', 'hard': nms.py
         round_to=clip_length if row.round_to_clip else 0.0,  # seconds; 0: none

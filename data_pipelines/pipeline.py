@@ -4,15 +4,15 @@ A batch is a function of (split, seed, step) alone: any process can make any row
 batch, and a resumed run sees the very batches that the interrupted one would have seen.
 """
 
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import annotations, datasets, features, saliency
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UserError
+from data_pipelines.schedule import Bucket, Schedule, choose_buckets, limits, query_sizes, smallest
 
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.
@@ -42,17 +42,18 @@ PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
 
-def batch_spec(data: Any, batch_size: int, *, clips: int = 0, resident: bool = False
+def batch_spec(data: Any, batch_size: int, bucket: Bucket | None = None, *, resident: bool = False
                ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of every entry of a batch.
 
     Args:
         data: the `data` section of the config.
         batch_size: rows.
-        clips: T; default: data.max_clips.
+        bucket: T and L; default: the limits of the config.
         resident: without features, which are on the device already.
     """
-    sizes = dict(B=batch_size, T=clips or data.max_clips, L=data.max_tokens,
+    clips, tokens = bucket or limits(data)
+    sizes = dict(B=batch_size, T=clips, L=tokens,
                  V=sum(data.video_dims) + 2, E=data.text_dim, M=data.max_windows, S=data.max_spans)
     return {name: (tuple(sizes.get(a, 2) for a in axes), dtype or features.dtype_of(data))
             for name, (axes, dtype) in BATCH.items() if not (resident and name in FEATURES)}
@@ -74,7 +75,7 @@ def collate(split: datasets.Split, data: Any, indices: np.ndarray,
         indices: int[B], of the queries; -1 leaves a row empty.
         draws: a generator per row for the random targets (saliency pairs, and which windows become
             spans if there are more than data.max_spans); None: no pairs, the first windows.
-        **shape: of `batch_spec`.
+        **shape: bucket and resident, as of `batch_spec`.
 
     Returns:
         Arrays as in `batch_spec`.
@@ -101,6 +102,8 @@ def pad(data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, durat
         ) -> dict[str, np.ndarray]:
     """Pads one video and query without annotations to a batch of one row.
 
+    Sizes are powers of two, up to the limits of the config: few programs serve all lengths.
+
     Args:
         data: the `data` section of the config.
         video: data.dtype[T, sum of video_dims], as of `release.join_streams`.
@@ -111,7 +114,9 @@ def pad(data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, durat
     Returns:
         Arrays as in `batch_spec`.
     """
-    batch = _empty_batch(data, 1)
+    sizes = zip((len(video), len(text)), limits(data), strict=True)
+    bucket = Bucket(*(min(max(1 << (n - 1).bit_length(), 8), most) for n, most in sizes))
+    batch = _empty_batch(data, 1, bucket=bucket)
     sample = {name: values[0, ...] for name, values in batch.items()}
     _write_features(sample, video, text)
     _write_inputs(sample, len(video), roles, duration)
@@ -171,103 +176,67 @@ def _write_targets(sample: dict[str, np.ndarray], data: Any, query: annotations.
         sample['pairs_mask'][...] = labels.any()
 
 
-@functools.lru_cache(maxsize=2)
-def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-def steps_per_epoch(size: int, batch_size: int, drop_last: bool = False) -> int:
-    """Batches of an epoch of `size` queries, with or without an incomplete last one."""
-    return size // batch_size if drop_last else -(-size // batch_size)
-
-
-def train_indices(
-    size: int, batch_size: int, seed: int, step: int, drop_last: bool = False
-) -> np.ndarray:
-    """Queries of a training step, int[batch_size]; every epoch is shuffled anew.
-
-    An incomplete last batch is dropped, or filled up with -1.
-    """
-    epoch, position = divmod(step, steps_per_epoch(size, batch_size, drop_last))
-    found = _epoch_order(size, seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    return np.pad(found, (0, batch_size - len(found)), constant_values=-1)
-
-
-def train_batches(split: datasets.Split, data: Any, *, batch_size: int, seed: int, first_step: int,
-                  last_step: int, drop_last: bool = False, rows: slice = slice(None),
-                  resident: bool = False) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the steps [first_step, last_step), made ahead of time by tf.data.
+def train_batches(split: datasets.Split, data: Any, schedule: Schedule, calls: Iterable[range], *,
+                  rows: slice = slice(None), resident: bool = False
+                  ) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of training steps, made ahead of time by tf.data.
 
     Args:
         split: the queries.
         data: the `data` section of the config.
-        batch_size: of all processes together.
-        seed: of the order and the random targets.
-        first_step: from 0 on.
-        last_step: exclusive.
-        drop_last: see `train_indices`.
-        rows: those that this process makes.
+        schedule: which of them each step sees.
+        calls: steps, from 0 on; those of a call are padded alike.
+        rows: of each batch, those that this process makes.
         resident: see `batch_spec`.
-
-    Raises:
-        DataError: the split has fewer queries than a batch, and such a batch is dropped.
     """
-    size = len(split.queries)
-    if not (per_epoch := steps_per_epoch(size, batch_size, drop_last)):
-        raise DataError(f'split {split.name!r} has {size} records, expected at least one batch of '
-                        f'{batch_size} (train.batch_size), or train.drop_last=False')
+    steps = [(step, schedule.bucket(call)) for call in calls for step in call]
 
-    def make(step: int) -> dict[str, np.ndarray]:
-        indices = train_indices(size, batch_size, seed, step, drop_last)[rows]
-        draws = [np.random.default_rng([seed, step // per_epoch, max(index, 0)])
+    def make(number: int) -> dict[str, np.ndarray]:
+        step, bucket = steps[number]
+        indices = schedule.queries(step)[rows]
+        draws = [np.random.default_rng([schedule.seed, step // schedule.steps_per_epoch,
+                                        max(index, 0)])
                  for index in indices]
-        return collate(split, data, indices, draws, resident=resident)
+        return collate(split, data, indices, draws, bucket=bucket, resident=resident)
 
-    spec = batch_spec(data, len(range(batch_size)[rows]), resident=resident)
-    return _prefetched(make, range(first_step, last_step), spec)
-
-
-def length_buckets(split: datasets.Split, max_clips: int, count: int) -> list[int]:
-    """At most `count` numbers of clips that videos are padded to, multiples of 8 or `max_clips`.
-
-    They halve, third, ... the queries by length: fewer padded clips for each program compiled.
-    """
-    lengths = np.sort([len(labels) for labels in split.saliency])
-    ends = [lengths[-(-len(lengths) * k // count) - 1] for k in range(1, count)]
-    return sorted({max_clips, *(min(-(-int(end) // 8) * 8, max_clips) for end in ends)})
+    return _prefetched(make, len(steps), batch_spec(data, 1, resident=resident))
 
 
-def eval_batches(split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
-                 rows: slice = slice(None)) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """All queries, those of a length bucket in order; a last batch is filled up with empty rows.
+def eval_batches(
+    split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
+    rows_of: Callable[[int], slice] = lambda size: slice(None),
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """All queries, those of a bucket in order; a last batch is filled up with empty rows.
 
     Args:
         split: the queries.
         data: the `data` section of the config.
-        batch_size: of all processes together.
-        buckets: see `length_buckets`.
-        rows: those that this process makes.
+        batch_size: of the longest, all processes together. A batch of shorter ones has a multiple
+            of it that takes no more memory.
+        buckets: how many there may be, see `choose_buckets`; 1: the limits of the config.
+        rows_of: rows of a batch of that size that this process makes.
 
     Yields:
-        (queries int[batch_size], of all processes; -1 where empty, this process's rows of the
-        batch).
+        (queries int[B], of all processes; -1 where empty, this process's rows of the batch).
     """
-    lengths = np.array([len(labels) for labels in split.saliency])
-    shorter = 0
-    for clips in length_buckets(split, data.max_clips, buckets):
-        own = np.flatnonzero((lengths > shorter) & (lengths <= clips))
-        own = np.pad(own, (0, -len(own) % batch_size), constant_values=-1)
-        batches, shorter = own.reshape(-1, batch_size), clips
+    sizes = query_sizes(split)
+    found = choose_buckets(sizes, buckets) if buckets > 1 else [limits(data)]
+    place, largest = smallest(found, sizes), sum(found[-1])
+    for number, bucket in enumerate(found):
+        own = np.flatnonzero(place == number)
+        size = batch_size * min(largest // sum(bucket), -(-len(own) // batch_size))
+        own = np.pad(own, (0, -len(own) % size), constant_values=-1)
+        batches, rows = own.reshape(-1, size), rows_of(size)
 
-        def make(number: int, batches=batches, clips=clips) -> dict[str, np.ndarray]:
-            return collate(split, data, batches[number][rows], None, clips=clips)
+        def make(number: int, batches=batches, bucket=bucket, rows=rows) -> dict[str, np.ndarray]:
+            return collate(split, data, batches[number][rows], None, bucket=bucket)
 
-        spec = batch_spec(data, len(range(batch_size)[rows]), clips=clips)
-        yield from zip(batches, _prefetched(make, range(len(batches)), spec))
+        yield from zip(batches, _prefetched(make, len(batches), batch_spec(data, 1)))
 
 
-def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
-    """Yields make(number) for each number, a few of them made in parallel ahead of their use."""
+def _prefetched(make: Callable[[int], dict], count: int, spec: dict
+                ) -> Iterator[dict[str, np.ndarray]]:
+    """Yields make(number) for numbers below `count`, a few made in parallel ahead of their use."""
     import tensorflow as tf  # 6 seconds: only where batches are streamed
 
     for kind in ('GPU', 'TPU'):
@@ -283,10 +252,9 @@ def _prefetched(make, numbers: range, spec) -> Iterator[dict[str, np.ndarray]]:
 
     def load(number):
         arrays = tf.numpy_function(values, [number], [dtype for _, dtype in spec.values()])
-        return {name: tf.ensure_shape(array, shape)
-                for (name, (shape, _)), array in zip(spec.items(), arrays)}
+        return dict(zip(spec, arrays))
 
-    dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
+    dataset = tf.data.Dataset.range(count)
     # Order is kept, so parallel calls change nothing but the speed.
     dataset = dataset.map(load, num_parallel_calls=PARALLEL, deterministic=True).prefetch(2)
     try:

@@ -19,7 +19,7 @@ from dualground_jax.state import TrainState
 
 # Sections' keys that were added since runs were first saved -> what such runs did. Those of the
 # model, its losses and the data count as their defaults.
-ADDED = {'train': {'drop_last': True}}
+ADDED = {'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0}}
 FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
 ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'
 

@@ -4,6 +4,7 @@ Of a split for a submission (`predict_best`), or of one query in one video (`Pre
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -125,11 +126,12 @@ def predict_split(
 ) -> list[dict]:
     """Predictions for every record of a split, in its order, the same in each process."""
     params = sharding.gather(params)
-    size, placement = config.evaluate.batch_size, sharding.batch_sharding(mesh)
+    placement = sharding.batch_sharding(mesh)
     batches = pipeline.eval_batches(
-        split, config.data, batch_size=size, buckets=config.evaluate.buckets,
-        rows=sharding.local_rows(placement, size))
-    found = ((index, predict_step(params, sharding.put_batch(batch, placement, size)))
+        split, config.data, batch_size=config.evaluate.batch_size,
+        buckets=config.evaluate.buckets,
+        rows_of=functools.partial(sharding.local_rows, placement))
+    found = ((index, predict_step(params, sharding.put_batch(batch, placement, len(index))))
              for index, batch in batches)
     rows = {}
     with progress.Bar(f'predicting {split.name}', len(split.queries), 'queries') as bar:

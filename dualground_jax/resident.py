@@ -46,7 +46,8 @@ def complete(batch: dict[str, jax.Array], store: dict[str, jax.Array]) -> dict[s
     start = jnp.cumsum(mask, 1) - 1
     count = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(jnp.float32)
     relative = start / count
-    video = store['video'][store['video_index'][index]].astype(jnp.float32)
+    video = store['video'][store['video_index'][index], : mask.shape[1]].astype(jnp.float32)
     video = jnp.concatenate([video, relative, relative + 1 / count], -1)
-    text = jnp.where(batch['text_role'][..., None] > 0, store['text'][index], 0)
+    roles = batch['text_role'][..., None]
+    text = jnp.where(roles > 0, store['text'][index, : roles.shape[1]], 0)
     return batch | dict(video=jnp.where(mask, video, 0), text=text.astype(jnp.float32))

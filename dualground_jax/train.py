@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, files, pipeline, progress
 from data_pipelines.errors import ConfigError, UserError
+from data_pipelines.schedule import Schedule
 from dualground_jax import evaluate, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import differences
@@ -28,7 +29,7 @@ from dualground_jax.state import TrainState, abstract_state, fresh_state, make_o
 
 # Where a run goes on, the keys that may have changed: those that begin so.
 MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
-              'train.log_every', 'train.steps_per_call', 'data.cache_gb')
+              'train.log_every', 'data.cache_gb')
 # Those of `evaluate.` that change no number.
 _SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures')
 
@@ -170,8 +171,8 @@ class History:
 
 
 def device_batches(
-    split: datasets.Split, config: ConfigDict, mesh: Mesh, *, first_step: int, last_step: int,
-    stop_every: int,
+    split: datasets.Split, config: ConfigDict, mesh: Mesh, schedule: Schedule, *, first_step: int,
+    last_step: int, stop_every: int,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Puts the batches of the steps after `first_step` on the devices.
 
@@ -179,21 +180,21 @@ def device_batches(
         (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
         so many would go beyond `last_step` or a multiple of `stop_every`.
     """
-    size, most = config.train.batch_size, config.train.steps_per_call
-    batches = pipeline.train_batches(
-        split, config.data, batch_size=size, seed=config.seed, first_step=first_step,
-        last_step=last_step, drop_last=config.train.drop_last,
-        rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
-        resident=config.data.resident)
-    step = first_step
+    most = config.train.steps_per_call
+    calls, step = [], first_step
     while step < last_step:
         stop = min(last_step, (step // stop_every + 1) * stop_every)
-        count = most if step + most <= stop else 1
-        parts = list(itertools.islice(batches, count))
-        batch = jax.tree.map(lambda *x: np.stack(x), *parts) if count > 1 else parts[0]
-        placement = sharding.batch_sharding(mesh, stacked=count > 1)
-        yield count, sharding.put_batch(batch, placement, size)
-        step += count
+        calls.append(range(step, step + (most if step + most <= stop else 1)))
+        step = calls[-1].stop
+    batches = pipeline.train_batches(
+        split, config.data, schedule, calls, resident=config.data.resident,
+        rows=sharding.local_rows(sharding.batch_sharding(mesh), schedule.batch_size))
+    for call in calls:
+        parts = list(itertools.islice(batches, len(call)))
+        stacked = len(call) > 1
+        batch = jax.tree.map(lambda *x: np.stack(x), *parts) if stacked else parts[0]
+        placement = sharding.batch_sharding(mesh, stacked)
+        yield len(call), sharding.put_batch(batch, placement, schedule.batch_size)
 
 
 def load_splits(config: ConfigDict) -> list[datasets.Split]:
@@ -233,11 +234,12 @@ def train(config: ConfigDict, workdir: str) -> dict:
     sharding.check_batch_size(mesh, batch_size, 'train.batch_size')
     predict.check_section(config.evaluate, mesh)
     models.check(config)
-    if config.train.steps_per_call < 1:
-        raise ConfigError(f'train.steps_per_call={config.train.steps_per_call}: expected 1 or more')
+    for key in ('steps_per_call', 'buckets'):
+        if config.train[key] < 1:
+            raise ConfigError(f'train.{key}={config.train[key]}: expected 1 or more')
     train_split, val_split = load_splits(config)
-    size, drop_last = len(train_split.queries), config.train.drop_last
-    steps_per_epoch = max(pipeline.steps_per_epoch(size, batch_size, drop_last), 1)
+    schedule = Schedule.of(train_split, config.data, config.train, config.seed)
+    steps_per_epoch = schedule.steps_per_epoch
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
@@ -251,7 +253,8 @@ def train(config: ConfigDict, workdir: str) -> dict:
         state = fresh_state(config, tx, abstract)
     else:
         # Without an incomplete batch there is nothing to drop.
-        unused = ('train.drop_last',) if size % batch_size == 0 else ()
+        whole = len(train_split.queries) % batch_size == 0
+        unused = ('train.drop_last',) if whole else ()
         # A converted checkpoint: all of this training is yet to come.
         compared = '' if checkpoints.step('latest') else 'model.'
         changed = check_same_run(workdir, checkpoints.config('latest'), config,
@@ -286,14 +289,13 @@ def train(config: ConfigDict, workdir: str) -> dict:
     folder = pathlib.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder, steps_per_epoch, first_step, lambda step: [
-        train_split.queries[i].qid for i in pipeline.train_indices(
-            size, batch_size, config.seed, step - 1, drop_last) if i >= 0])
+        train_split.queries[i].qid for i in schedule.queries(step - 1) if i >= 0])
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=history.writer, every_secs=20.0)
     clock, step, note = StepClock(), first_step, None
     with progress.Bar('step', total_steps, 'steps', done=first_step) as bar:
         for count, batch in runtime.one_ahead(device_batches(
-            train_split, config, mesh, first_step=first_step, last_step=total_steps,
+            train_split, config, mesh, schedule, first_step=first_step, last_step=total_steps,
             stop_every=eval_steps,
         )):
             state, step_metrics = step_of[count > 1](state, batch, seed, store)

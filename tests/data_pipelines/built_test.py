@@ -23,6 +23,7 @@ from tests.helpers.release_files import (
 tfds = pytest.importorskip('tensorflow_datasets')
 pytest.importorskip('array_record', reason='array_record has no release for this platform')
 from data_pipelines import tfds_builders  # noqa: E402
+from data_pipelines.schedule import Schedule, limits, query_sizes  # noqa: E402
 
 N_VIDEOS, N_TRAIN, N_VAL = 5, 11, 4
 
@@ -61,6 +62,12 @@ def shard_size(request, monkeypatch):
     monkeypatch.setattr(tfds_builders, 'SHARD_BYTES', request.param)
 
 
+def stream(split, data, steps, *, batch_size, seed=0, **options):
+    """Batches of the steps."""
+    plan = Schedule(query_sizes(split), batch_size, seed, buckets=[limits(data)])
+    return pipeline.train_batches(split, data, plan, [steps], **options)
+
+
 def assert_equal_batches(found, expected):
     assert len(found) == len(expected) > 0
     for a, b in zip(found, expected, strict=True):
@@ -77,8 +84,7 @@ def test_batches_of_built_data_are_those_of_the_files(tmp_path, files, dtype):
 
     def train(data, first=0, rows=slice(None)):
         split = datasets.load_split(data, 'train')
-        return list(pipeline.train_batches(split, data, batch_size=4, seed=3, first_step=first,
-                                           last_step=5, rows=rows))
+        return list(stream(split, data, range(first, 5), batch_size=4, seed=3, rows=rows))
 
     expected = train(raw(data))
     for cache in (-1.0, 0.0, 0.2e-6):
@@ -364,8 +370,7 @@ def test_damaged_video_is_named_and_skipped_only_if_asked_to(tmp_path, files):
 
     lazily = changed(data, cache_gb=0.0)  # found when a batch needs it
     split = datasets.load_split(lazily, 'train')
-    batches = pipeline.train_batches(split, lazily, batch_size=N_TRAIN, seed=0, first_step=0,
-                                     last_step=1)
+    batches = stream(split, lazily, range(1), batch_size=N_TRAIN)
     assert_parts(refusal(list, batches), *parts)
 
     for cache in (-1.0, 0.0):
@@ -374,9 +379,7 @@ def test_damaged_video_is_named_and_skipped_only_if_asked_to(tmp_path, files):
         assert {r.vid for r in split.queries} == {f'v{i}_0.0_10.0' for i in (0, 1, 2, 4)}
         problem, = split.skipped
         assert_parts(problem, *parts, '(skipped records: 2)')
-        batches = pipeline.train_batches(split, skipping, batch_size=4, seed=0, first_step=0,
-                                         last_step=2)
-        assert len(list(batches)) == 2
+        assert len(list(stream(split, skipping, range(2), batch_size=4))) == 2
 
 
 def test_damaged_query(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines import datasets, pipeline
+from data_pipelines.schedule import Schedule, limits, query_sizes
 from tests.helpers.release_files import LINE, make_release, make_rows, write_lines
 
 pytest.importorskip('array_record', reason='array_record has no release for this platform')
@@ -18,8 +19,8 @@ def peak(data) -> tuple[int, int]:
     """Reads each query once; returns (sum of their places, most bytes held meanwhile)."""
     tracemalloc.start()
     split = datasets.load_split(data, 'train')
-    batches = pipeline.train_batches(
-        split, data, batch_size=2, seed=0, first_step=0, last_step=N_VIDEOS // 2)
+    plan = Schedule(query_sizes(split), batch_size=2, seed=0, buckets=[limits(data)])
+    batches = pipeline.train_batches(split, data, plan, [range(N_VIDEOS // 2)])
     total = sum(int(batch['index'].sum()) for batch in batches)
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines import annotations, datasets, pipeline, saliency
+from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
 from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import resident as resident_lib
 from dualground_jax import sharding
@@ -65,7 +66,7 @@ def test_pad_is_a_batch_of_a_query_without_annotations(split, data):
     blank.windows, blank.clip_ids = np.zeros((0, 2)), np.zeros(0, np.int64)
     blank.clip_scores = None
     split.saliency[3][:] = 0
-    expected = pipeline.collate(split, data, np.array([3]), None)
+    expected = pipeline.collate(split, data, np.array([3]), None, bucket=Bucket(8, 7))
     expected['index'][:] = expected['source_id'][:] = 0
     found = pipeline.pad(data, split.videos[3], split.text[3], split.roles[3], blank.duration)
     assert found.keys() == expected.keys()
@@ -143,32 +144,16 @@ def test_spans_are_relative_to_the_clips_and_drawn_when_too_many(split, data):
     assert len(chosen) > 3
 
 
-@pytest.mark.parametrize('drop_last, per_epoch, kept', [(True, 3, 9), (False, 4, 11)])
-def test_steps_cover_each_epoch_once_and_epochs_differ(drop_last, per_epoch, kept):
-    size, batch_size = 11, 3
-    assert pipeline.steps_per_epoch(size, batch_size, drop_last) == per_epoch
-    assert pipeline.steps_per_epoch(9, batch_size, drop_last) == 3
-    epochs = []
-    for epoch in range(3):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        seen = np.concatenate([
-            pipeline.train_indices(size, batch_size, 5, s, drop_last) for s in steps])
-        assert len(seen) == per_epoch * batch_size
-        assert len(set(seen[:kept])) == kept and min(seen[:kept]) >= 0
-        assert (seen[kept:] == -1).all(), 'empty rows come last'
-        epochs.append(tuple(seen))
-    assert len(set(epochs)) == 3
-    other = np.concatenate([pipeline.train_indices(size, batch_size, 6, s) for s in range(3)])
-    assert tuple(other) != epochs[0]
+def train_batches(split, data, steps, *, batch_size, seed=0, each=1, **options):
+    """Batches of the steps, in calls of `each`."""
+    plan = Schedule(query_sizes(split), batch_size, seed, buckets=[limits(data)])
+    calls = [steps[i : i + each] for i in range(0, len(steps), each)]
+    return list(pipeline.train_batches(split, data, plan, calls, **options))
 
 
 def test_a_stream_from_the_middle_equals_the_whole_stream(split, data):
     def stream(first, seed=3):
-        return list(
-            pipeline.train_batches(
-                split, data, batch_size=2, seed=seed, first_step=first, last_step=7
-            )
-        )
+        return train_batches(split, data, range(first, 7), batch_size=2, seed=seed)
 
     whole, tail, other = stream(0), stream(4), stream(0, seed=4)
     assert len(whole) == 7 and len(tail) == 3
@@ -180,9 +165,7 @@ def test_a_stream_from_the_middle_equals_the_whole_stream(split, data):
 
 def test_saliency_pairs_are_redrawn_each_epoch(data):
     split = make_split([9] * 2, [1] * 2, [1] * 2, np.random.default_rng(0))
-    batches = list(
-        pipeline.train_batches(split, data, batch_size=2, seed=0, first_step=0, last_step=20)
-    )
+    batches = train_batches(split, data, range(20), batch_size=2)
     easy = {batch['neg_clips'][list(batch['index']).index(0), 1] for batch in batches}
     assert len(easy) > 2
     for batch in batches:
@@ -199,31 +182,56 @@ def test_eval_batches_visit_every_record_once_in_order(split, data):
         np.testing.assert_array_equal(np.concatenate(index), [0, 1, 2, 3, 4, -1])
 
 
-def test_length_buckets_hold_every_record_once_with_less_padding(data):
-    lengths = [70, 3, 9, 64, 8, 20, 1, 65]
-    split = make_split(lengths, [1] * 8, [1] * 8, np.random.default_rng(0))
-    data.max_clips = 75
-    assert pipeline.length_buckets(split, 75, 1) == [75]
-    assert pipeline.length_buckets(split, 75, 2) == [16, 75]
-    assert pipeline.length_buckets(split, 75, 4) == [8, 16, 64, 75]
-    for count in (2, 4, 20):
-        seen = []
-        for index, batch in pipeline.eval_batches(split, data, batch_size=3, buckets=count):
-            clips = batch['video'].shape[1]
-            assert clips in pipeline.length_buckets(split, 75, count)
+def test_steps_of_a_call_are_padded_alike(split, data):
+    whole = train_batches(split, data, range(6), batch_size=1)
+    plan = Schedule(query_sizes(split), 1, 0, buckets=[Bucket(4, 4), Bucket(7, 7), Bucket(9, 7)])
+    for each in (1, 2):
+        calls = [range(i, i + each) for i in range(0, 6, each)]
+        for step, batch in enumerate(pipeline.train_batches(split, data, plan, calls)):
+            clips, tokens = plan.bucket(calls[step // each])
+            assert batch['text'].shape[1] == batch['text_role'].shape[1] == tokens
+            for name in ('video', 'saliency', 'video_mask'):
+                assert batch[name].shape[1] == clips
+                np.testing.assert_array_equal(batch[name], whole[step][name][:, :clips])
+                assert not whole[step][name][:, clips:].any()
+    sizes = {plan.bucket(range(i, i + 1)) for i in range(5)}
+    assert sizes == {(4, 4), (7, 7), (9, 7)}
+
+
+def test_buckets_of_an_evaluation_hold_every_query_once(data):
+    lengths, words = [70, 3, 9, 64, 8, 20, 1, 65], [1, 1, 5, 1, 1, 2, 1, 4]
+    split = make_split(lengths, words, [1] * 8, np.random.default_rng(0))
+    data.max_clips, data.max_tokens = 75, 20
+    padded = {}
+    for count in (1, 2, 20):
+        seen, padded[count] = [], 0
+        for index, batch in pipeline.eval_batches(split, data, batch_size=2, buckets=count):
+            clips, tokens = batch['video'].shape[1], batch['text'].shape[1]
+            assert (clips, tokens) == (75, 20) if count == 1 else clips <= 70 and tokens <= 7
+            assert len(index) % 2 == 0 and len(index) * (clips + tokens) <= 2 * (75 + 20)
             used = np.array(lengths)[index[index >= 0]]
             np.testing.assert_array_equal(batch['video_mask'].sum(1)[index >= 0], used)
-            shorter = [c for c in pipeline.length_buckets(split, 75, count) if c < clips]
-            assert (used > max(shorter, default=0)).all(), 'the shortest bucket that holds it'
+            np.testing.assert_array_equal((batch['text_role'] > 0).sum(1)[index >= 0],
+                                          np.array(words)[index[index >= 0]] + 2)
+            padded[count] += len(index) * clips
             seen += index[index >= 0].tolist()
         assert sorted(seen) == list(range(8))
+    assert padded[1] == 8 * 75 and padded[2] < 0.8 * padded[1] and padded[20] < padded[2]
+
+
+def test_a_single_query_is_padded_to_a_power_of_two(split, data):
+    data.max_clips, data.max_tokens = 75, 20
+    for n_clips, n_tokens, clips, tokens in ((1, 3, 8, 8), (9, 9, 16, 16), (65, 17, 75, 20)):
+        video, text = np.ones((n_clips, 5), np.float32), np.ones((n_tokens, 4), np.float32)
+        batch = pipeline.pad(data, video, text, np.full(n_tokens, WORD), 5.0)
+        assert batch['video'].shape[:2] == (1, clips) and batch['text'].shape[:2] == (1, tokens)
+        assert batch['video_mask'].sum() == n_clips
 
 
 @pytest.mark.parametrize('resident', [False, True])
 def test_processes_share_a_batch(split, data, resident):
     def stream(**rows):
-        return list(pipeline.train_batches(split, data, batch_size=4, seed=0, first_step=0,
-                                           last_step=3, resident=resident, **rows))
+        return train_batches(split, data, range(3), batch_size=4, resident=resident, **rows)
 
     parts = stream(), stream(rows=slice(0, 1)), stream(rows=slice(1, 4))
     for whole, first, rest in zip(*parts, strict=True):
@@ -233,13 +241,14 @@ def test_processes_share_a_batch(split, data, resident):
             np.testing.assert_array_equal(whole[name], both)
 
 
-def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data):
-    indices = np.array([3, 0, -1, 2])
-    batch = pipeline.collate(split, data, indices, None)
+@pytest.mark.parametrize('bucket, indices', [(None, [3, 0, -1, 2]), (Bucket(7, 5), [3, 1, -1, 2])])
+def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data, bucket, indices):
+    indices = np.array(indices)
+    batch = pipeline.collate(split, data, indices, None, bucket=bucket)
     store = resident_lib.load(split, data, sharding.one_device())
     assert store['video'].shape == (5, 9, 5), 'each video once'
     found = jax.jit(resident_lib.complete)(
-        pipeline.collate(split, data, indices, None, resident=True), store)
+        pipeline.collate(split, data, indices, None, bucket=bucket, resident=True), store)
     assert found.keys() == batch.keys()
     for name in ('video', 'text'):
         assert found[name].dtype == np.float32
@@ -249,10 +258,7 @@ def test_resident_features_are_those_of_the_batch_in_bfloat16(split, data):
     np.testing.assert_allclose(*endpoints, atol=1.2e-7)
 
 
-def test_fewer_records_than_a_batch_are_one_or_an_error(split, data):
-    steps = dict(batch_size=6, seed=0, first_step=0, last_step=1)
-    with pytest.raises(datasets.DataError, match='5 records.*batch of 6.*train.batch_size'):
-        pipeline.train_batches(split, data, drop_last=True, **steps)
-    batch, = pipeline.train_batches(split, data, **steps)
+def test_a_batch_is_filled_up_with_empty_rows(split, data):
+    batch, = train_batches(split, data, range(1), batch_size=6)
     assert sorted(batch['index']) == [-1, 0, 1, 2, 3, 4] and batch['index'][5] == -1
     assert not any(batch[name][5].any() for name in batch if name not in ('index', 'clip_length'))

@@ -19,6 +19,7 @@ import pytest
 
 from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
+from data_pipelines.schedule import Schedule
 from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.config import load_config
@@ -230,11 +231,12 @@ def test_other_training_data_are_refused(config):
 def test_runs_saved_before_a_key_existed_count_as_what_they_did(config, tmp_path):
     old = config.copy_and_resolve_references()
     with old.unlocked():
-        del old.train.drop_last, old.model.fusion, old.loss.radius, old.data.dtype
+        del old.train.drop_last, old.train.buckets, old.train.like_lengths
+        del old.model.fusion, old.loss.radius, old.data.dtype
     state = state_lib.TrainState(np.int32(1), {'w': np.zeros(2, np.float32)}, {}, None)
     checkpoints.Checkpoints(tmp_path).save('latest', state, old, {})
     found = checkpoints.Checkpoints(tmp_path).config('latest')
-    assert found == changed(config, train__drop_last=True)
+    assert found == changed(config, train__drop_last=True, train__buckets=1)
 
 
 @pytest.mark.parametrize('steps', [1, 3])
@@ -289,8 +291,9 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
             changed.train.steps_per_call = steps_per_call
+        schedule = Schedule.of(split, changed.data, changed.train, changed.seed)
         return list(train.device_batches(
-            split, changed, mesh, first_step=1, last_step=10, stop_every=4))
+            split, changed, mesh, schedule, first_step=1, last_step=10, stop_every=4))
 
     found, single = batches(3), iter(batches(1))
     assert [count for count, _ in found] == [3, 3, 1, 1, 1]  # 2-4, 5-7, 8, 9, 10

@@ -1,0 +1,165 @@
+"""Which queries a training step sees, and the sizes that batches are padded to.
+
+Both are functions of the split, the config and the seed alone: every process and every resumed run
+finds the same without asking.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines import datasets
+from data_pipelines.errors import DataError
+
+GRID = 8, 4  # buckets are multiples of so many clips and tokens
+WORTH = 0.05  # a bucket more, which takes a compilation, saves this share of what is computed
+EPOCHS = 4  # whose batches decide which buckets there are
+
+
+class Bucket(NamedTuple):
+    """What the videos and texts of a batch are padded to."""
+
+    clips: int
+    tokens: int
+
+
+def query_sizes(split: datasets.Split) -> np.ndarray:
+    """Clips and tokens of each query, int[N, 2]."""
+    sizes = [(len(labels), len(roles)) for labels, roles in zip(split.saliency, split.roles)]
+    return np.array(sizes, int).reshape(-1, 2)
+
+
+def limits(data: Any) -> Bucket:
+    """The largest sizes that the `data` section allows."""
+    return Bucket(data.max_clips, data.max_tokens)
+
+
+def choose_buckets(sizes: np.ndarray, count: int) -> list[Bucket]:
+    """At most `count` buckets that hold all sizes, with as little padding as can be found.
+
+    Buckets are added one by one where they save most, and after each the others are moved to where
+    they save most. What is saved is counted in clips and tokens.
+
+    Args:
+        sizes: int[N, 2], clips and tokens of what is padded together.
+        count: 1 or more.
+    """
+    sizes, times = np.unique(sizes, axis=0, return_counts=True)
+    largest = sizes.max(0)
+    rounded = np.minimum(-(-sizes // GRID) * GRID, largest)
+    candidates = np.stack(np.meshgrid(*map(np.unique, rounded.T)), -1).reshape(-1, 2)
+    cost = _positions(candidates, sizes)
+    total = lambda chosen: cost[chosen].min(0) @ times
+    best_beside = lambda chosen: int((np.minimum(cost, cost[chosen].min(0)) @ times).argmin())
+
+    chosen = [int((candidates == largest).all(1).argmax())]
+    while len(chosen) < count:
+        more, before = [*chosen, best_beside(chosen)], np.inf
+        while total(more) < before:
+            before = total(more)
+            for i in range(1, len(more)):
+                more[i] = best_beside(more[:i] + more[i + 1:])
+        if total(more) > (1 - WORTH) * total(chosen):
+            break
+        chosen = more
+    return sorted(Bucket(*candidates[i].tolist()) for i in chosen)
+
+
+def smallest(buckets: Sequence[Bucket], sizes: np.ndarray) -> np.ndarray:
+    """Which of the buckets holds each of sizes int[N, 2] with the least padding, int[N]."""
+    return _positions(np.array(buckets), sizes).argmin(0)
+
+
+def _positions(buckets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Clips and tokens that each size [N, 2] takes in each bucket [K, 2]: [K, N], inf: no room."""
+    holds = (sizes <= buckets[:, None]).all(-1)
+    return np.where(holds, buckets.sum(1)[:, None], np.inf)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """The queries of each training step, and what they are padded to.
+
+    Attributes:
+        sizes: int[N, 2], clips and tokens of the split's queries.
+        batch_size: of all processes together.
+        seed: of the order.
+        drop_last: whether an epoch's incomplete last batch is dropped; else empty rows fill it up.
+        like_lengths: > 1: the shuffled queries of so many batches are sorted by clips.
+        buckets: see `choose_buckets`.
+    """
+
+    sizes: np.ndarray
+    batch_size: int
+    seed: int
+    drop_last: bool = False
+    like_lengths: int = 0
+    buckets: Sequence[Bucket] = ()
+
+    @classmethod
+    def of(cls, split: datasets.Split, data: Any, section: Any, seed: int) -> 'Schedule':
+        """That of a split.
+
+        Args:
+            split: the training queries.
+            data: the `data` section of the config.
+            section: the `train` section.
+            seed: of the order.
+
+        Raises:
+            DataError: the split has fewer queries than a batch, and such a batch is dropped.
+        """
+        sizes = query_sizes(split)
+        if section.drop_last and len(sizes) < section.batch_size:
+            raise DataError(
+                f'split {split.name!r} has {len(sizes)} records, expected at least one batch of '
+                f'{section.batch_size} (train.batch_size), or train.drop_last=False')
+        plan = cls(sizes, section.batch_size, seed, section.drop_last, section.like_lengths)
+        if section.buckets == 1:
+            return dataclasses.replace(plan, buckets=[limits(data)])
+        each = section.steps_per_call
+        calls = [range(i, i + each) for i in range(0, EPOCHS * plan.steps_per_epoch, each)]
+        found = [plan.size(steps) for steps in calls]
+        return dataclasses.replace(
+            plan, buckets=choose_buckets(np.array([*found, sizes.max(0)]), section.buckets))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self.sizes), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def queries(self, step: int) -> np.ndarray:
+        """Queries of a step, int[batch_size], -1 where a row is empty; epochs are shuffled anew."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        found = _epoch_order(self, epoch)[position * self.batch_size :][: self.batch_size]
+        return np.pad(found, (0, self.batch_size - len(found)), constant_values=-1)
+
+    def size(self, steps: range) -> np.ndarray:
+        """Most clips and most tokens of the queries of some steps, int[2]."""
+        queries = np.concatenate([self.queries(step) for step in steps])
+        return self.sizes[queries[queries >= 0]].max(0)
+
+    def bucket(self, steps: range) -> Bucket:
+        """What the batches of some steps are padded to."""
+        return self.buckets[int(smallest(self.buckets, self.size(steps)[None])[0])]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(schedule: Schedule, epoch: int) -> np.ndarray:
+    size, batch_size = len(schedule.sizes), schedule.batch_size
+    rng = np.random.default_rng([schedule.seed, epoch])
+    order = rng.permutation(size)
+    if schedule.like_lengths < 2:
+        return order
+    window = schedule.like_lengths * batch_size
+    order = np.concatenate([
+        part[np.argsort(schedule.sizes[part, 0], kind='stable')]
+        for part in np.split(order, range(window, size, window))])
+    # An incomplete batch stays the last one.
+    whole = size // batch_size * batch_size
+    shuffled = rng.permutation(order[:whole].reshape(-1, batch_size)).reshape(-1)
+    return np.concatenate([shuffled, order[whole:]])
