@@ -27,9 +27,10 @@ from dualground_jax.config import differences
 from dualground_jax.metrics import official
 from dualground_jax.state import TrainState, abstract_state, fresh_state, make_optimizer
 
-# Where a run goes on, the keys that may have changed: those that begin so.
+# Where a run goes on, the keys that may have changed: those that begin so. Of these `train.buckets`
+# and `train.steps_per_call` change what dropout draws.
 MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
-              'train.log_every', 'data.cache_gb')
+              'train.log_every', 'train.steps_per_call', 'train.buckets', 'data.cache_gb')
 # Those of `evaluate.` that change no number.
 _SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures')
 
