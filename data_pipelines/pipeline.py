@@ -38,6 +38,7 @@ BATCH = {
 }
 
 
+BATCHES = 4  # of an evaluation that pay for the compilation of another size
 PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
@@ -213,14 +214,16 @@ def eval_batches(
         data: the `data` section of the config.
         batch_size: of the longest, all processes together. A batch of shorter ones has a multiple
             of it that takes no more memory.
-        buckets: how many there may be, see `choose_buckets`; 1: the limits of the config.
+        buckets: how many there may be, see `choose_buckets`, but one for `BATCHES` batches at most;
+            1: the limits of the config.
         rows_of: rows of a batch of that size that this process makes.
 
     Yields:
         (queries int[B], of all processes; -1 where empty, this process's rows of the batch).
     """
     sizes = query_sizes(split)
-    found = choose_buckets(sizes, buckets) if buckets > 1 else [limits(data)]
+    count = min(buckets, max(len(sizes) // (BATCHES * batch_size), 1))
+    found = choose_buckets(sizes, count) if buckets > 1 else [limits(data)]
     place, largest = smallest(found, sizes), sum(found[-1])
     for number, bucket in enumerate(found):
         own = np.flatnonzero(place == number)

@@ -198,7 +198,8 @@ def test_steps_of_a_call_are_padded_alike(split, data):
     assert sizes == {(4, 4), (7, 7), (9, 7)}
 
 
-def test_buckets_of_an_evaluation_hold_every_query_once(data):
+def test_buckets_of_an_evaluation_hold_every_query_once(data, monkeypatch):
+    monkeypatch.setattr(pipeline, 'BATCHES', 1)
     lengths, words = [70, 3, 9, 64, 8, 20, 1, 65], [1, 1, 5, 1, 1, 2, 1, 4]
     split = make_split(lengths, words, [1] * 8, np.random.default_rng(0))
     data.max_clips, data.max_tokens = 75, 20

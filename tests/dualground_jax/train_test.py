@@ -19,7 +19,7 @@ import pytest
 
 from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
-from data_pipelines.schedule import Schedule
+from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
 from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.config import load_config
@@ -301,6 +301,28 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         steps = [next(single)[1] for _ in range(count)]
         expected = jax.tree.map(lambda *x: np.stack(x), *steps) if count > 1 else steps[0]
         assert_same_state(batch, expected)
+
+
+def test_buckets_train_the_same(config):
+    """20 steps padded to the limits, and to one of two sizes: two programs more, equal parameters."""
+    plain = changed(config, model__dropout=0.0, model__input_dropout=0.0, train__batch_size=2)
+    mesh = sharding.one_device()
+    split, _ = train.load_splits(plain)
+    tx = state_lib.make_optimizer(plain.optimizer, 20)
+    abstract = state_lib.abstract_state(plain, mesh, 20)
+    step = train.make_train_step(plain, mesh, tx, abstract)
+    fresh = jax.device_get(state_lib.fresh_state(plain, tx, abstract))
+    sizes, found = query_sizes(split), []
+    largest = Bucket(*sizes.max(0).tolist())
+    for buckets in ([limits(plain.data)], [Bucket(largest.clips - 4, largest.tokens), largest]):
+        state = jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, abstract))
+        schedule = Schedule(sizes, 2, plain.seed, buckets=buckets)
+        for _, batch in train.device_batches(split, plain, mesh, schedule, first_step=0,
+                                             last_step=20, stop_every=20):
+            state, _ = step(state, batch, np.uint32(0), {})
+        found.append((step._cache_size(), jax.device_get(state.params)))
+    assert [programs for programs, _ in found] == [1, 3]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0][1], found[1][1])
 
 
 def test_parameters_of_another_model_are_not_evaluated(finished, config):
