@@ -304,7 +304,7 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
 
 
 def test_buckets_train_the_same(config):
-    """20 steps padded to the limits, and to one of two sizes: two programs more, equal parameters."""
+    """20 steps padded to the limits, and to one of two sizes: two more programs, equal values."""
     plain = changed(config, model__dropout=0.0, model__input_dropout=0.0, train__batch_size=2)
     mesh = sharding.one_device()
     split, _ = train.load_splits(plain)
