@@ -170,6 +170,7 @@ def tiny(module, folder, argument, **sizes):
     return config.lock()
 
 
+@pytest.mark.slow
 def test_training_and_evaluation(tmp_path, capsys):
     """One domain of TVSum with I3D features: from the annotations to the official numbers."""
     write_set(tmp_path, 'tvsum', ('BK', 'BT'), graded)

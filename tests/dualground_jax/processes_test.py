@@ -1,4 +1,4 @@
-"""Two processes with two devices each: killed, resumed, and the same as one process."""
+"""Two processes with two devices each are the same as one process; also killed and resumed."""
 
 import os
 import shutil
@@ -86,16 +86,15 @@ class Processes:
             process.wait()
 
 
-@pytest.fixture(scope='module', name='workdir')
-def killed_resumed_and_evaluated(root):
-    workdir = root.parent / 'two'
-    Processes(root, workdir, RAGGED, '--config.train.max_steps=1000').kill_after(
-        workdir / 'metrics.jsonl', 5)
-    assert checkpoints.Checkpoints(str(workdir)).step('latest') in (4, 8)
-    assert not (workdir / 'results.json').exists()
+def train_and_evaluate(root, workdir):
     Processes(root, workdir, RAGGED, f'--config.train.max_steps={STEPS}',
               module='tests.helpers.train_and_evaluate').wait()
     return workdir
+
+
+@pytest.fixture(scope='module', name='workdir')
+def trained_and_evaluated(root):
+    return train_and_evaluate(root, root.parent / 'two')
 
 
 @pytest.fixture(scope='module', name='single')
@@ -132,6 +131,18 @@ def test_two_processes_equal_one(workdir, single, root):
     first, second = (workdir.with_name(f'two_{i}.log').read_text() for i in range(2))
     assert f'step {STEPS}, val: ' in first and 'wrote' in first
     assert 'step' not in second and 'wrote' not in second
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on(workdir, root):
+    again = root.parent / 'again'
+    Processes(root, again, RAGGED, '--config.train.max_steps=1000').kill_after(
+        again / 'metrics.jsonl', 5)
+    assert checkpoints.Checkpoints(str(again)).step('latest') in (4, 8)
+    assert not (again / 'results.json').exists()
+    train_and_evaluate(root, again)
+    states = [restored(folder, make_config(root))[0] for folder in (again, workdir)]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two (forced host) devices')

@@ -220,7 +220,8 @@ def test_rematerialisation_keeps_less():
 # Whole models ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['dualground', 'cg_detr', 'tr_detr'])
+@pytest.mark.parametrize('name', [
+    'dualground', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cg_detr', 'tr_detr'))])
 def test_models_put_out_the_same(name):
     batch = model_test.make_batch()
     own = {k: v for k, v in DEEP.items() if k in models.defaults(name)}

@@ -268,8 +268,6 @@ OPTIONS = [
                         across_phrases=True)),
     ('dualground', dict(fusion='gate', tokens='words', head='detr', dtype='bfloat16')),
     ('dualground', dict(fusion='concat', tokens='eos', bins=4, dropout=0.1)),
-    ('dualground', dict(paths='sentence')),
-    ('dualground', dict(paths='phrase', head='detr')),
     ('flash_vtg', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
     ('cg_detr', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
     ('tr_detr', dict(tokens='words', dtype='bfloat16', dropout=0.1)),
@@ -286,6 +284,8 @@ def parts_of(name, options):
 
 
 OPTIONS += [(name, {}) for name in models.MODELS if name not in dict(OPTIONS)]
+OPTIONS += [pytest.param('dualground', options, marks=pytest.mark.slow)
+            for options in (dict(paths='sentence'), dict(paths='phrase', head='detr'))]
 
 
 @pytest.mark.parametrize('name, options', OPTIONS, ids=str)

@@ -282,9 +282,8 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     """Without goldens: random weights of a small model, under the names that torch has."""
     code = names.CODES[model]
     config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
-    tx = state.make_optimizer(config.optimizer, 1)
-    abstract = state.abstract_state(config, sharding.one_device())
-    params = state.fresh_state(config, tx, abstract).params
+    abstract, rng = state.abstract_state(config, sharding.one_device()), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), abstract.params)
     tensors = mapping.to_torch(params, code.names)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
     options = TRAINING | mapping.public_options(code, config)
