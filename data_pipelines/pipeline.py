@@ -39,6 +39,7 @@ BATCH = {
 
 
 BATCHES = 4  # of an evaluation that pay for the compilation of another size
+OWN_TOKENS = 64  # that models have at most beside clips and text: dummies, moment queries
 PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
@@ -224,10 +225,10 @@ def eval_batches(
     sizes = query_sizes(split)
     count = min(buckets, max(len(sizes) // (BATCHES * batch_size), 1))
     found = choose_buckets(sizes, count) if buckets > 1 else [limits(data)]
-    place, largest = smallest(found, sizes), sum(found[-1])
-    for number, bucket in enumerate(found):
-        own = np.flatnonzero(place == number)
-        size = batch_size * min(largest // sum(bucket), -(-len(own) // batch_size))
+    place, memory = smallest(found, sizes), [sum(bucket) + OWN_TOKENS for bucket in found]
+    for number in np.unique(place):
+        own, bucket = np.flatnonzero(place == number), found[number]
+        size = batch_size * min(max(memory) // memory[number], -(-len(own) // batch_size))
         own = np.pad(own, (0, -len(own) % size), constant_values=-1)
         batches, rows = own.reshape(-1, size), rows_of(size)
 

@@ -209,7 +209,7 @@ def test_buckets_of_an_evaluation_hold_every_query_once(data, monkeypatch):
         for index, batch in pipeline.eval_batches(split, data, batch_size=2, buckets=count):
             clips, tokens = batch['video'].shape[1], batch['text'].shape[1]
             assert (clips, tokens) == (75, 20) if count == 1 else clips <= 70 and tokens <= 7
-            assert len(index) % 2 == 0 and len(index) * (clips + tokens) <= 2 * (75 + 20)
+            assert len(index) % 2 == 0 and len(index) * (clips + tokens + 64) <= 2 * (75 + 20 + 64)
             used = np.array(lengths)[index[index >= 0]]
             np.testing.assert_array_equal(batch['video_mask'].sum(1)[index >= 0], used)
             np.testing.assert_array_equal((batch['text_role'] > 0).sum(1)[index >= 0],
@@ -218,6 +218,15 @@ def test_buckets_of_an_evaluation_hold_every_query_once(data, monkeypatch):
             seen += index[index >= 0].tolist()
         assert sorted(seen) == list(range(8))
     assert padded[1] == 8 * 75 and padded[2] < 0.8 * padded[1] and padded[20] < padded[2]
+
+
+def test_no_query_need_be_longest_in_clips_and_in_tokens(data, monkeypatch):
+    monkeypatch.setattr(pipeline, 'BATCHES', 1)
+    split = make_split([64, 64, 8, 8], [2, 2, 38, 38], [1] * 4, np.random.default_rng(0))
+    found = list(pipeline.eval_batches(split, data, batch_size=1, buckets=3))
+    assert sorted(np.concatenate([index for index, _ in found])) == [0, 1, 2, 3]
+    assert {batch['video'].shape[1:2] + batch['text'].shape[1:2] for _, batch in found} == {
+        (64, 4), (8, 40)}
 
 
 def test_a_single_query_is_padded_to_a_power_of_two(split, data):
