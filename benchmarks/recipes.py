@@ -1,0 +1,215 @@
+"""An epoch of every public recipe, on real annotations, beside the public PyTorch code.
+
+    python -m benchmarks.recipes --annotations DIR [--public DIR] [--sets tacos,tvsum]
+        [--models flash_vtg,cg_detr] [--steps 3] [--output FILE.json]
+
+--annotations has a folder for each set, with its annotation files. Features are random rows in
+memory, of the true widths and numbers. --public has a checkout of each public code, by the name of
+its repository (FlashVTG, CGDETR, TR-DETR): its train step, on the same queries, takes turns with
+ours (benchmarks/public.py). A recipe that stands in for a script that does not exist is left out.
+
+An epoch's seconds are those of N of its steps, which are drawn evenly from all of them in the
+order of their size. $JAX_COMPILATION_CACHE_DIR keeps what is compiled: then `compile_s` is the time
+to load it. `--steps 0` prints the table of padding alone.
+"""
+
+import importlib
+import json
+import math
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import common
+from benchmarks.five_sets import SETS
+from configs.recipes import RECIPES
+from data_pipelines import annotations, datasets, features, pipeline, release, tokens
+from data_pipelines.schedule import Bucket, Schedule
+from dualground_jax import models
+
+PUBLIC = 'flash_vtg', 'cg_detr', 'tr_detr'  # models that benchmarks.public builds
+
+
+class StandIns(release.ReleaseSplit):
+    """A split whose features are slices of one random block: real numbers of rows, no files."""
+
+    def __init__(self, data: Any, split: str):
+        for folder in (*data.video_dirs, data.text_dir):
+            pathlib.Path(data.root, folder).mkdir(parents=True, exist_ok=True)
+        super().__init__(data, split)
+        rng, dtype = np.random.default_rng(0), features.dtype_of(data)
+        block = lambda *shape: rng.standard_normal(shape, np.float32).astype(dtype)
+        self._video = tokens.unit_rows(block(data.max_clips, sum(data.video_dims)))
+        self._text = tokens.unit_rows(block(data.max_tokens, data.text_dim))
+        self._sentences: dict[int | str, str] = {}
+        self._clips: dict[str, int] = {}
+
+    def queries(self, skipped: list[str] | None) -> list[annotations.Query]:
+        """As the release's; notes how many rows they and their videos have."""
+        queries = super().queries(skipped)
+        for query in queries:
+            self._sentences[query.qid] = query.query
+            clips = math.ceil(query.duration / self._data.clip_length)
+            self._clips[query.vid] = max(clips, self._clips.get(query.vid, 0))
+        self._clips |= self._labelled
+        return queries
+
+    def query(self, qid: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """A row for each word, and those that the layout adds."""
+        layout = tokens.TEXT_LAYOUTS[self._data.text_layout]
+        n_rows = layout.start + len(self._sentences[qid].split()) + layout.has_eos
+        _, roles = tokens.label_tokens(
+            np.ones((n_rows, 1), np.float32), layout, self._data.max_tokens, normalize=False)
+        return self._text[:len(roles)], roles
+
+    def video(self, vid: str) -> np.ndarray:
+        """A row for each clip that has a label, or for each of the video's seconds."""
+        return self._video[:release.kept_clips(vid, self._clips[vid], self._data.max_clips)]
+
+
+def load(model: str, name: str, release_name: str, folder: str, root: str
+         ) -> tuple[ConfigDict, datasets.Split]:
+    """The config of a recipe, and the training split with stand-ins for its features.
+
+    Args:
+        model: of the recipe.
+        name: of the data set.
+        release_name: of the features.
+        folder: has a folder of annotations for each set.
+        root: gets empty folders.
+    """
+    config = importlib.import_module(f'configs.{SETS[name][0]}').get_config(
+        f'model={model},features={release_name},root={root},annotations={folder}/{name}')
+    with mock.patch.object(release, 'ReleaseSplit', StandIns):
+        return config, datasets.load_split(config.data, 'train', training=True)
+
+
+# Padding --------------------------------------------------------------------------------------
+
+
+def computed(schedule: Schedule, bucket_of: Callable[[range], Sequence[int]]) -> np.ndarray:
+    """Clips and tokens that an epoch computes if each batch is padded so, int[2]."""
+    steps = range(schedule.steps_per_epoch)
+    return schedule.batch_size * np.sum([bucket_of(steps[i : i + 1]) for i in steps], 0)
+
+
+def present(schedule: Schedule) -> np.ndarray:
+    """Clips and tokens that an epoch's queries have, int[2]."""
+    queries = np.concatenate([schedule.queries(i) for i in range(schedule.steps_per_epoch)])
+    return schedule.sizes[queries[queries >= 0]].sum(0)
+
+
+def padding(config: ConfigDict, split: datasets.Split) -> dict:
+    """A row of the table of padding: what is computed over what is there.
+
+    `before` pads to the limits of the config, `after` to buckets, `longest` to the longest of each
+    batch, as the public code does.
+    """
+    schedule = Schedule.of(split, config.data, config.train, config.seed)
+    with_one = config.train.copy_and_resolve_references()
+    with_one.buckets = 1
+    single = Schedule.of(split, config.data, with_one, config.seed)
+    there = present(schedule)
+    ways = dict(before=computed(single, single.bucket), after=computed(schedule, schedule.bucket),
+                longest=computed(schedule, schedule.size))
+    ratios = {f'{axis}_{way}': float(count[i] / there[i])
+              for i, axis in enumerate(Bucket._fields) for way, count in ways.items()}
+    return dict(
+        queries=len(split.queries), batch_size=schedule.batch_size, **ratios,
+        buckets=' '.join(f'{clips}x{tokens}' for clips, tokens in schedule.buckets))
+
+
+# Time -----------------------------------------------------------------------------------------
+
+
+def drawn(schedule: Schedule, count: int) -> list[int]:
+    """So many steps of the first epoch, evenly from all of them in the order of their size."""
+    steps = range(schedule.steps_per_epoch)
+    order = sorted(steps, key=lambda i: tuple(schedule.size(steps[i : i + 1])))
+    return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
+
+
+def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -> dict:
+    """The row of a recipe in the table of times."""
+    schedule = Schedule.of(split, config.data, config.train, config.seed)
+    step = common.TrainStep(config)
+
+    def batch_of(number: int, bucket: Bucket) -> dict[str, np.ndarray]:
+        indices = schedule.queries(number)
+        draws = [np.random.default_rng([config.seed, 0, max(i, 0)]) for i in indices]
+        return pipeline.collate(split, config.data, indices, draws, bucket=bucket)
+
+    steps = drawn(schedule, args.steps)
+    used = {schedule.bucket(range(i, i + 1)): i for i in range(schedule.steps_per_epoch)}
+    programs, started = {}, time.perf_counter()
+    for bucket, number in used.items():
+        batch = jax.device_put(batch_of(number, bucket))
+        programs[bucket] = step.step.lower(step.state, batch, *step.rest).compile()
+    compile_seconds = time.perf_counter() - started
+
+    def ours(number: int) -> Callable[[], object]:
+        bucket = schedule.bucket(range(number, number + 1))
+        batch = jax.block_until_ready(jax.device_put(batch_of(number, bucket)))
+        step.step = programs[bucket]
+        return lambda: jax.block_until_ready(step(batch))
+
+    def seconds_of(prepare: Callable[[int], Callable]) -> Callable[[], float]:
+        """A measure that takes another step each time; the first is the round that warms up."""
+        rounds = iter([steps[0], *steps])
+        return lambda: common.timed(prepare(next(rounds)))()
+
+    measures = dict(ours=seconds_of(ours))
+    if source:
+        from benchmarks import public  # PyTorch need not be there
+
+        theirs = public.TrainStep(source, config, args.public)
+
+        def torch(number: int) -> Callable[[], object]:
+            batch = batch_of(number, Bucket(*schedule.size(range(number, number + 1))))
+            vids = [split.queries[i].vid for i in batch['index'] if i >= 0]
+            arguments = theirs.batch(batch, vids)
+            return lambda: theirs(*arguments)
+
+        measures['torch'] = seconds_of(torch)
+    seconds = {name: float(found.mean()) for name, found in
+               common.in_turns(measures, len(steps)).items()}
+    per_epoch = schedule.steps_per_epoch
+    row = dict(batch_size=schedule.batch_size, steps=per_epoch, step_s=seconds['ours'],
+               epoch_s=per_epoch * seconds['ours'],
+               padding=float(1 - present(schedule).sum() / computed(schedule, schedule.bucket).sum()),
+               compilations=len(programs), compile_s=compile_seconds)
+    if source:
+        row |= dict(torch_step_s=seconds['torch'], torch_epoch_s=per_epoch * seconds['torch'],
+                    of_torch=seconds['ours'] / seconds['torch'])
+    return row
+
+
+def main() -> None:
+    args = common.arguments(__doc__, annotations=str, public='', sets=','.join(SETS),
+                            models=','.join(models.MODELS), steps=3, output='')
+    chosen = [(key, recipe.source) for key, recipe in RECIPES.items()
+              if key[0] in args.models.split(',') and key[1] in args.sets.split(',')
+              and 'stands in' not in recipe.source + recipe.remark]
+    pads, times = {}, []
+    for (model, name, release_name), source in chosen:
+        key = dict(set=name, features=release_name)
+        with tempfile.TemporaryDirectory() as root:
+            config, split = load(model, name, release_name, args.annotations, root)
+        row = key | padding(config, split)
+        pads[json.dumps(row)] = row  # models may share one
+        if args.steps:
+            source = source if args.public and model in PUBLIC else ''
+            times.append(dict(model=model) | key | measure(config, split, source, args))
+            print(json.dumps(times[-1]), flush=True)
+    common.write(args.output, padding=list(pads.values()), **dict(recipes=times) if times else {})
+
+
+if __name__ == '__main__':
+    main()
