@@ -93,7 +93,7 @@ class TrainStep:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def _loss(self, labels: list, inputs: dict, targets: dict) -> torch.Tensor:
         if self.name == 'tr_detr':

@@ -122,7 +122,7 @@ def padding(config: ConfigDict, split: datasets.Split) -> dict:
     ratios = {f'{axis}_{way}': float(count[i] / there[i])
               for i, axis in enumerate(Bucket._fields) for way, count in ways.items()}
     return dict(
-        queries=len(split.queries), batch_size=schedule.batch_size, **ratios,
+        batch_size=schedule.batch_size, queries=len(split.queries), **ratios,
         buckets=' '.join(f'{clips}x{tokens}' for clips, tokens in schedule.buckets))
 
 
@@ -181,10 +181,10 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
     seconds = {name: float(found.mean()) for name, found in
                common.in_turns(measures, len(steps)).items()}
     per_epoch = schedule.steps_per_epoch
-    row = dict(batch_size=schedule.batch_size, steps=per_epoch, step_s=seconds['ours'],
-               epoch_s=per_epoch * seconds['ours'],
-               padding=float(1 - present(schedule).sum() / computed(schedule, schedule.bucket).sum()),
-               compilations=len(programs), compile_s=compile_seconds)
+    share = present(schedule).sum() / computed(schedule, schedule.bucket).sum()
+    row = dict(batch_size=schedule.batch_size, steps=per_epoch, padding=float(1 - share),
+               compilations=len(programs), compile_s=compile_seconds, step_s=seconds['ours'],
+               epoch_s=per_epoch * seconds['ours'])
     if source:
         row |= dict(torch_step_s=seconds['torch'], torch_epoch_s=per_epoch * seconds['torch'],
                     of_torch=seconds['ours'] / seconds['torch'])
@@ -203,7 +203,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             config, split = load(model, name, release_name, args.annotations, root)
         row = key | padding(config, split)
-        pads[json.dumps(row)] = row  # models may share one
+        # Models may share one; their seeds and so their batches differ.
+        pads.setdefault((name, release_name, config.train.batch_size, config.data.max_tokens), row)
         if args.steps:
             source = source if args.public and model in PUBLIC else ''
             times.append(dict(model=model) | key | measure(config, split, source, args))
