@@ -9,8 +9,10 @@ its repository (FlashVTG, CGDETR, TR-DETR): its train step, on the same queries,
 ours (benchmarks/public.py). A recipe that stands in for a script that does not exist is left out.
 
 An epoch's seconds are those of N of its steps, which are drawn evenly from all of them in the
-order of their size. $JAX_COMPILATION_CACHE_DIR keeps what is compiled: then `compile_s` is the time
-to load it. `--steps 0` prints the table of padding alone.
+order of their size. `compilations` is how many programs an epoch takes, `compile_s` the mean
+seconds of one: those of the drawn steps are compiled, or loaded where $JAX_COMPILATION_CACHE_DIR
+has them. `padding` is the share of the computed clips and tokens that are not there. `--steps 0`
+prints the table of padding alone.
 """
 
 import importlib
@@ -147,22 +149,22 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         return pipeline.collate(split, config.data, indices, draws, bucket=bucket)
 
     steps = drawn(schedule, args.steps)
-    used = {schedule.bucket(range(i, i + 1)): i for i in range(schedule.steps_per_epoch)}
-    programs, started = {}, time.perf_counter()
-    for bucket, number in used.items():
+    bucket_of = [schedule.bucket(range(i, i + 1)) for i in range(schedule.steps_per_epoch)]
+    programs, compile_seconds = {}, []
+    for bucket, number in {bucket_of[i]: i for i in steps}.items():
         batch = jax.device_put(batch_of(number, bucket))
+        started = time.perf_counter()
         programs[bucket] = step.step.lower(step.state, batch, *step.rest).compile()
-    compile_seconds = time.perf_counter() - started
+        compile_seconds.append(time.perf_counter() - started)
 
     def ours(number: int) -> Callable[[], object]:
-        bucket = schedule.bucket(range(number, number + 1))
-        batch = jax.block_until_ready(jax.device_put(batch_of(number, bucket)))
-        step.step = programs[bucket]
+        batch = jax.block_until_ready(jax.device_put(batch_of(number, bucket_of[number])))
+        step.step = programs[bucket_of[number]]
         return lambda: jax.block_until_ready(step(batch))
 
     def seconds_of(prepare: Callable[[int], Callable]) -> Callable[[], float]:
-        """A measure that takes another step each time; the first is the round that warms up."""
-        rounds = iter([steps[0], *steps])
+        """A measure that takes another step each time; the largest first, which does not count."""
+        rounds = iter([steps[-1], *steps])
         return lambda: common.timed(prepare(next(rounds)))()
 
     measures = dict(ours=seconds_of(ours))
@@ -183,8 +185,8 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
     per_epoch = schedule.steps_per_epoch
     share = present(schedule).sum() / computed(schedule, schedule.bucket).sum()
     row = dict(batch_size=schedule.batch_size, steps=per_epoch, padding=float(1 - share),
-               compilations=len(programs), compile_s=compile_seconds, step_s=seconds['ours'],
-               epoch_s=per_epoch * seconds['ours'])
+               compilations=len(set(bucket_of)), compile_s=float(np.mean(compile_seconds)),
+               step_s=seconds['ours'], epoch_s=per_epoch * seconds['ours'])
     if source:
         row |= dict(torch_step_s=seconds['torch'], torch_epoch_s=per_epoch * seconds['torch'],
                     of_torch=seconds['ours'] / seconds['torch'])
