@@ -199,6 +199,8 @@ def main() -> None:
     chosen = [(key, recipe.source) for key, recipe in RECIPES.items()
               if key[0] in args.models.split(',') and key[1] in args.sets.split(',')
               and 'stands in' not in recipe.source + recipe.remark]
+    if not chosen:
+        raise SystemExit(f'no recipe of {args.models} for {args.sets}')
     pads, times = {}, []
     for (model, name, release_name), source in chosen:
         key = dict(set=name, features=release_name)
