@@ -1,7 +1,7 @@
 """An epoch of every public recipe, on real annotations, beside the public PyTorch code.
 
     python -m benchmarks.recipes --annotations DIR [--public DIR] [--sets tacos,tvsum]
-        [--models flash_vtg,cg_detr] [--steps 3] [--output FILE.json]
+        [--models flash_vtg,cg_detr] [--steps 3] [--memory-gb 12] [--output FILE.json]
 
 --annotations has a folder for each set, with its annotation files. Features are random rows in
 memory, of the true widths and numbers. --public has a checkout of each public code, by the name of
@@ -11,8 +11,9 @@ ours (benchmarks/public.py). A recipe that stands in for a script that does not 
 An epoch's seconds are those of N of its steps, which are drawn evenly from all of them in the
 order of their size. `compilations` is how many programs an epoch takes, `compile_s` the mean
 seconds of one: those of the drawn steps are compiled, or loaded where $JAX_COMPILATION_CACHE_DIR
-has them. `padding` is the share of the computed clips and tokens that are not there. `--steps 0`
-prints the table of padding alone.
+has them. `padding` is the share of the computed clips and tokens that are not there. A recipe whose
+drawn steps take more than `--memory-gb` (`memory_gb`, the compiler's) is compiled and not run.
+`--steps 0` prints the table of padding alone.
 """
 
 import importlib
@@ -35,6 +36,7 @@ from configs.recipes import RECIPES
 from data_pipelines import annotations, datasets, features, pipeline, release, tokens
 from data_pipelines.schedule import Bucket, Schedule
 from dualground_jax import models
+from dualground_jax.tpu import compile
 
 PUBLIC = 'flash_vtg', 'cg_detr', 'tr_detr'  # models that benchmarks.public builds
 
@@ -156,6 +158,13 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         started = time.perf_counter()
         programs[bucket] = step.step.lower(step.state, batch, *step.rest).compile()
         compile_seconds.append(time.perf_counter() - started)
+    per_epoch = schedule.steps_per_epoch
+    share = present(schedule).sum() / computed(schedule, schedule.bucket).sum()
+    row = dict(batch_size=schedule.batch_size, steps=per_epoch, padding=float(1 - share),
+               compilations=len(set(bucket_of)), compile_s=float(np.mean(compile_seconds)),
+               memory_gb=max(compile.memory_of(one)[0] for one in programs.values()) / 1e9)
+    if row['memory_gb'] > args.memory_gb:
+        return row
 
     def ours(number: int) -> Callable[[], object]:
         batch = jax.block_until_ready(jax.device_put(batch_of(number, bucket_of[number])))
@@ -182,11 +191,7 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         measures['torch'] = seconds_of(torch)
     seconds = {name: float(found.mean()) for name, found in
                common.in_turns(measures, len(steps)).items()}
-    per_epoch = schedule.steps_per_epoch
-    share = present(schedule).sum() / computed(schedule, schedule.bucket).sum()
-    row = dict(batch_size=schedule.batch_size, steps=per_epoch, padding=float(1 - share),
-               compilations=len(set(bucket_of)), compile_s=float(np.mean(compile_seconds)),
-               step_s=seconds['ours'], epoch_s=per_epoch * seconds['ours'])
+    row |= dict(step_s=seconds['ours'], epoch_s=per_epoch * seconds['ours'])
     if source:
         row |= dict(torch_step_s=seconds['torch'], torch_epoch_s=per_epoch * seconds['torch'],
                     of_torch=seconds['ours'] / seconds['torch'])
@@ -195,7 +200,7 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
 
 def main() -> None:
     args = common.arguments(__doc__, annotations=str, public='', sets=','.join(SETS),
-                            models=','.join(models.MODELS), steps=3, output='')
+                            models=','.join(models.MODELS), steps=3, memory_gb=12.0, output='')
     chosen = [(key, recipe.source) for key, recipe in RECIPES.items()
               if key[0] in args.models.split(',') and key[1] in args.sets.split(',')
               and 'stands in' not in recipe.source + recipe.remark]
