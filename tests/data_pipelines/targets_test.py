@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from data_pipelines import annotations, datasets, pipeline, saliency
+from data_pipelines.schedule import Bucket
 from data_pipelines.tokens import EOS
 from tests.helpers.paths import REAL
 from tests.helpers.release_files import LINE, annotation_config, needs_real_data, write_lines
@@ -167,7 +168,8 @@ def edge_cases(records, data):
         indices = np.arange(first, min(first + 512, len(records)))
         draws = [np.random.default_rng([7, i]) for i in indices]
         clips = max(len(split.videos[i]) for i in indices)
-        batch = pipeline.collate(split, data, indices, draws, clips=clips)
+        bucket = Bucket(clips, data.max_tokens)
+        batch = pipeline.collate(split, data, indices, draws, bucket=bucket)
         for place, i in enumerate(indices):
             row = {name: values[place] for name, values in batch.items()}
             counts += check_row(records[i], row, len(split.videos[i]), data)
