@@ -96,8 +96,8 @@ class TrainStep:
         abstract = state.abstract_state(config, mesh)
         self.state = state.fresh_state(config, tx, abstract)
         self.step = train.make_train_step(
-            config, mesh, tx, abstract, stacked=config.train.steps_per_call > 1)
-        self.rest = np.uint32(0), store or {}
+            config, mesh, 1, abstract, stacked=config.train.steps_per_call > 1)
+        self.rest = dict(seed=np.uint32(0)), store or {}
 
     def __call__(self, batch: dict) -> dict[str, jax.Array]:
         self.state, metrics = self.step(self.state, batch, *self.rest)

@@ -24,7 +24,12 @@ TRAIN = dict(
     log_every=10,  # steps
     eval_every=5,  # epochs
 )
-MESH = dict(data=-1, fsdp=1, model=1)  # -1: all remaining devices
+MESH = dict(
+    runs=1,  # at a time in one program: of mode sweep
+    data=-1,  # all remaining devices
+    fsdp=1,
+    model=1,
+)
 
 
 def sections(model: str, dataset: str, features: str) -> dict:

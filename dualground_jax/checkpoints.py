@@ -19,7 +19,10 @@ from dualground_jax.state import TrainState
 
 # Sections' keys that were added since runs were first saved -> what such runs did. Those of the
 # model, its losses and the data count as their defaults.
-ADDED = {'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0}}
+ADDED = {
+    'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0},
+    'mesh': {'runs': 1},
+}
 FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
 ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'
 
@@ -125,6 +128,10 @@ class Checkpoints:
         """The config that the checkpoint was made by, with keys added since, locked."""
         plain = self._restore(kind, config=ocp.args.JsonRestore()).config
         return ConfigDict(_tuples(_completed(plain, _added(plain)))).lock()
+
+    def progress(self, kind: str) -> dict:
+        """The progress that was saved with the checkpoint."""
+        return self._restore(kind, progress=ocp.args.JsonRestore()).progress
 
     def restore(self, kind: str, abstract: TrainState) -> tuple[TrainState, dict]:
         """The state, placed as `abstract` says, and the progress."""

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,9 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
         config: whole config.
         mesh: batches are split over it.
         observe: (out, batch) -> what is returned as a third result.
+
+    Where the mesh has an axis of runs, parameters and results have a first axis of them; the batch
+    is the same for all.
     """
     model = models.build(config.model)
     decode = models.MODELS[config.model.name].decode
@@ -84,7 +87,8 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
 
     # Parameters stay where they are.
     return jax.jit(
-        predict_step, in_shardings=(None, sharding.batch_sharding(mesh)),
+        sharding.over_runs(predict_step, mesh, (0, None)),
+        in_shardings=(None, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh))
 
 
@@ -125,6 +129,23 @@ def predict_split(
     predict_step: Callable, params: dict, split: datasets.Split, config: ConfigDict, mesh: Mesh
 ) -> list[dict]:
     """Predictions for every record of a split, in its order, the same in each process."""
+    return predict_runs(predict_step, params, split, config, mesh, [()])[0]
+
+
+def predict_runs(
+    predict_step: Callable, params: dict, split: datasets.Split, config: ConfigDict, mesh: Mesh,
+    places: Sequence[int | tuple[()]],
+) -> list[list[dict]]:
+    """What `predict_split` gives, of several runs.
+
+    Args:
+        predict_step: of `make_predict_step`.
+        params: of all runs.
+        split: the same for all.
+        config: whole config.
+        mesh: of the step.
+        places: of the wanted runs in the step's results; () if there is one, without an axis.
+    """
     params = sharding.gather(params)
     placement = sharding.batch_sharding(mesh)
     batches = pipeline.eval_batches(
@@ -136,10 +157,11 @@ def predict_split(
     rows = {}
     with progress.Bar(f'predicting {split.name}', len(split.queries), 'queries') as bar:
         for index, arrays in runtime.one_ahead(found):
-            new = batch_predictions(split, index, *jax.device_get(arrays))
-            rows.update(zip(index[index >= 0].tolist(), new, strict=True))
-            bar.advance(len(new))
-    return [rows[i] for i in sorted(rows)]
+            arrays = jax.device_get(arrays)
+            new = [batch_predictions(split, index, *(x[place] for x in arrays)) for place in places]
+            rows.update(zip(index[index >= 0].tolist(), zip(*new, strict=True), strict=True))
+            bar.advance(len(new[0]))
+    return [[rows[i][n] for i in sorted(rows)] for n in range(len(places))]
 
 
 def load_split(

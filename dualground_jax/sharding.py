@@ -1,5 +1,7 @@
 """The device mesh: what lies where, and how batches get there."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,13 +23,15 @@ RULES = (
 )
 
 
-def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
+def make_mesh(section: ConfigDict, devices: list | None = None, runs: int = 1) -> Mesh:
     """Device mesh with the axes of the config.
 
     Args:
         section: sizes of data (batches are split along it), fsdp (batches and parameters) and model
             (heads and hidden units); one of them may be -1: all remaining devices.
         devices: default: all.
+        runs: of several, the mesh has a first axis `runs`, as long as can be: they are shared out
+            evenly along it.
 
     Raises:
         ConfigError: the sizes do not fit the number of devices, or leave out some of several
@@ -37,6 +41,9 @@ def make_mesh(section: ConfigDict, devices: list | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
         raise ConfigError(f'mesh {sizes}: expected sizes of 1 or more, one of them may be -1')
+    if runs > 1:
+        taken = math.prod(n for n in sizes.values() if n > 0)
+        sizes = dict(runs=math.gcd(runs, len(devices) // taken)) | sizes
     known = int(np.prod([n for n in sizes.values() if n > 0]))
     if -1 in sizes.values() and known <= len(devices) and len(devices) % known:
         raise ConfigError(
@@ -68,6 +75,18 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(axes, RULES))
 
 
+def along_runs(placement: NamedSharding) -> NamedSharding:
+    """Where what each run of a mesh has lies: behind an axis of runs, if the mesh has one."""
+    if 'runs' not in placement.mesh.shape:
+        return placement
+    return NamedSharding(placement.mesh, PartitionSpec('runs', *placement.spec))
+
+
+def over_runs(step: Callable, mesh: Mesh, in_axes: tuple) -> Callable:
+    """The step of all runs of a mesh, whose arguments have a first axis of them as in `vmap`."""
+    return jax.vmap(step, in_axes, spmd_axis_name='runs') if 'runs' in mesh.shape else step
+
+
 def gathered(sharding: NamedSharding) -> NamedSharding:
     """A parameter's placement while it is computed with: whole along fsdp."""
     spec = (None if axis == 'fsdp' else axis for axis in sharding.spec)
@@ -96,11 +115,17 @@ def local_rows(sharding: NamedSharding, size: int) -> slice:
                  max(size if part.stop is None else part.stop for part in parts))
 
 
-def put_batch(batch: dict, sharding: NamedSharding, size: int) -> dict[str, jax.Array]:
-    """Puts a batch on the devices; each process brings its `local_rows` of `size` rows."""
+def put_batch(
+    batch: dict, sharding: NamedSharding, size: int, runs: int = 1
+) -> dict[str, jax.Array]:
+    """Puts a batch on the devices; each process brings its `local_rows` of `size` rows.
+
+    Where the placement is `along_runs` it brings those of its own of the `runs`.
+    """
     axis = len(sharding.spec) - 1
+    first = (runs,) if 'runs' in sharding.spec else ()
     return {
         name: jax.make_array_from_process_local_data(
-            sharding, x, (*x.shape[:axis], size, *x.shape[axis + 1:]))
+            sharding, x, (*first, *x.shape[len(first):axis], size, *x.shape[axis + 1:]))
         for name, x in batch.items()
     }

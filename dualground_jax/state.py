@@ -1,6 +1,7 @@
 """What training carries from step to step: the state, the optimiser, and shapes of batches."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -143,11 +144,50 @@ def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> Trai
     return jax.tree.map(place, nn.unbox(boxed), nn.get_partition_spec(boxed))
 
 
+def of_runs(abstract: Any, runs: int) -> Any:
+    """Shapes and placement of what so many runs have, with a first axis of them; 1: without."""
+    return abstract if runs == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        (runs, *x.shape), x.dtype, sharding=sharding.along_runs(x.sharding)), abstract)
+
+
+def make_stack(abstract: TrainState, runs: int) -> tuple[TrainState | None, Callable, Callable]:
+    """What holds the states of runs in one; that of a single run is the state itself.
+
+    Args:
+        abstract: shapes and placement of a run's state.
+        runs: how many.
+
+    Returns:
+        (zeros, put: (states, place, state) -> states, which are donated, with the run's state,
+        take: (states, place) -> the run's state).
+    """
+    if runs == 1:
+        return None, lambda states, place, state: state, lambda states, place: states
+    every = of_runs(abstract, runs)
+    single, placement = (jax.tree.map(lambda x: x.sharding, tree) for tree in (abstract, every))
+    zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), every),
+                    out_shardings=placement)
+    put = jax.jit(
+        lambda states, place, state: jax.tree.map(
+            lambda x, own: x.at[place].set(own), states, state),
+        donate_argnums=0, out_shardings=placement)
+    # Devices hand over what they have of the run, instead of gathering all runs.
+    take = jax.jit(lambda states, place: jax.tree.map(lambda x: jnp.take(x, place, 0), states),
+                   out_shardings=single)
+    return zeros(), put, take
+
+
+def make_fresh_state(
+    config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState
+) -> Callable:
+    """Compiles seed uint32[] -> the state before the first step, where `abstract` places it."""
+    return jax.jit(
+        lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+
+
 def fresh_state(
     config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
     """The state before the first step, made where `abstract` places it."""
-    make = jax.jit(
-        lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
-        out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
-    return make(np.uint32(config.seed))
+    return make_fresh_state(config, tx, abstract)(np.uint32(config.seed))

@@ -1,4 +1,5 @@
-"""Mode `sweep`: trains every combination of config values, one after the other, and tabulates them.
+"""Mode `sweep`: trains every combination of config values, one by one or many at a time, and
+tabulates them.
 
 A sweep is `key=value,value,...` with a dotted key of the config, given by the flag or the config
 (`configs/sweeps`). Each combination is a run of its own in `<workdir>/<key>=<value>,<key>=<value>`,
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
-from dualground_jax import checkpoints, sharding, state, train
+from dualground_jax import checkpoints, inputs, sharding, state, train
 from dualground_jax.config import check_key as check_known
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
@@ -92,30 +93,59 @@ def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[
         UserError: a run's folder holds a run by another config (nothing was trained), or runs
             failed: all others are finished and tabulated.
     """
+    if config.mesh.runs < 1:
+        raise ConfigError(f'mesh.runs={config.mesh.runs}: expected 1 or more')
     choices = parse(config, sweeps or config.sweep)
     runs = combinations(config, workdir, choices)
     check(runs)
     failures = {}
-    for number, one in enumerate(runs, start=1):
-        name = one.workdir.name
-        if one.is_finished:
-            print(f'run {number} of {len(runs)}: {name} is finished, it is not trained again')
-        else:
-            print(f'run {number} of {len(runs)}: {name}')
-            try:
-                train.train(one.config, str(one.workdir))
-            except Exception as error:  # of any kind: hours of other runs may follow
-                if not isinstance(error, UserError):
-                    logging.exception('%s failed', name)
-                # As text: the error itself would keep the run's arrays alive.
-                failures[name] = one_line(error)
-                print(f'{name} failed: {failures[name]}')
+    for group in groups(runs, config.mesh.runs):
+        for one in group:
+            told = ' is finished, it is not trained again' * one.is_finished
+            print(f'run {runs.index(one) + 1} of {len(runs)}: {one.workdir.name}{told}')
+        if not group[0].is_finished:
+            failed = train_group(group)
+            for name, text in failed.items():
+                print(f'{name} failed: {text}')
+            failures |= failed
         table = write(config, workdir, choices, runs)
     if table:
         print(f'{table}wrote {pathlib.Path(workdir, "sweep.md")} and sweep.json')
     if failures:
         named = '; '.join(f'{name} ({text})' for name, text in failures.items())
         raise UserError(f'{len(failures)} of {len(runs)} runs failed: {named}')
+
+
+def groups(runs: list[Run], most: int) -> list[list[Run]]:
+    """Runs that are trained at the same time, in the order of the first one of each group.
+
+    Args:
+        runs: all of them; one that is finished is a group of its own.
+        most: runs in a group, which share a program.
+    """
+    groups, open_groups = [], {}
+    for one in runs:
+        program = str(one.workdir) if one.is_finished else inputs.program_of(one.config)
+        group = open_groups.get(program, [])
+        if len(group) in (0, most):
+            group = open_groups[program] = []
+            groups.append(group)
+        group.append(one)
+    return groups
+
+
+def train_group(group: list[Run]) -> dict[str, str]:
+    """Trains runs in one program; returns the errors of those that failed, by their names."""
+    try:
+        done = train.train_many([one.config for one in group], [one.workdir for one in group])
+        failures = [run.failure for run in done]
+    except Exception as error:  # of any kind: hours of other runs may follow
+        failures = [error] * len(group)
+        if not isinstance(error, UserError):
+            logging.exception('%s failed', ', '.join(one.workdir.name for one in group))
+    # As text: the error itself would keep the run's arrays alive.
+    return {one.workdir.name: one_line(error) for one, error in zip(group, failures, strict=True)
+            if error}
 
 
 # What to train --------------------------------------------------------------------------------
@@ -199,7 +229,7 @@ def combinations(
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.update_from_flattened_dict(values)
-            own.sweep = ()  # a run is what it would be by itself
+            own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
         name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
         runs.append(Run(values, pathlib.Path(workdir, name), own.lock()))
     return runs

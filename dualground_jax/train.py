@@ -1,5 +1,6 @@
 """Mode `train`: one function, from the config to `results.json`."""
 
+import functools
 import itertools
 import json
 import math
@@ -7,7 +8,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,17 @@ from ml_collections import ConfigDict
 from data_pipelines import datasets, files, pipeline, progress
 from data_pipelines.errors import ConfigError, UserError
 from data_pipelines.schedule import Schedule
-from dualground_jax import evaluate, models, predict, resident, runtime, sharding
+from dualground_jax import evaluate, inputs, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import differences
 from dualground_jax.metrics import official
-from dualground_jax.state import TrainState, abstract_state, fresh_state, make_optimizer
+from dualground_jax.state import (
+    TrainState,
+    abstract_state,
+    make_fresh_state,
+    make_optimizer,
+    make_stack,
+)
 
 # Where a run goes on, the keys that may have changed: those that begin so. Of these `train.buckets`
 # and `train.steps_per_call` change what dropout draws.
@@ -34,49 +41,59 @@ MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 
 # Those of `evaluate.` that change no number.
 _SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures')
 
+_NONE = dict(best_step=-1, best_value=-math.inf, best_metrics={})  # progress of a new run
+
 
 class TrainingError(UserError):
     """Training cannot go on."""
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
-    """Trains in --workdir."""
+    """Trains in --workdir.
+
+    Raises:
+        ConfigError: as `train`, or a config of several runs.
+    """
+    if config.mesh.runs != 1:
+        raise ConfigError(f'mesh.runs={config.mesh.runs}: mode train has one run, mode sweep many')
     train(config, values.workdir)
 
 
 def make_train_step(
-    config: ConfigDict, mesh: Mesh, tx: optax.GradientTransformation,
-    abstract: TrainState, *, stacked: bool = False,
+    config: ConfigDict, mesh: Mesh, total_steps: int, abstract: TrainState, *,
+    stacked: bool = False,
 ) -> Callable:
-    """Compiles (state, batch, seed, store) -> (state, metrics); the state is donated.
+    """Compiles (state, batch, values, store) -> (state, metrics); the state is donated.
 
-    Dropout depends on the seed, uint32[], and the step alone, so that a resumed run repeats it.
-    Metrics are the unweighted losses, `loss` and `grad_norm`, float32[] each, of the whole batch,
-    however it is spread over devices, and `is_finite` bool[B], whether a sample's predictions are.
+    The values are of `inputs.with_values`: the `seed` uint32[], by which and by the step alone
+    dropout is drawn, so that a resumed run repeats it. Metrics are the unweighted losses, `loss`
+    and `grad_norm`, float32[] each, of the whole batch, however it is spread over devices, and
+    `is_finite` bool[B], whether a sample's predictions are. Where the mesh has an axis of runs, all
+    but the store have a first axis of them.
 
     Args:
         config: whole config.
         mesh: batches are split over it.
-        tx: the optimiser.
-        abstract: shapes and placement of the state.
+        total_steps: of the learning rate's schedule.
+        abstract: shapes and placement of the state, of one run.
         stacked: batches hold several steps, one after the other, and metrics are of each.
     """
-    model = models.build(config.model)
     module = models.MODELS[config.model.name]
-    decay = config.optimizer.ema_decay
     placement = jax.tree.map(lambda x: x.sharding, abstract)
     computed_with = jax.tree.map(sharding.gathered, placement.params)
 
-    @model.precisely
-    def train_step(state, batch, seed, store):
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    @models.build(config.model).precisely
+    def train_step(state, batch, values, store):
+        own = inputs.with_values(config, values)
+        model, tx = models.build(own.model), make_optimizer(own.optimizer, total_steps)
+        rng = jax.random.fold_in(jax.random.key(own.seed), state.step)
         batch = resident.complete(batch, store)
 
         def objective(params):
             # Else the partitioner moves activations about instead of parameters.
             params = jax.lax.with_sharding_constraint(params, computed_with)
             out = model.apply({'params': params}, batch, train=True, rngs={'dropout': rng})
-            loss, parts = module.loss_fn(out, batch, config.loss)
+            loss, parts = module.loss_fn(out, batch, own.loss)
             return loss, (parts, out)
 
         (loss, (parts, out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -86,18 +103,21 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - decay)
+            ema = optax.incremental_update(params, ema, 1 - own.optimizer.ema_decay)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, dict(
             parts, loss=loss, grad_norm=optax.tree.norm(grads), is_finite=is_finite)
 
-    def train_steps(state, batches, seed, store):
-        return jax.lax.scan(lambda s, b: train_step(s, b, seed, store), state, batches)
+    def train_steps(state, batches, values, store):
+        return jax.lax.scan(lambda s, b: train_step(s, b, values, store), state, batches)
 
     replicated = sharding.replicated(mesh)
+    placement, batches, values = jax.tree.map(
+        sharding.along_runs, (placement, sharding.batch_sharding(mesh, stacked), replicated))
+    step = train_steps if stacked else train_step
     return jax.jit(
-        train_steps if stacked else train_step, donate_argnums=0,
-        in_shardings=(placement, sharding.batch_sharding(mesh, stacked), replicated, replicated),
+        sharding.over_runs(step, mesh, (0, 0, 0, None)), donate_argnums=0,
+        in_shardings=(placement, batches, values, replicated),
         out_shardings=(placement, replicated))
 
 
@@ -106,15 +126,23 @@ class History:
 
     Metrics of steps stay on the device until `flush`: a step does not wait for its numbers. Only
     the first of several processes writes.
+
+    Args:
+        workdir: of the run.
+        steps_per_epoch: what epochs are counted by.
+        first_step: steps that were done before.
+        qids_of: step -> the queries of its batch.
+        place: see `Run`.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, steps_per_epoch: int, first_step: int, qids_of: Callable
+        self, workdir: pathlib.Path, steps_per_epoch: int, first_step: int, qids_of: Callable,
+        place: int | tuple[()] = (),
     ):
         from clu import metric_writers  # imports TensorFlow
 
         self.path = workdir / 'metrics.jsonl'
-        self.steps_per_epoch, self.qids_of = steps_per_epoch, qids_of
+        self.steps_per_epoch, self.qids_of, self.place = steps_per_epoch, qids_of, place
         self.writes, self.pending, self.rows = runtime.is_first(), [], []
         self.writer = metric_writers.create_default_writer(workdir, just_logging=not self.writes)
         if self.writes:
@@ -140,7 +168,8 @@ class History:
             TrainingError: a metric was not finite; names it, the step and the queries whose
               predictions were not; where these were, all of the batch.
         """
-        found = jax.device_get([m for _, m in self.pending])
+        found = [{k: v[self.place] for k, v in values.items()}
+                 for values in jax.device_get([m for _, m in self.pending])]
         is_finite = [np.atleast_2d(values.pop('is_finite')) for values in found]
         for (last, _), values, rows in zip(self.pending, found, is_finite):
             bad = {k: ~np.isfinite(np.atleast_1d(v)) for k, v in values.items()}
@@ -172,30 +201,40 @@ class History:
 
 
 def device_batches(
-    split: datasets.Split, config: ConfigDict, mesh: Mesh, schedule: Schedule, *, first_step: int,
+    split: datasets.Split, config: ConfigDict, mesh: Mesh, *schedules: Schedule, first_step: int,
     last_step: int, stop_every: int,
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     """Puts the batches of the steps after `first_step` on the devices.
+
+    With the schedules of several runs, batches have a first axis of runs.
 
     Yields:
         (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
         so many would go beyond `last_step` or a multiple of `stop_every`.
     """
-    most = config.train.steps_per_call
+    size, most = config.train.batch_size, config.train.steps_per_call
     calls, step = [], first_step
     while step < last_step:
         stop = min(last_step, (step // stop_every + 1) * stop_every)
         calls.append(range(step, step + (most if step + most <= stop else 1)))
         step = calls[-1].stop
-    batches = pipeline.train_batches(
-        split, config.data, schedule, calls, resident=config.data.resident,
-        rows=sharding.local_rows(sharding.batch_sharding(mesh), schedule.batch_size))
+    runs = len(schedules)
+    here = sharding.local_rows(sharding.along_runs(sharding.replicated(mesh)), runs)
+    rows = sharding.local_rows(sharding.batch_sharding(mesh), size)
+    streams = [pipeline.train_batches(
+        split, config.data, schedule, calls, resident=config.data.resident, rows=rows)
+        for schedule in schedules[here]]
     for call in calls:
-        parts = list(itertools.islice(batches, len(call)))
         stacked = len(call) > 1
-        batch = jax.tree.map(lambda *x: np.stack(x), *parts) if stacked else parts[0]
-        placement = sharding.batch_sharding(mesh, stacked)
-        yield len(call), sharding.put_batch(batch, placement, schedule.batch_size)
+        parts = [_stacked(itertools.islice(stream, len(call)), stacked) for stream in streams]
+        placement = sharding.along_runs(sharding.batch_sharding(mesh, stacked))
+        yield len(call), sharding.put_batch(_stacked(parts, runs > 1), placement, size, runs)
+
+
+def _stacked(batches: Iterable[dict], several: bool) -> dict[str, np.ndarray]:
+    """Batches behind a first axis; the only one, unless there are `several`, as it is."""
+    batches = list(batches)
+    return jax.tree.map(lambda *x: np.stack(x), *batches) if several else batches[0]
 
 
 def load_splits(config: ConfigDict) -> list[datasets.Split]:
@@ -229,8 +268,31 @@ def train(config: ConfigDict, workdir: str) -> dict:
         TrainingError: a loss is not finite.
         ConfigError: a batch of no size, or one that the mesh cannot split.
     """
+    run, = train_many([config], [workdir])
+    if run.failure:
+        raise run.failure
+    return run.best['best_metrics']
+
+
+def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]
+               ) -> list['Run']:
+    """Trains runs in one program, each up to rounding as `train` does alone, and as its workdir.
+
+    Where some were cut off later than others, they wait until these have come as far.
+
+    Args:
+        configs: of the runs; the same for all but for what `inputs.program_of` leaves out.
+        workdirs: of the runs.
+
+    Returns:
+        The runs; one whose loss was not finite has stopped with a `failure`.
+
+    Raises:
+        DataError, CheckpointError, ConfigError: as `train`.
+    """
     # ---- Data: everything is read and checked before any device time is spent ----------------
-    mesh = sharding.make_mesh(config.mesh)
+    config, many = configs[0], len(configs) > 1
+    mesh = sharding.make_mesh(config.mesh, runs=len(configs))
     batch_size = config.train.batch_size
     sharding.check_batch_size(mesh, batch_size, 'train.batch_size')
     predict.check_section(config.evaluate, mesh)
@@ -238,111 +300,196 @@ def train(config: ConfigDict, workdir: str) -> dict:
     for key in ('steps_per_call', 'buckets'):
         if config.train[key] < 1:
             raise ConfigError(f'train.{key}={config.train[key]}: expected 1 or more')
+    if many and config.train.buckets > 1:
+        raise ConfigError(f'train.buckets={config.train.buckets}: expected 1 for runs in one '
+                          'program, whose batches are padded alike')
     train_split, val_split = load_splits(config)
-    schedule = Schedule.of(train_split, config.data, config.train, config.seed)
-    steps_per_epoch = schedule.steps_per_epoch
+    schedules = [Schedule.of(train_split, own.data, own.train, own.seed) for own in configs]
+    steps_per_epoch = schedules[0].steps_per_epoch
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)
 
-    # ---- State, checkpoints ------------------------------------------------------------------
-    tx = make_optimizer(config.optimizer, total_steps)
-    abstract = abstract_state(config, mesh, total_steps)
-    checkpoints = Checkpoints(workdir)
-    none = dict(best_step=-1, best_value=-math.inf, best_metrics={})
-    best = dict(none, steps_per_second=0.0, training_data=fingerprint(train_split))
-    if checkpoints.step('latest') is None:
-        state = fresh_state(config, tx, abstract)
-    else:
+    # ---- Runs and their states ---------------------------------------------------------------
+    data = fingerprint(train_split)
+    runs = [Run(own, workdir, place if many else (), data)
+            for place, (own, workdir) in enumerate(zip(configs, workdirs, strict=True))]
+    for run in runs:
         # Without an incomplete batch there is nothing to drop.
         whole = len(train_split.queries) % batch_size == 0
-        unused = ('train.drop_last',) if whole else ()
-        # A converted checkpoint: all of this training is yet to come.
-        compared = '' if checkpoints.step('latest') else 'model.'
-        changed = check_same_run(workdir, checkpoints.config('latest'), config,
-                                 compared=compared, unused=unused)
-        state, told = checkpoints.restore('latest', abstract)
-        check_same_data(workdir, told, best)
-        best |= told
-        # A killed run may have saved `best` without `latest`; a converted checkpoint is of step 0.
-        checkpoints.keep(latest=int(state.step), best=max(best['best_step'], 0))
-        progress.say('; '.join([f'resuming from step {int(state.step)}', *changed]))
-        if int(state.step) < total_steps and is_evaluated_anew(changed):
-            progress.say('the evaluation has changed: the best checkpoint is chosen anew')
-            best |= none
-    first_step = int(state.step)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        run.check(unused=('train.drop_last',) if whole else ())
+    abstract = abstract_state(config, mesh, total_steps)
+    fresh = make_fresh_state(config, make_optimizer(config.optimizer, total_steps), abstract)
+    states, put, take = make_stack(abstract, len(runs))
+    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
     progress.say(
         f'{config.model.name}: {parameters} parameters, {len(train_split.queries)} training and '
         f'{len(val_split.queries)} {val_split.name} queries, {total_steps} steps of {batch_size} '
-        f'on {dict(mesh.shape)} {jax.default_backend()}')
+        f'{f"of {len(runs)} runs " if many else ""}on {dict(mesh.shape)} {jax.default_backend()}')
 
     # ---- Steps -------------------------------------------------------------------------------
-    from clu import periodic_actions  # imports TensorFlow
-
     step_of = {
         stacked: runtime.announced(
-            make_train_step(config, mesh, tx, abstract, stacked=stacked), 'train')
+            make_train_step(config, mesh, total_steps, abstract, stacked=stacked), 'train')
         for stacked in (False, True)
     }
     predict_step = runtime.announced(predict.make_predict_step(config, mesh), 'predict')
-    seed = np.uint32(config.seed)
+    values = jax.device_put(
+        jax.tree.map(lambda x: x if many else x[0], inputs.values_of(configs)),
+        sharding.along_runs(sharding.replicated(mesh)))
     store = resident.load(train_split, config.data, mesh) if config.data.resident else {}
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    history = History(folder, steps_per_epoch, first_step, lambda step: [
-        train_split.queries[i].qid for i in schedule.queries(step - 1) if i >= 0])
-    report = periodic_actions.ReportProgress(
-        num_train_steps=total_steps, writer=history.writer, every_secs=20.0)
-    clock, step, note = StepClock(), first_step, None
-    with progress.Bar('step', total_steps, 'steps', done=first_step) as bar:
-        for count, batch in runtime.one_ahead(device_batches(
-            train_split, config, mesh, schedule, first_step=first_step, last_step=total_steps,
-            stop_every=eval_steps,
-        )):
-            state, step_metrics = step_of[count > 1](state, batch, seed, store)
-            step += count
-            history.add(step, step_metrics)
-            report(step)
-            due = step % eval_steps == 0 or step == total_steps
-            if step % config.train.log_every < count or due:
-                note = (f'epoch {step / steps_per_epoch:.1f}, '
-                        f'loss {history.flush()["train/loss"]:.3f}')
-                clock.lap(step)
-            bar.advance(count, note)
-            if not due:
-                continue
+    qids_of = lambda schedule, step: [
+        train_split.queries[i].qid for i in schedule.queries(step - 1) if i >= 0]
+    starts = sorted({run.first_step for run in runs})
+    clock, note = StepClock(), None
+    with progress.Bar('step', total_steps, 'steps', done=starts[0]) as bar:
+        for step, last_step in itertools.pairwise([*starts, total_steps]):
+            for run in runs:
+                if run.first_step == step:
+                    state = run.begin(fresh, abstract, total_steps, steps_per_epoch, qids_of)
+                    states = put(states, run.place, state)
+            going = [run for run in runs if run.first_step <= step and not run.failure]
+            for count, batch in runtime.one_ahead(device_batches(
+                train_split, config, mesh, *schedules, first_step=step, last_step=last_step,
+                stop_every=eval_steps,
+            )):
+                states, metrics = step_of[count > 1](states, batch, values, store)
+                step += count
+                for run in going:
+                    run.note(step, metrics)
+                due = step % eval_steps == 0 or step == total_steps
+                if step % config.train.log_every < count or due:
+                    losses = [run.flush() for run in going]
+                    note = f'epoch {step / steps_per_epoch:.1f}, loss {np.mean(losses):.3f}'
+                    clock.lap(step)
+                    going = [run for run in going if not run.failure]
+                if not going:
+                    break
+                bar.advance(count, note)
+                if not due:
+                    continue
 
-            # ---- Evaluation and checkpoints --------------------------------------------------
-            rows = predict.predict_split(predict_step, state.eval_params, val_split, config, mesh)
-            found = evaluate.score(rows, val_split, config)
-            value = evaluate.selection_value(found, config.evaluate)
-            history.write(step, {f'{val_split.name}/{k}': v for k, v in found['brief'].items()})
-            best['steps_per_second'] = clock.rate or best['steps_per_second']
-            better = (best['best_step'] < 0 or math.isnan(best['best_value'])
-                      or value > best['best_value'])
-            verdict = ', best yet' * better
-            if math.isnan(value):
-                names = ' + '.join(config.evaluate.selection)
-                verdict = (f'; {names} is no number: this checkpoint is '
-                           f'{"kept for want of a better one" if better else "not the best"}')
-            progress.say(f'step {step}, {val_split.name}: '
-                         f'{evaluate.one_line(found, config.evaluate)}{verdict}')
-            if better:
-                best.update(best_step=step, best_value=value, best_metrics=found,
-                            versions=runtime.versions())
-                checkpoints.save('best', state, config, best)
-                if runtime.is_first():
-                    files.write_jsonl(folder / f'{val_split.name}_predictions.jsonl', rows)
-            checkpoints.save('latest', state, config, best)
-            checkpoints.keep(latest=step, best=best['best_step'])
-            clock.restart()
+                # ---- Evaluation and checkpoints ----------------------------------------------
+                found = predict.predict_runs(predict_step, states.eval_params, val_split, config,
+                                             mesh, [run.place for run in going])
+                for run, rows in zip(going, found, strict=True):
+                    run.keep(step, take(states, run.place), rows, val_split, clock.rate)
+                clock.restart()
 
     # ---- Results -----------------------------------------------------------------------------
-    history.writer.close()
-    chosen_by = checkpoints.config('best')
-    if runtime.is_first():
-        write_results(chosen_by, folder, best, parameters, history.rows, val_split)
-    return best['best_metrics']
+    for run in runs:
+        run.finish(parameters, val_split)
+    return runs
+
+
+class Run:
+    """What a run has of its own, whether it is alone in a program or one of several.
+
+    Attributes:
+        config: of the run.
+        folder: its workdir.
+        place: its place in the arrays of all runs; () alone, where they have no axis of runs.
+        best: its progress, as it is saved with checkpoints.
+        first_step: steps that were done before.
+        failure: what has stopped it, or None.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike, place: int | tuple[()],
+                 training_data: str):
+        self.config, self.folder, self.place = config, pathlib.Path(workdir), place
+        self.checkpoints = Checkpoints(workdir)
+        self.best = dict(_NONE, steps_per_second=0.0, training_data=training_data)
+        self.latest = self.checkpoints.step('latest')
+        self.first_step, self.changed, self.failure = self.latest or 0, [], None
+
+    def say(self, text: str) -> None:
+        """Prints a line, which names the run if it is one of several."""
+        progress.say(text if self.place == () else f'{self.folder.name}: {text}')
+
+    def check(self, unused: tuple[str, ...]) -> None:
+        """Raises CheckpointError if the workdir holds another run; else reads its progress.
+
+        Args:
+            unused: see `check_same_run`.
+        """
+        if self.latest is None:
+            return
+        # A converted checkpoint: all of this training is yet to come.
+        compared = '' if self.latest else 'model.'
+        self.changed = check_same_run(self.folder, self.checkpoints.config('latest'), self.config,
+                                      compared=compared, unused=unused)
+        told = self.checkpoints.progress('latest')
+        check_same_data(self.folder, told, self.best)
+        self.best |= told
+        self.say('; '.join([f'resuming from step {self.latest}', *self.changed]))
+
+    def begin(self, fresh: Callable, abstract: TrainState, total_steps: int, steps_per_epoch: int,
+              qids_of: Callable) -> TrainState:
+        """Opens the history and returns the state to go on from, `fresh` where nothing is saved."""
+        from clu import periodic_actions  # imports TensorFlow
+
+        if self.latest is None:
+            state = fresh(np.uint32(self.config.seed))
+        else:
+            state, _ = self.checkpoints.restore('latest', abstract)
+            # A killed run may have saved `best` without `latest`; a converted one is of step 0.
+            self.checkpoints.keep(latest=self.latest, best=max(self.best['best_step'], 0))
+            if self.latest < total_steps and is_evaluated_anew(self.changed):
+                self.say('the evaluation has changed: the best checkpoint is chosen anew')
+                self.best |= _NONE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.history = History(self.folder, steps_per_epoch, self.first_step,
+                               functools.partial(qids_of, self.config.seed), self.place)
+        self.report = periodic_actions.ReportProgress(
+            num_train_steps=total_steps, writer=self.history.writer, every_secs=20.0)
+        return state
+
+    def note(self, step: int, metrics: dict) -> None:
+        """Notes the metrics of `step`, which are of all runs."""
+        self.history.add(step, metrics)
+        self.report(step)
+
+    def flush(self) -> float:
+        """Writes what was noted and returns its mean loss; one that is not finite stops the run."""
+        try:
+            return self.history.flush()['train/loss']
+        except TrainingError as error:
+            self.failure = error
+            return math.nan
+
+    def keep(self, step: int, state: TrainState, rows: list[dict], split: datasets.Split,
+             steps_per_second: float) -> None:
+        """Scores predictions of the split, saves the state, and says whether it is the best yet."""
+        config, best = self.config, self.best
+        found = evaluate.score(rows, split, config)
+        value = evaluate.selection_value(found, config.evaluate)
+        self.history.write(step, {f'{split.name}/{k}': v for k, v in found['brief'].items()})
+        best['steps_per_second'] = steps_per_second or best['steps_per_second']
+        better = (best['best_step'] < 0 or math.isnan(best['best_value'])
+                  or value > best['best_value'])
+        verdict = ', best yet' * better
+        if math.isnan(value):
+            names = ' + '.join(config.evaluate.selection)
+            verdict = (f'; {names} is no number: this checkpoint is '
+                       f'{"kept for want of a better one" if better else "not the best"}')
+        self.say(f'step {step}, {split.name}: '
+                 f'{evaluate.one_line(found, config.evaluate)}{verdict}')
+        if better:
+            best.update(best_step=step, best_value=value, best_metrics=found,
+                        versions=runtime.versions())
+            self.checkpoints.save('best', state, config, best)
+            if runtime.is_first():
+                files.write_jsonl(self.folder / f'{split.name}_predictions.jsonl', rows)
+        self.checkpoints.save('latest', state, config, best)
+        self.checkpoints.keep(latest=step, best=best['best_step'])
+
+    def finish(self, parameters: int, split: datasets.Split) -> None:
+        """Writes the results, unless the run has failed."""
+        self.history.writer.close()
+        if self.failure:
+            return
+        chosen_by = self.checkpoints.config('best')
+        if runtime.is_first():
+            write_results(chosen_by, self.folder, self.best, parameters, self.history.rows, split)
 
 
 class StepClock:

@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """bool[shape], False with probability `rate`, to within 2^-32.
+def is_off(rate: float | jax.Array) -> bool:
+    """Whether nothing is dropped; an input of the program (`inputs.py`) is never 0."""
+    return isinstance(rate, (int, float)) and rate == 0
+
+
+def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float | jax.Array) -> jax.Array:
+    """bool[shape], False with probability `rate`, to within 2^-32, of an array to within 2^-24.
 
     The hash is lowbias32 (https://nullprogram.com/blog/2018/07/31/) of the place in the array, with
     a word of the key before and one in the middle.
@@ -25,13 +30,17 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     x = place ^ before
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ middle ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return (x ^ (x >> 16)) >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    if isinstance(rate, jax.Array):
+        threshold = (jnp.minimum(rate, 1 - 2**-24) * 2.0**32).astype(jnp.uint32)
+    else:
+        threshold = np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return (x ^ (x >> 16)) >= threshold
 
 
 class Dropout(nn.Module):
     """As `nn.Dropout`: zeroes entries with probability `rate` and scales the others."""
 
-    rate: float
+    rate: float | jax.Array
     broadcast_dims: tuple[int, ...] = ()
     deterministic: bool | None = None
 
@@ -39,7 +48,7 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
         """Maps x [...] to the same shape; entries along `broadcast_dims` share their fate."""
         deterministic = nn.merge_param('deterministic', self.deterministic, deterministic)
-        if deterministic or self.rate == 0:
+        if deterministic or is_off(self.rate):
             return x
         shape = [1 if axis in self.broadcast_dims else n for axis, n in enumerate(x.shape)]
         keep = keep_mask(self.make_rng('dropout'), tuple(shape), self.rate)

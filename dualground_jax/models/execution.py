@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dualground_jax.models.dropout import Dropout
+from dualground_jax.models.dropout import Dropout, is_off
 
 
 class Execution(NamedTuple):
@@ -91,7 +91,7 @@ def over_chunks(
     each = -(-length // count)
     padded = jnp.pad(query, ((0, 0), (0, count * each - length), (0, 0)))
     pieces = padded.reshape(batch, count, each, width).swapaxes(0, 1)
-    is_random = drop.rate > 0 and not drop.deterministic
+    is_random = not (is_off(drop.rate) or drop.deterministic)
     rng = drop.parent.make_rng('dropout') if is_random else jax.random.key(0)
     unbound = drop.clone(parent=None)
 

@@ -4,6 +4,7 @@ Both steps are compiled ahead of time from the shapes of state and batch: nothin
 data are read. See docs/scaling.md for how to read the numbers.
 """
 
+import functools
 import math
 import re
 import time
@@ -49,7 +50,7 @@ def run(values, config: ConfigDict) -> dict:
     if config.data.resident:
         raise ConfigError('--mode=compile reads no data: compile with data.resident=false, and add '
                           'the size of the features, which training logs')
-    mesh = sharding.make_mesh(config.mesh, place.devices())
+    mesh = sharding.make_mesh(config.mesh, place.devices(), config.mesh.runs)
     for section in ('train', 'evaluate'):
         sharding.check_batch_size(mesh, config[section].batch_size, f'{section}.batch_size')
     report = dict(
@@ -81,13 +82,14 @@ def run(values, config: ConfigDict) -> dict:
 def make_step(name: str, config: ConfigDict, mesh) -> tuple[Callable, tuple]:
     """(the jitted 'train' or 'predict' step, the shapes and placement of its arguments)."""
     abstract = state.abstract_state(config, mesh)
+    of_runs = functools.partial(state.of_runs, runs=config.mesh.runs)
     if name == 'predict':
         batch = state.abstract_batch(config, config.evaluate.batch_size, mesh)
-        return predict.make_predict_step(config, mesh), (abstract.eval_params, batch)
+        return predict.make_predict_step(config, mesh), (of_runs(abstract.eval_params), batch)
     batch = state.abstract_batch(config, config.train.batch_size, mesh)
-    tx = state.make_optimizer(config.optimizer, total_steps=1)
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    return train.make_train_step(config, mesh, tx, abstract), (abstract, batch, seed, {})
+    values = dict(seed=jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh)))
+    return (train.make_train_step(config, mesh, 1, abstract),
+            (of_runs(abstract), of_runs(batch), of_runs(values), {}))
 
 
 def measure(name: str, config: ConfigDict, mesh, place: chips.Topology) -> dict:
@@ -151,8 +153,9 @@ def unrolled_flops(name: str, config: ConfigDict, loops: dict) -> float:
     flat = config.copy_and_resolve_references()
     with flat.unlocked():
         flat.model.update(loops)
+        flat.mesh.runs = 1
     step, arguments = make_step(name, flat, sharding.one_device())
-    return step.lower(*arguments).cost_analysis()['flops']
+    return step.lower(*arguments).cost_analysis()['flops'] * config.mesh.runs
 
 
 def summary(collectives: list[hlo.Collective]) -> dict[str, dict]:

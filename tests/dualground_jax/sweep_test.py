@@ -1,9 +1,12 @@
 """Mode `sweep`: which runs there are, what is refused before training, what is tabulated."""
 
 import json
-import pathlib
+import re
+import shutil
 import statistics
+import types
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from configs import synthetic as synthetic_config
 from configs.sweeps import attention_scaling
 from data_pipelines import files, world
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import checkpoints, sweep, train
+from dualground_jax import checkpoints, inputs, sharding, sweep, train
 from dualground_jax import state as state_lib
 
 TOKENS, SEEDS = 'model.tokens=full,eos,words', 'seed=1,2,3'
@@ -37,28 +40,35 @@ def save_checkpoint(config, workdir, step=1):
 
 
 class Training:
-    """Stands for train.train: notes the calls and leaves what a real run leaves."""
+    """Stands for train.train_many: notes the calls and leaves what real runs leave."""
 
     def __init__(self):
-        self.calls, self.errors, self.traced = [], {}, []
+        self.calls, self.errors, self.traced, self.groups = [], {}, [], []
 
-    def __call__(self, config, workdir):
-        self.calls.append(pathlib.Path(workdir).name)
+    def __call__(self, configs, workdirs):
+        self.groups.append([workdir.name for workdir in workdirs])
+        return [types.SimpleNamespace(failure=self.train(*one)) for one in zip(configs, workdirs)]
+
+    def train(self, config, workdir):
+        self.calls.append(workdir.name)
         if error := self.errors.get((config.model.tokens, config.seed)):
+            if isinstance(error, train.TrainingError):
+                return error
             raise error
         if checkpoints.Checkpoints(workdir).step('latest') is None:
             save_checkpoint(config, workdir)
         brief = {'MR-full-mAP': MAP.get((config.model.tokens, config.seed), 40.0),
                  'MR-full-R1@0.5': 10.0 * config.seed, 'MR-short-mAP': 1.0}
         result = dict(brief=brief, best_step=config.seed + 100, parameters=7, full={})
-        pathlib.Path(workdir, 'results.json').write_text(json.dumps(result))
+        (workdir / 'results.json').write_text(json.dumps(result))
+        return None
 
 
 @pytest.fixture(name='training')
 def fake_training(monkeypatch):
     """The fake, in place of training and of tracing models."""
     training = Training()
-    monkeypatch.setattr(train, 'train', training)
+    monkeypatch.setattr(train, 'train_many', training)
     monkeypatch.setattr(state_lib, 'abstract_state', lambda config, _: training.traced.append(
         config.model.tokens))
     return training
@@ -189,7 +199,7 @@ def test_models_are_traced_once_for_all_seeds_and_not_for_finished_runs(
 
 
 def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained'))
+    monkeypatch.setattr(train, 'train_many', lambda *_: pytest.fail('trained'))
     with pytest.raises(ConfigError, match=r"^model.tokens=ful: model.tokens='ful': expected"):
         sweep.train_all(config, tmp_path, ['model.tokens=full,ful'])
     # An error of the library, not of ours.
@@ -246,6 +256,26 @@ def test_results_without_a_checkpoint_are_an_error(config, training, tmp_path):
     with pytest.raises(UserError, match='seed=2/results.json: .*without its checkpoint'):
         sweep.train_all(config, tmp_path, ['seed=1,2'])
     assert not training.calls
+
+
+def test_runs_that_share_a_program_are_trained_together(config, training, tmp_path):
+    with config.unlocked():
+        config.mesh.runs = 4
+    sweeps = ['optimizer.learning_rate=0.1,0.2', 'model.tokens=full,eos', SEEDS]
+    name = lambda rate, tokens, seed: (
+        f'optimizer.learning_rate={rate},model.tokens={tokens},seed={seed}')
+    training.errors = {('eos', 2): train.TrainingError('no')}
+    with pytest.raises(UserError, match='^2 of 12 runs failed: .*=0.1,.*eos,seed=2 .no.; .*=0.2,'):
+        sweep.train_all(config, tmp_path, sweeps)
+    first, second = [(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1)], [(0.2, 2), (0.2, 3)]
+    assert training.groups == [[name(rate, tokens, seed) for rate, seed in group]
+                               for group in (first, second) for tokens in ('full', 'eos')]
+    saved = checkpoints.Checkpoints(tmp_path / name(0.2, 'full', 3)).config('latest')
+    assert saved.mesh.runs == 1, 'what it would be by itself'
+    training.groups.clear()
+    with pytest.raises(UserError):
+        sweep.train_all(config, tmp_path, sweeps)
+    assert training.groups == [[name(rate, 'eos', 2) for rate in (0.1, 0.2)]]
 
 
 # Failures -------------------------------------------------------------------------------------
@@ -372,32 +402,63 @@ def test_a_table_has_gaps_where_a_combination_lacks_a_metric():
 # A real sweep ---------------------------------------------------------------------------------
 
 
-def test_a_real_sweep_trains_as_single_runs_do(config, monkeypatch, tmp_path):
+def assert_same_training(folder, expected, abstract):
+    """The same but for rounding."""
+    read = lambda folder: files.load_jsonl(folder / 'metrics.jsonl')
+    for row, wanted in zip(read(folder), read(expected), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    states = [checkpoints.Checkpoints(each).restore('latest', abstract)[0]
+              for each in (folder, expected)]
+    leaves = [jax.tree_util.tree_leaves_with_path(state.params) for state in states]
+    for (path, found), (_, wanted) in zip(*leaves, strict=True):
+        # What all logits of a softmax share has no gradient but rounding.
+        if not jax.tree_util.keystr(path).endswith("['key']['bias']"):
+            np.testing.assert_allclose(found, wanted, atol=1e-5, err_msg=str(path))
+
+
+def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_path, capsys):
+    """One goes on from what a run alone left that was cut off. Beside them are two whose inputs are
+    all others, and whose losses are no numbers after a step."""
     with config.unlocked():
         config.model.update(dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1,
                                  strides=(1,)))
-        config.optimizer.warmup_steps = 0
-        config.train.max_steps = 1
-        config.evaluate.pictures = 0
+        config.optimizer.update(dict(warmup_steps=0, ema_decay=0.5))
+        config.train.update(dict(batch_size=4, max_steps=4, log_every=1))
+        config.evaluate.pictures, config.data.limit, config.mesh.data = 0, 8, 1
     world.generate(config.world, config.data.root)
-    workdir = tmp_path / 'sweep'
-    # Values that all runs share a program for: it is compiled once for the whole test.
-    sweep.train_all(config, workdir, ['data.limit=8,16'])
-    folders = [workdir / f'data.limit={limit}' for limit in (8, 16)]
-    results = [json.loads((folder / 'results.json').read_text()) for folder in folders]
-    predictions = [files.load_jsonl(folder / 'val_predictions.jsonl') for folder in folders]
-    assert list(map(len, predictions)) == [8, 16]
-    assert [row['mean'] for row in report_of(workdir)['table']] == [
+    alone, together, sweeps = tmp_path / 'alone', tmp_path / 'together', ['seed=1,7']
+    keep = train.Run.keep
+
+    def keep_and_copy(run, step, *rest):
+        keep(run, step, *rest)
+        if run.config.seed == 7 and step == 2:
+            shutil.copytree(run.folder, together / 'seed=7')
+
+    monkeypatch.setattr(train.Run, 'keep', keep_and_copy)
+    sweep.train_all(config, alone, sweeps)
+    monkeypatch.setattr(train.Run, 'keep', keep)
+    results = [json.loads((alone / name / 'results.json').read_text())
+               for name in ('seed=1', 'seed=7')]
+    assert [run['brief'] for run in report_of(alone)['runs']] == [
         result['brief'] for result in results]
 
-    # The second run by itself: the first one left nothing behind in this process.
-    with config.unlocked():
-        config.data.limit = 16
-    train.train(config, str(tmp_path / 'alone'))
-    predictions = [(folder / 'val_predictions.jsonl').read_text()
-                   for folder in (tmp_path / 'alone', folders[1])]
-    assert predictions[0] == predictions[1]
+    fresh, resumed = sweep.combinations(config, together, sweep.parse(config, sweeps))
+    values = {key: value * 0.9 for key, value in inputs.scalars(config).items()}
+    diverging = inputs.with_values(fresh.config, values | {'optimizer.learning_rate': 1e30})
+    folders = [tmp_path / 'first', fresh.workdir, resumed.workdir, tmp_path / 'last']
+    capsys.readouterr()
+    runs = train.train_many([diverging, fresh.config, resumed.config, diverging], folders)
+    told = capsys.readouterr().err
+    assert 'seed=7: resuming from step 2\n' in told
+    assert [told.count(f'compiling the {step} step: ') for step in ('train', 'predict')] == [1, 1]
+    for run in runs[::3]:
+        assert re.match(r'step 2: .*loss.* not finite; qids ', str(run.failure))
+        assert not (run.folder / 'results.json').exists()
+    abstract = state_lib.abstract_state(config, sharding.make_mesh(config.mesh))
+    for one in (fresh, resumed):
+        assert_same_training(one.workdir, alone / one.workdir.name, abstract)
 
     # Real checkpoints tell that the same sweep is done.
-    monkeypatch.setattr(train, 'train', lambda *_: pytest.fail('trained again'))
-    sweep.train_all(config, workdir, ['data.limit=8,16'])
+    monkeypatch.setattr(train, 'train_many', lambda *_: pytest.fail('trained again'))
+    for workdir in (alone, together):
+        sweep.train_all(config, workdir, sweeps)

@@ -419,7 +419,7 @@ def test_ema_follows_the_parameters(config):
     mesh = sharding.make_mesh(config.mesh)
     tx = state_lib.make_optimizer(config.optimizer, STEPS)
     abstract = state_lib.abstract_state(config, mesh, STEPS)
-    step = train.make_train_step(config, mesh, tx, abstract)
+    step = train.make_train_step(config, mesh, STEPS, abstract)
     state = state_lib.fresh_state(config, tx, abstract)
     first = expected = jax.device_get(state.params)
     size = config.train.batch_size
@@ -427,7 +427,7 @@ def test_ema_follows_the_parameters(config):
     batch['video_mask'][:] = True
     batch = sharding.put_batch(batch, sharding.batch_sharding(mesh), size)
     for _ in range(3):  # the first one has a learning rate of zero
-        state, _ = step(state, batch, np.uint32(0), {})
+        state, _ = step(state, batch, dict(seed=np.uint32(0)), {})
         assert state.eval_params is state.ema
         params, ema = jax.device_get((state.params, state.ema))
         expected = jax.tree.map(lambda e, p: (e + p) / 2, expected, params)

@@ -69,11 +69,11 @@ def run(config, batch, shape, start=None):
     else:
         state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, abstract)
     start = jax.device_get(state)
-    step = train.make_train_step(config, mesh, tx, abstract)
+    step = train.make_train_step(config, mesh, STEPS, abstract)
     placed = sharding.put_batch(batch, sharding.batch_sharding(mesh), BATCH)
     losses = []
     for _ in range(STEPS):
-        state, metrics = step(state, placed, np.uint32(7), {})
+        state, metrics = step(state, placed, dict(seed=np.uint32(7)), {})
         losses.append(jax.device_get(metrics))
     predict_step = predict.make_predict_step(config, mesh)
     _, saliency = predict_step(sharding.gather(state.eval_params), placed)

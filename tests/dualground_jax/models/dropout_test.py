@@ -26,6 +26,20 @@ def test_rate_of_whole_masks_rows_and_columns(rate):
             assert 0.8 < z.var() < 1.2
 
 
+@pytest.mark.parametrize('rate, most', [(0.1, 1), (0.5, 0), (1.0, 100)])
+def test_a_rate_may_be_an_input(rate, most):
+    """Rounded to float32, the mask is that of the constant but for an entry in 10^8."""
+    key = jax.random.key(1)
+    constant, given = mask(key, (SIZE,), rate), jax.jit(keep_mask, static_argnums=1)(
+        key, (SIZE,), jnp.float32(rate))
+    assert (constant != given).sum() <= most
+
+    def dropped(rate):
+        return Dropout(rate).apply({}, jnp.ones(SIZE), deterministic=False, rngs={'dropout': key})
+
+    np.testing.assert_allclose(jax.jit(dropped)(jnp.float32(0.3)), dropped(0.3), rtol=1e-6)
+
+
 def test_runs_are_as_long_as_those_of_a_coin():
     kept = np.asarray(mask(jax.random.key(2), (SIZE,), 0.5))
     lengths = np.array([len(list(run)) for _, run in itertools.groupby(kept)])
