@@ -76,14 +76,14 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
 
 
 def along_runs(placement: NamedSharding) -> NamedSharding:
-    """Where what each run of a mesh has lies: behind an axis of runs, if the mesh has one."""
+    """The placement of what every run has: with a first axis of them, if the mesh has one."""
     if 'runs' not in placement.mesh.shape:
         return placement
     return NamedSharding(placement.mesh, PartitionSpec('runs', *placement.spec))
 
 
 def over_runs(step: Callable, mesh: Mesh, in_axes: tuple) -> Callable:
-    """The step of all runs of a mesh, whose arguments have a first axis of them as in `vmap`."""
+    """Maps a step over the axis of runs, if the mesh has one; `in_axes` as of `vmap`."""
     return jax.vmap(step, in_axes, spmd_axis_name='runs') if 'runs' in mesh.shape else step
 
 

@@ -276,9 +276,9 @@ def train(config: ConfigDict, workdir: str) -> dict:
 
 def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]
                ) -> list['Run']:
-    """Trains runs in one program, each up to rounding as `train` does alone, and as its workdir.
+    """Trains runs in one program, each as `train` does it alone, but for rounding.
 
-    Where some were cut off later than others, they wait until these have come as far.
+    A workdir is that of a run alone. Runs that were cut off later than others wait for these.
 
     Args:
         configs: of the runs; the same for all but for what `inputs.program_of` leaves out.
@@ -345,8 +345,8 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         for step, last_step in itertools.pairwise([*starts, total_steps]):
             for run in runs:
                 if run.first_step == step:
-                    state = run.begin(fresh, abstract, total_steps, steps_per_epoch, qids_of)
-                    states = put(states, run.place, state)
+                    states = put(states, run.place, run.begin(
+                        fresh, abstract, total_steps, steps_per_epoch, qids_of))
             going = [run for run in runs if run.first_step <= step and not run.failure]
             for count, batch in runtime.one_ahead(device_batches(
                 train_split, config, mesh, *schedules, first_step=step, last_step=last_step,
@@ -372,7 +372,8 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
                 found = predict.predict_runs(predict_step, states.eval_params, val_split, config,
                                              mesh, [run.place for run in going])
                 for run, rows in zip(going, found, strict=True):
-                    run.keep(step, take(states, run.place), rows, val_split, clock.rate)
+                    run.score_and_save(
+                        step, take(states, run.place), rows, val_split, clock.rate)
                 clock.restart()
 
     # ---- Results -----------------------------------------------------------------------------
@@ -454,10 +455,12 @@ class Run:
             return self.history.flush()['train/loss']
         except TrainingError as error:
             self.failure = error
+            if self.place != ():
+                self.say(f'stopped: {error}')
             return math.nan
 
-    def keep(self, step: int, state: TrainState, rows: list[dict], split: datasets.Split,
-             steps_per_second: float) -> None:
+    def score_and_save(self, step: int, state: TrainState, rows: list[dict],
+                       split: datasets.Split, steps_per_second: float) -> None:
         """Scores predictions of the split, saves the state, and says whether it is the best yet."""
         config, best = self.config, self.best
         found = evaluate.score(rows, split, config)

@@ -78,6 +78,20 @@ def test_sizes_that_do_not_fit_are_named(sizes, message):
         mesh(**sizes)
 
 
+@pytest.mark.parametrize('runs, sizes, expected', [
+    (1, dict(data=-1), dict(data=12)),
+    (8, dict(data=-1), dict(runs=4, data=3)),
+    (6, dict(data=-1, model=2), dict(runs=6, data=1, model=2)),
+    (5, dict(data=1), dict(runs=1, data=1)),
+    (24, dict(data=1), dict(runs=12, data=1)),
+])
+def test_runs_are_spread_over_devices_evenly(runs, sizes, expected):
+    section = ConfigDict(dict(data=1, fsdp=1, model=1) | sizes)
+    found = sharding.make_mesh(section, jax.local_devices()[:1] * 12, runs)
+    assert found.shape == dict(fsdp=1, model=1) | expected
+    assert found.axis_names[0] == next(iter(expected))
+
+
 @pytest.mark.skipif(jax.device_count() < 2, reason='needs two (forced host) devices')
 def test_batches_must_be_split_evenly():
     sharding.check_batch_size(mesh(fsdp=2), 4, 'train.batch_size')

@@ -427,16 +427,16 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
         config.evaluate.pictures, config.data.limit, config.mesh.data = 0, 8, 1
     world.generate(config.world, config.data.root)
     alone, together, sweeps = tmp_path / 'alone', tmp_path / 'together', ['seed=1,7']
-    keep = train.Run.keep
+    save = train.Run.score_and_save
 
-    def keep_and_copy(run, step, *rest):
-        keep(run, step, *rest)
+    def save_and_copy(run, step, *rest):
+        save(run, step, *rest)
         if run.config.seed == 7 and step == 2:
             shutil.copytree(run.folder, together / 'seed=7')
 
-    monkeypatch.setattr(train.Run, 'keep', keep_and_copy)
+    monkeypatch.setattr(train.Run, 'score_and_save', save_and_copy)
     sweep.train_all(config, alone, sweeps)
-    monkeypatch.setattr(train.Run, 'keep', keep)
+    monkeypatch.setattr(train.Run, 'score_and_save', save)
     results = [json.loads((alone / name / 'results.json').read_text())
                for name in ('seed=1', 'seed=7')]
     assert [run['brief'] for run in report_of(alone)['runs']] == [
@@ -449,7 +449,7 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
     capsys.readouterr()
     runs = train.train_many([diverging, fresh.config, resumed.config, diverging], folders)
     told = capsys.readouterr().err
-    assert 'seed=7: resuming from step 2\n' in told
+    assert 'seed=7: resuming from step 2\n' in told and 'first: stopped: step 2: ' in told
     assert [told.count(f'compiling the {step} step: ') for step in ('train', 'predict')] == [1, 1]
     for run in runs[::3]:
         assert re.match(r'step 2: .*loss.* not finite; qids ', str(run.failure))
