@@ -1,6 +1,5 @@
 """Mode `train`: one function, from the config to `results.json`."""
 
-import functools
 import itertools
 import json
 import math
@@ -311,8 +310,8 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
 
     # ---- Runs and their states ---------------------------------------------------------------
     data = fingerprint(train_split)
-    runs = [Run(own, workdir, place if many else (), data)
-            for place, (own, workdir) in enumerate(zip(configs, workdirs, strict=True))]
+    runs = [Run(*own, place if many else (), data) for place, own in enumerate(
+        zip(configs, workdirs, schedules, strict=True))]
     for run in runs:
         # Without an incomplete batch there is nothing to drop.
         whole = len(train_split.queries) % batch_size == 0
@@ -337,16 +336,14 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         jax.tree.map(lambda x: x if many else x[0], inputs.values_of(configs)),
         sharding.along_runs(sharding.replicated(mesh)))
     store = resident.load(train_split, config.data, mesh) if config.data.resident else {}
-    qids_of = lambda schedule, step: [
-        train_split.queries[i].qid for i in schedule.queries(step - 1) if i >= 0]
     starts = sorted({run.first_step for run in runs})
     clock, note = StepClock(), None
     with progress.Bar('step', total_steps, 'steps', done=starts[0]) as bar:
         for step, last_step in itertools.pairwise([*starts, total_steps]):
             for run in runs:
                 if run.first_step == step:
-                    states = put(states, run.place, run.begin(
-                        fresh, abstract, total_steps, steps_per_epoch, qids_of))
+                    state = run.begin(fresh, abstract, total_steps, train_split)
+                    states = put(states, run.place, state)
             going = [run for run in runs if run.first_step <= step and not run.failure]
             for count, batch in runtime.one_ahead(device_batches(
                 train_split, config, mesh, *schedules, first_step=step, last_step=last_step,
@@ -388,15 +385,17 @@ class Run:
     Attributes:
         config: of the run.
         folder: its workdir.
+        schedule: of its training queries.
         place: its place in the arrays of all runs; () alone, where they have no axis of runs.
         best: its progress, as it is saved with checkpoints.
         first_step: steps that were done before.
         failure: what has stopped it, or None.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | os.PathLike, place: int | tuple[()],
-                 training_data: str):
-        self.config, self.folder, self.place = config, pathlib.Path(workdir), place
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike, schedule: Schedule,
+                 place: int | tuple[()], training_data: str):
+        self.config, self.folder, self.schedule = config, pathlib.Path(workdir), schedule
+        self.place = place
         self.checkpoints = Checkpoints(workdir)
         self.best = dict(_NONE, steps_per_second=0.0, training_data=training_data)
         self.latest = self.checkpoints.step('latest')
@@ -423,8 +422,8 @@ class Run:
         self.best |= told
         self.say('; '.join([f'resuming from step {self.latest}', *self.changed]))
 
-    def begin(self, fresh: Callable, abstract: TrainState, total_steps: int, steps_per_epoch: int,
-              qids_of: Callable) -> TrainState:
+    def begin(self, fresh: Callable, abstract: TrainState, total_steps: int, split: datasets.Split
+              ) -> TrainState:
         """Opens the history and returns the state to go on from, `fresh` where nothing is saved."""
         from clu import periodic_actions  # imports TensorFlow
 
@@ -438,8 +437,10 @@ class Run:
                 self.say('the evaluation has changed: the best checkpoint is chosen anew')
                 self.best |= _NONE
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.history = History(self.folder, steps_per_epoch, self.first_step,
-                               functools.partial(qids_of, self.config.seed), self.place)
+        qids_of = lambda step: [
+            split.queries[i].qid for i in self.schedule.queries(step - 1) if i >= 0]
+        self.history = History(self.folder, self.schedule.steps_per_epoch, self.first_step, qids_of,
+                               self.place)
         self.report = periodic_actions.ReportProgress(
             num_train_steps=total_steps, writer=self.history.writer, every_secs=20.0)
         return state
