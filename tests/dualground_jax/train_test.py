@@ -310,7 +310,7 @@ def test_buckets_train_the_same(config):
     split, _ = train.load_splits(plain)
     tx = state_lib.make_optimizer(plain.optimizer, 20)
     abstract = state_lib.abstract_state(plain, mesh, 20)
-    step = train.make_train_step(plain, mesh, tx, abstract)
+    step = train.make_train_step(plain, mesh, 20, abstract)
     fresh = jax.device_get(state_lib.fresh_state(plain, tx, abstract))
     sizes, found = query_sizes(split), []
     largest = Bucket(*sizes.max(0).tolist())
@@ -319,7 +319,7 @@ def test_buckets_train_the_same(config):
         schedule = Schedule(sizes, 2, plain.seed, buckets=buckets)
         for _, batch in train.device_batches(split, plain, mesh, schedule, first_step=0,
                                              last_step=20, stop_every=20):
-            state, _ = step(state, batch, np.uint32(0), {})
+            state, _ = step(state, batch, dict(seed=np.uint32(0)), {})
         found.append((step._cache_size(), jax.device_get(state.params)))
     assert [programs for programs, _ in found] == [1, 3]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0][1], found[1][1])
