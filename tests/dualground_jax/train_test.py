@@ -303,6 +303,7 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         assert_same_state(batch, expected)
 
 
+@pytest.mark.slow
 def test_buckets_train_the_same(config):
     """20 steps padded to the limits, and to one of two sizes: two more programs, equal values."""
     plain = changed(config, model__dropout=0.0, model__input_dropout=0.0, train__batch_size=2)
