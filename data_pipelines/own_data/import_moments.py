@@ -160,7 +160,7 @@ def _check_texts(row: Row, split_in: str, report: Report) -> None:
     for field, text in (('video', row.video), ('sentence', row.sentence),
                         ('qid', str(row.qid) or 'none')):
         if not annotations.is_name(text):
-            report.add(row.where, field, text, 'a text without control characters')
+            report.add(row.where, field, text, 'a text, not empty and without control characters')
     if row.split not in (*SPLITS, ''):
         report.add(row.where, 'split', row.split, f'one of {", ".join(SPLITS)}')
     elif split_in and not row.split:

@@ -149,7 +149,7 @@ GOOD = 'v,1,2,a,9,,train\n'
 
 
 @pytest.mark.parametrize('row, parts', [
-    (',1,2,b,9,,train', [":3: video is ''", 'a text without control characters']),
+    (',1,2,b,9,,train', [":3: video is ''", 'a text, not empty and without control characters']),
     ('v,1,2,b\a,9,,train', [":3: sentence is 'b\\x07'"]),
     ('v,1,2, ,9,,train', [":3: sentence is ''"]),
     ('v,x,2,b,9,,train', [":3: start is 'x'", 'seconds, mm:ss or hh:mm:ss']),
