@@ -235,6 +235,8 @@ def _durations_of_features(folder: str, clip_length: float | None, rows: Sequenc
             continue
         near = [row.end for row in own if row.end and row.end <= seconds + clip_length]
         durations[video] = max([seconds, *near])
+        report.notes['videos whose last window ends after their clips, by up to one: they end with '
+                     'it'] += durations[video] > seconds
     return durations
 
 

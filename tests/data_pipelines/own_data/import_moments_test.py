@@ -122,12 +122,13 @@ def test_durations_of_another_table(convert, tmp_path):
     assert_parts(message, 'mistakes: 3', "d.csv:3: duration is '2x'")
 
 
-def test_durations_from_features(convert, tmp_path):
+def test_durations_from_features(convert, tmp_path, capsys):
     for name, clips in (('v', 5), ('w', 5)):
         np.savez(tmp_path / f'{name}.npz', features=np.ones((clips, 3)))
     table = 'video,start,end,sentence\nv,1,11.5,a\nw,1,2,a\n'
     options = dict(durations=[str(tmp_path)], clip_length=2.0)
     assert [row['duration'] for row in convert(table, **options)['train']] == [11.5, 10]
+    assert 'ends after their clips, by up to one: they end with it: 1' in capsys.readouterr().out
     message = refusal(convert, f'{table}v,1,13,b\nx,1,2,c\n', **options)
     assert_parts(message, 'mistakes: 2')
     with pytest.raises(UserError, match='--clip_length=SECONDS'):
