@@ -39,11 +39,13 @@ setup(
         'transformers',
     ],
     extras_require={
-        'test': ['h5py', 'hypothesis', 'import-linter', 'pytest', 'pytest-xdist', 'ruff'],
+        'test': ['av', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
+                 'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
+        'video': ['av'],
     },
 )
