@@ -6,5 +6,5 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: features=iv2|sf_clip|vgg and those of `common.ARGUMENTS`."""
+    """Arguments: features=iv2|sf_clip|vgg|own and those of `common.ARGUMENTS`."""
     return common.from_argument('charades_sta', arg, features='iv2')

@@ -1,12 +1,13 @@
 """What all configs share: the command-line argument, defaults and recipe, the small variant."""
 
+import math
 import os
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from configs import defaults, recipes
-from data_pipelines import datasets
+from data_pipelines import datasets, recipe
 from data_pipelines.errors import ConfigError
 from dualground_jax import models
 
@@ -73,13 +74,24 @@ def base(dataset: str, args: dict) -> ConfigDict:
     config.model.update({k: args[k] for k in ('head', 'tokens', 'paths') if k in config.model})
     config.data.domain = args.get('domain', '')
     config.data.root = args['root'] or config.data.root
+    if features == 'own' and (found := recipe.read(config.data.root)):
+        length = config.data.clip_length
+        config.data.update(found.data())
+        if dataset != 'custom':
+            config.data.max_clips = math.ceil(
+                config.data.max_clips * length / config.data.clip_length)
+        if config.evaluate.round_to:
+            config.evaluate.round_to = config.data.clip_length
+    elif features == 'own' and dataset != 'custom':
+        raise ConfigError(f'{config.data.root}: no {recipe.FILE}, expected the folder that '
+                          '--mode=extract has written (argument root)')
     if args['annotations']:
         for split, name in config.data.annotations.items():
             path = os.path.join(args['annotations'], name)
             config.data.annotations[split] = os.path.abspath(path)
-    if recipe := recipes.recipe(model, dataset, features):
+    if script := recipes.recipe(model, dataset, features):
         config.lock()  # a key that does not exist is an error
-        config.update_from_flattened_dict(recipe.values)
+        config.update_from_flattened_dict(script.values)
         config.unlock()
     return config
 

@@ -10,7 +10,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import common
-from data_pipelines import annotations, features, saliency, tokens
+from data_pipelines import annotations, features, recipe, saliency, tokens
 from data_pipelines.errors import ConfigError, DataError
 
 SAMPLE = 9  # feature files of a folder of which the commonest width is taken
@@ -25,10 +25,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(
         arg,
         features='own',
+        # These say what features.json does not, if there is one.
         layout='',  # of the text rows: a key of tokens.TEXT_LAYOUTS
         clip_length=0.0,  # seconds
-        video='video',  # folder or HDF5 file of the video features; of several streams: a+b
-        text='text',  # folder or HDF5 file of the query features
+        video='',  # folder or HDF5 file of the video features (video); of several streams: a+b
+        text='',  # folder or HDF5 file of the query features (text)
         val='val',  # split that checkpoints are chosen on, of `data.annotations`
         **common.ARGUMENTS,
     )
@@ -37,16 +38,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
         layout=f'what the rows of a query are: {", ".join(tokens.TEXT_LAYOUTS)}',
         clip_length='seconds of a clip',
     )
+    made = recipe.read(args['root']) if args['root'] else None
+    known = made.data() if made else {}
     if missing := [f'{name}=... ({meaning})' for name, meaning in expected.items()
-                   if not args[name]]:
+                   if not args[name] and dict(layout='text_layout').get(name, name) not in known]:
         raise ConfigError(f'configs/custom.py needs the arguments {"; ".join(missing)}')
-    if args['layout'] not in tokens.TEXT_LAYOUTS or args['clip_length'] < 0:
+    if args['layout'] not in ('', *tokens.TEXT_LAYOUTS) or args['clip_length'] < 0:
         raise ConfigError(f'layout={args["layout"]}, clip_length={args["clip_length"]}: expected '
                           f'{", ".join(tokens.TEXT_LAYOUTS)} and seconds above 0')
     config = common.base('custom', args)
     data, root = config.data, pathlib.Path(args['root'])
-    data.update(video_dirs=tuple(args['video'].split('+')), text_dir=args['text'],
-                text_layout=args['layout'], clip_length=args['clip_length'])
+    given = dict(
+        video_dirs=args['video'] and tuple(args['video'].split('+')), text_dir=args['text'],
+        text_layout=args['layout'], clip_length=args['clip_length'])
+    data.update({key: value for key, value in given.items() if value})
     if args['val'] not in data.annotations:
         raise ConfigError(f'val={args["val"]}: expected one of {", ".join(data.annotations)}')
     data.annotations.val = data.annotations[args['val']]

@@ -62,4 +62,5 @@ def _evaluate(dataset: str, features: str, clip_length: float) -> dict:
         protocol=dataset,  # of the metrics: key of metrics.PROTOCOLS
         selection=row.selection,
         pictures=4,  # grounding timelines after training
+        any_recipe=False,  # also of features by another recipe than the model was trained on
     )

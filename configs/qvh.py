@@ -6,5 +6,5 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: features=iv2|sf_clip and those of `common.ARGUMENTS`."""
+    """Arguments: features=iv2|sf_clip|own and those of `common.ARGUMENTS`."""
     return common.from_argument('qvhighlights', arg, features='iv2')

@@ -6,5 +6,5 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: features=sf_clip and those of `common.ARGUMENTS`."""
+    """Arguments: features=sf_clip|own and those of `common.ARGUMENTS`."""
     return common.from_argument('tacos', arg, features='sf_clip')

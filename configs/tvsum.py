@@ -6,7 +6,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: features=sf_clip|i3d, domain=BK|BT|DS|FM|GA|MS|PK|PR|VT|VU (default: all) and
-    those of `common.ARGUMENTS`.
+    """Arguments: features=sf_clip|i3d|own, domain=BK|BT|DS|FM|GA|MS|PK|PR|VT|VU (default:
+    all) and those of `common.ARGUMENTS`.
     """
     return common.from_argument('tvsum', arg, features='sf_clip', domain='')

@@ -8,7 +8,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Arguments: features=sf_clip, domain=dog|gymnastics|parkour|skating|skiing|surfing
+    """Arguments: features=sf_clip|own, domain=dog|gymnastics|parkour|skating|skiing|surfing
     (default: all) and those of `common.ARGUMENTS`.
     """
     return common.from_argument('youtube_highlights', arg, features='sf_clip', domain='')

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import annotations, lazy, progress, release, saliency
+from data_pipelines import annotations, lazy, progress, recipe, release, saliency
 from data_pipelines.errors import DataError
 from data_pipelines.features import TEXT_KEY
 
@@ -127,6 +127,14 @@ FEATURES = {
     ('youtube_highlights', 'sf_clip'): dict(
         **_HIGHLIGHTS, video_dirs=('vid_clip', 'vid_slowfast'), video_dims=(512, 2304),
         text_dir='txt_clip', max_clips=800),
+    # Made by mode extract; configs/common.py takes the rest from their features.json.
+    ('qvhighlights', 'own'): dict(text_layout='clip', max_clips=75, max_tokens=40),
+    ('charades_sta', 'own'): dict(text_layout='clip', max_clips=200, max_tokens=32),
+    ('tacos', 'own'): dict(text_layout='clip', max_clips=710, max_tokens=77),
+    ('tvsum', 'own'): dict(
+        text_layout='clip', normalize_text=False, max_clips=400, max_tokens=77),
+    ('youtube_highlights', 'own'): dict(
+        text_layout='clip', normalize_text=False, max_clips=800, max_tokens=77),
     # Widths and limits are those of the generated world.
     ('synthetic', 'planted'): dict(video_dirs=('video',), text_dir='text', text_layout='clip'),
     ('custom', 'own'): dict(
@@ -165,11 +173,28 @@ def defaults(dataset: str, features: str) -> dict:
         normalize_text=True,  # scale text rows to length one (video rows always are)
         dtype='float32',  # of features in memory and batches; 'float16' halves both
         records='',  # folder of built data (mode build) to read instead of the files, see `built`
+        recipe='',  # how the features were made that a model was trained on, see `recipe_of`
         # Features of a split that stay in memory, in 10^9 bytes; the others are read whenever a
         # batch needs them. Negative: all stay.
         cache_gb=-1.0,
         resident=False,  # training features on the device, as bfloat16
     ) | release
+
+
+def recipe_of(data: Any) -> recipe.Recipe | None:
+    """How the features were made that a config names; None: there is no features.json to tell.
+
+    Training keeps it as `data.recipe`, a text, which is saved with the model.
+
+    Raises:
+        DataError: features.json can't be read, or there are no built data where they should be.
+    """
+    if data.records:
+        from data_pipelines import built  # takes TensorFlow, for seconds
+
+        return recipe.parse(built.read_metadata(built.folder_of(data)).get('recipe', ''))
+    found = recipe.read(data.root)
+    return found.of(data.video_dirs, data.text_dir) if found else None
 
 
 @dataclasses.dataclass

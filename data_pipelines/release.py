@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import annotations, features, saliency, skip_list, tokens
+from data_pipelines import annotations, features, recipe, saliency, skip_list, tokens
 from data_pipelines.errors import DataError
 
 # Clips, or share of them, that features may have more than data.max_clips, which are cut off, or
@@ -30,6 +30,10 @@ class ReleaseSplit:
     def __init__(self, data: Any, split: str):
         """Checks the config and that the folders exist; raises DataError."""
         check_config(data, (*data.video_dirs, data.text_dir))
+        found = recipe.read(data.root)
+        if found and found.clip_length not in (0, data.clip_length):
+            raise DataError(f'{data.root}/{recipe.FILE}: clips of {found.clip_length} s, expected '
+                            f'{data.clip_length} (data.clip_length)')
         self.name, self._data = annotations.annotation_file(data, split), data
         self._lines, self._skip = annotations.split_lines(data, split)
         self.skipped = skip_list.messages(self.name, data.skip_list, self._skip)

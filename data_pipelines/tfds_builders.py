@@ -168,6 +168,7 @@ class Grounding(tfds.core.ShardBasedBuilder, skip_registration=True):
                 for first, part in _chunks(queries, text_bytes)]
         self.info.metadata.update(
             settings=built.settings_of(data),
+            recipe=found_recipe.to_json() if (found_recipe := datasets.recipe_of(data)) else '',
             splits={split: dict(
                 stored_as=stored, annotations=pathlib.Path(files[split]).name,
                 bytes=files[split].stat().st_size,

@@ -22,6 +22,7 @@ from dualground_jax.state import TrainState
 ADDED = {
     'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0},
     'mesh': {'runs': 1},
+    'evaluate': {'any_recipe': False},
 }
 FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
 ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'

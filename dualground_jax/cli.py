@@ -164,7 +164,7 @@ READ_OF_ONE = (
     'model', *(f'data.{key}' for key in (
         'video_dirs', 'video_dims', 'video_parts', 'text_dim', 'text_key', 'text_layout',
         'normalize_text', 'max_tokens', 'max_clips', 'clip_length', 'dtype')),
-    'evaluate.nms', 'evaluate.nms_kind', 'evaluate.round_to')
+    'evaluate.nms', 'evaluate.nms_kind', 'evaluate.round_to', 'evaluate.any_recipe')
 
 
 def check_effect(values: flags.FlagValues) -> None:

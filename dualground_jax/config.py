@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import datasets
 from data_pipelines.errors import ConfigError, one_line
 
 
@@ -56,6 +57,19 @@ def read_file(named: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arguments or None)
+
+
+def with_recipe(config: ConfigDict) -> ConfigDict:
+    """The config to train by: `data.recipe` says how its features were made, where that is known.
+
+    Raises:
+        DataError: as `datasets.recipe_of`.
+    """
+    found = datasets.recipe_of(config.data)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.recipe = found.to_json() if found else ''
+    return config.lock()
 
 
 def differences(saved: dict, wanted: dict) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from absl.flags import FlagValues
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import annotations, datasets, features, pipeline, progress, release
+from data_pipelines import annotations, datasets, features, pipeline, progress, recipe, release
 from data_pipelines.errors import ConfigError, DataError
 from data_pipelines.files import write_jsonl
 from dualground_jax import models, runtime, sharding, spans
@@ -206,6 +207,26 @@ def _model_of(config: ConfigDict) -> dict:
     return model | {key: config.data[key] for key in ('video_dims', 'text_dim')}
 
 
+def check_recipe(model: str, section: ConfigDict, found: recipe.Recipe | None, name: Any) -> None:
+    """Checks that a model was trained on features by the recipe of those at hand.
+
+    Args:
+        model: `data.recipe` of its checkpoint.
+        section: the `evaluate` section; its `any_recipe` takes features by another one.
+        found: recipe of these features; None: unknown.
+        name: where they are, or what makes them.
+
+    Raises:
+        DataError: they are by another recipe; names both.
+    """
+    if section.any_recipe or not model:
+        return
+    recipe.check(recipe.parse(model), found, name)
+    if not found:
+        progress.say(f'{name}: no {recipe.FILE}, so whether these features are by the recipe that '
+                     'the model was trained on is not known')
+
+
 def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> list[dict]:
     """Predicts a split by a run's best checkpoint; writes `<workdir>/<split>_predictions.jsonl`.
 
@@ -215,7 +236,10 @@ def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> lis
     Raises:
         CheckpointError: there is no checkpoint.
         ConfigError: a batch that the mesh cannot split.
+        DataError: the features were made by another recipe than the model's.
     """
+    check_recipe(Checkpoints(workdir).config('best').data.recipe, config.evaluate,
+                 datasets.recipe_of(config.data), config.data.records or config.data.root)
     mesh = sharding.make_mesh(config.mesh)
     check_section(config.evaluate, mesh)
     params, step, told = restore_best(workdir, config, mesh)
@@ -259,8 +283,10 @@ class Predictor:
         Raises:
             CheckpointError: there is none, or the config's model is another one.
         """
-        config = (config or Checkpoints(workdir).config('best')).copy_and_resolve_references()
+        saved = Checkpoints(workdir).config('best')
+        config = (config or saved).copy_and_resolve_references()
         with config.unlocked():
+            config.data.recipe = saved.data.recipe
             # Of the data set's videos; this one may be longer, and bounds the windows itself.
             config.evaluate.clip_to = (0.0, math.inf)
         mesh = sharding.one_device()
@@ -324,6 +350,8 @@ def predict_files(
     predictor = Predictor.from_checkpoint(workdir, config)
     data = predictor.config.data
     parts = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
+    check_recipe(data.recipe, predictor.config.evaluate, recipe.of_files(video_files),
+                 video_files[0])
     count = len(data.video_parts)
     streams = [release.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
     rows = features.read_features(query_file, data.text_key)

@@ -22,6 +22,7 @@ from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
 from dualground_jax import checkpoints, inputs, sharding, state, train
 from dualground_jax.config import check_key as check_known
+from dualground_jax.config import with_recipe
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
 
@@ -233,7 +234,7 @@ def combinations(
                 own.train.buckets = 1  # batches of one step are padded alike
             own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
         name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
-        runs.append(Run(values, pathlib.Path(workdir, name), own.lock()))
+        runs.append(Run(values, pathlib.Path(workdir, name), with_recipe(own)))
     return runs
 
 

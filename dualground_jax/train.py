@@ -18,12 +18,12 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, files, pipeline, progress
+from data_pipelines import datasets, files, pipeline, progress, recipe
 from data_pipelines.errors import ConfigError, UserError
 from data_pipelines.schedule import Schedule
 from dualground_jax import evaluate, inputs, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
-from dualground_jax.config import differences
+from dualground_jax.config import differences, with_recipe
 from dualground_jax.metrics import official
 from dualground_jax.state import (
     TrainState,
@@ -38,7 +38,8 @@ from dualground_jax.state import (
 MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
               'train.log_every', 'train.steps_per_call', 'train.buckets', 'data.cache_gb')
 # Those of `evaluate.` that change no number.
-_SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures')
+_SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures',
+                 'evaluate.any_recipe')
 
 _NONE = dict(best_step=-1, best_value=-math.inf, best_metrics={})  # progress of a new run
 
@@ -290,6 +291,7 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         DataError, CheckpointError, ConfigError: as `train`.
     """
     # ---- Data: everything is read and checked before any device time is spent ----------------
+    configs = list(map(with_recipe, configs))
     config, many = configs[0], len(configs) > 1
     mesh = sharding.make_mesh(config.mesh, runs=len(configs))
     batch_size = config.train.batch_size
@@ -539,6 +541,8 @@ def check_same_run(
     flat = [traverse_util.flatten_dict(x.to_dict(), sep='.') for x in (saved, config)]
     for values in flat:
         values['data.root'] = os.path.realpath(values['data.root'])
+        if found := recipe.parse(values.pop('data.recipe')):
+            values |= {f'data.recipe.{key}': value for key, value in found.flat().items()}
     changed = [text for text in differences(*flat) if not text.startswith(unused)]
     if refused := [text for text in changed
                    if text.startswith(compared) and not text.startswith(MAY_CHANGE)]:

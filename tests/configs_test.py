@@ -121,7 +121,7 @@ def test_a_public_recipe_is_not_changed_by_another_model():
 
 @pytest.mark.parametrize('argument, message', [
     ('model=unknown', "unknown model 'unknown', known are: .*dualground"),
-    ('features=unknown', "unknown features 'unknown' for qvhighlights, known are: iv2, sf_clip"),
+    ('features=unknown', "unknown features 'unknown' for qvhighlights, known are: iv2, own, sf"),
     ('modell=dualground', "unknown config argument 'modell'"),
     ('runlocal=2', "runlocal='2'"),
 ])

@@ -245,7 +245,7 @@ def _find_release(dataset: str, widths: tuple[int, int], folders: Sequence[str]
     """The release of features of these widths, and its streams, by key of our config."""
     known = []
     for (owner, release), values in datasets.FEATURES.items():
-        if owner != dataset:
+        if owner != dataset or 'video_dims' not in values:
             continue
         dims = dict(zip(values['video_dirs'], values['video_dims'], strict=True))
         known.append(f'{release} ({" + ".join(map(str, dims.values()))}, {values["text_dim"]})')
