@@ -87,9 +87,13 @@ def in_turn(x: jax.Array, *linears: Linear) -> jax.Array:
     for linear in others:
         following, offset = linear.matrix(kernel.shape[-1])
         kernel, bias = kernel @ following, bias @ following + offset
+    return product(x.astype(first.dtype), kernel, bias)
+
+
+def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., D] kernel [D, E] + bias [E]."""
     # One axis of rows: else XLA for CPUs transposes activations for the gradient of a kernel.
-    rows = x.astype(first.dtype).reshape(-1, x.shape[-1]) @ kernel
-    return rows.reshape(*x.shape[:-1], -1) + bias
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1) + bias
 
 
 def dense_of(
@@ -100,10 +104,26 @@ def dense_of(
     return lambda name: Linear(width, dtype, kernel_init, axes, use_bias, name=name)
 
 
-def conv(width: int, size: int, dtype: str, name: str, **options) -> nn.Conv:
-    """A convolution along time."""
-    kernel_init = partitioned(torch_uniform, (None, *SQUARE))
-    return nn.Conv(width, (size,), dtype=dtype, kernel_init=kernel_init, name=name, **options)
+class Conv(nn.Module):
+    """A convolution along time, as `nn.Conv`, by one product: on CPUs two thirds of its time."""
+
+    width: int
+    size: int
+    dtype: str = 'float32'
+    stride: int = 1
+    padding: int = 0  # zeros at both ends
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, T, D] to [B, (T + 2 padding - size) // stride + 1, width]."""
+        kernel = self.param(
+            'kernel', partitioned(torch_uniform, (None, *SQUARE)),
+            (self.size, x.shape[-1], self.width)).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (self.padding, self.padding), (0, 0)))
+        last = x.shape[1] - self.size
+        shifted = [x[:, i : last + i + 1 : self.stride] for i in range(self.size)]
+        return product(jnp.concatenate(shifted, -1), kernel.reshape(-1, self.width), bias)
 
 
 def embedding(scale: float = 1.0) -> Callable:

@@ -61,9 +61,8 @@ class TemporalPyramid(nn.Module):
                 continue
             x = clips
             for k in range(int(np.log2(stride))):
-                x = layers.conv(
-                    clips.shape[-1], 2, self.dtype, f'level_{i}_conv_{k}', strides=2,
-                    padding='VALID')(x)
+                x = layers.Conv(
+                    clips.shape[-1], 2, self.dtype, stride=2, name=f'level_{i}_conv_{k}')(x)
                 x = nn.relu(layers.LayerNorm(self.dtype, name=f'level_{i}_norm_{k}')(x))
             levels.append(x)
         return levels
@@ -85,8 +84,8 @@ class ConvHead(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Maps x [B, T, D] with mask bool[B, T] to [B, T, mlp_widths[-1]]."""
         for i in range(self.conv_layers):
-            x = layers.conv(
-                x.shape[-1], self.kernel, self.dtype, f'conv_{i}', padding=self.kernel // 2
+            x = layers.Conv(
+                x.shape[-1], self.kernel, self.dtype, padding=self.kernel // 2, name=f'conv_{i}'
             )(jnp.where(mask[..., None], x, 0))
             x = nn.relu(x)
         return layers.MLP(self.mlp_widths, self.dtype, name='mlp')(x)
@@ -101,7 +100,7 @@ class BoundaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         for i, features in enumerate((x.shape[-1], self.channels)):
-            x = layers.conv(features, 3, self.dtype, f'conv_{i}', padding=1)(
+            x = layers.Conv(features, 3, self.dtype, padding=1, name=f'conv_{i}')(
                 jnp.where(mask[..., None], x, 0))
             if i == 0:
                 x = nn.relu(x)
