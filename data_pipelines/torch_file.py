@@ -5,7 +5,7 @@ storage) as raw bytes in `<name>/data/<key>`. Before PyTorch 1.6 it was one stre
 keys of the storages, their bytes. Unpickling runs whatever function a file names, so only the few
 names that a tensor needs are looked up, and they lead to code of this module or to a plain
 container. What else a file names is refused (`load`), or kept as text beside the data that it came
-with (`read_checkpoint`).
+with (`read_checkpoint`, `read_weights`).
 """
 
 import collections
@@ -123,6 +123,18 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     return _load(path, _CheckpointUnpickler)
 
 
+def read_weights(path: str | os.PathLike) -> Any:
+    """Returns the object in a file of weights: of `torch.save`, or a pickle of numpy arrays.
+
+    As `read_checkpoint`. The pickle may be one of Python 2, such as those of Caffe2.
+
+    Raises:
+        TorchFileError: as `read_checkpoint`.
+        OSError: the file can't be opened.
+    """
+    return _load(path, _CheckpointUnpickler, plain=True)
+
+
 def load_pickle(file: BinaryIO, path: str | os.PathLike) -> Any:
     """Returns the object of numpy arrays and containers that is pickled in an open file.
 
@@ -138,13 +150,18 @@ def load_pickle(file: BinaryIO, path: str | os.PathLike) -> Any:
                              ) from error
 
 
-def _load(path: str | os.PathLike, unpickler: type['_Unpickler']) -> Any:
+def _load(path: str | os.PathLike, unpickler: type['_Unpickler'], *, plain: bool = False) -> Any:
+    """Reads what the file's start says that it is; with `plain` also a pickle alone."""
     try:
         with open(path, 'rb') as file:
             start = file.read(64)
             file.seek(0)
-            read = _read_legacy if start.startswith(_LEGACY_START) else _read_zip
-            return read(file, unpickler)
+            if start.startswith(_LEGACY_START):
+                return _read_legacy(file, unpickler)
+            if plain and start.startswith(pickle.PROTO):
+                # Texts of Python 2 are bytes; latin1 keeps each.
+                return unpickler(file, encoding='latin1').load()
+            return _read_zip(file, unpickler)
     except TorchFileError as error:
         raise TorchFileError(f'{path}: {error}') from error
     except zipfile.BadZipFile as error:
@@ -205,9 +222,10 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles tensors and plain containers; `find_class` is the gate."""
 
     def __init__(self, file: BinaryIO,
-                 read_storage: Callable[[str, str, int], np.ndarray] = _no_storage):
+                 read_storage: Callable[[str, str, int], np.ndarray] = _no_storage,
+                 encoding: str = 'utf-8'):
         """`read_storage` maps dtype, key and number of values to the values in 1-D."""
-        super().__init__(file, encoding='utf-8')
+        super().__init__(file, encoding=encoding)
         self._read_storage = read_storage
         self._storages: dict[str, _Storage] = {}
         self._known = {
@@ -275,9 +293,14 @@ class _CheckpointUnpickler(_Unpickler):
         return type('Record', (Stub,), dict(kind=f'{module}.{name}'))
 
 
-def _numpy_scalar(dtype: Stub, content: bytes) -> int | float | complex | bool:
+def _numpy_scalar(dtype: Stub, content: bytes | str) -> int | float | complex | bool:
     """Stands in for `numpy.core.multiarray.scalar`."""
-    return np.frombuffer(content, _dtype(dtype, r'[biufc]\d+')).item()
+    return np.frombuffer(_as_bytes(content), _dtype(dtype, r'[biufc]\d+')).item()
+
+
+def _as_bytes(content: Any) -> Any:
+    """Bytes, which Python 2 pickled as a text."""
+    return content.encode('latin1') if isinstance(content, str) else content
 
 
 class _Array(np.ndarray):
@@ -285,6 +308,7 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, content = state
+        content = _as_bytes(content)
         dtype = _dtype(dtype, r'[biufcUSO]\d+|V2')
         is_shape = all(isinstance(n, int) and n >= 0 for n in shape)
         if not is_shape or not isinstance(content, list if dtype.kind == 'O' else bytes):

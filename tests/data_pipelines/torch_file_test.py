@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import torch_file
+from tests.helpers.python2_pickler import Python2Pickler
 
 FILES = pathlib.Path(__file__).parent / 'torch_files'
 ROWS = np.arange(15).reshape(3, 5) / 8
@@ -85,6 +86,24 @@ def test_reads_arrays_of_numpy(tmp_path, protocol, array):
     found = torch_file.load(path)['x']
     assert found.dtype.kind == array.dtype.kind and found.itemsize == array.itemsize
     np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize('array', [ROWS, np.asfortranarray(ROWS.astype('f4')), ROWS > 1])
+def test_reads_weights_of_python_2(tmp_path, array):
+    path = tmp_path / 'a.pkl'
+    with open(path, 'wb') as file:
+        Python2Pickler(file).dump(dict(blobs=dict(x=array), lr=np.float32(0.5), note='\xe9'))
+    found = torch_file.read_weights(path)
+    assert found['blobs']['x'].dtype == array.dtype
+    np.testing.assert_array_equal(found['blobs']['x'], array)
+    assert found['lr'] == 0.5 and found['note'] == '\xe9'
+    with pytest.raises(torch_file.TorchFileError, match='not a PyTorch file'):
+        torch_file.read_checkpoint(path)
+
+
+@pytest.mark.parametrize('name', ['f32', 'legacy'])
+def test_reads_weights_of_pytorch(name):
+    np.testing.assert_array_equal(torch_file.read_weights(FILES / f'{name}.pt'), ROWS)
 
 
 @pytest.mark.parametrize('state', [
@@ -265,11 +284,14 @@ def test_attacks_stay_data(tmp_path, code):
     trace = tmp_path / 'trace'
     content = code.replace(b'%s', bytes(trace))
     path = rewrite('f32', tmp_path / 'a.ckpt', data=lambda _: content)
-    try:
-        torch_file.read_checkpoint(path)
-    except torch_file.TorchFileError as error:
-        assert 'damaged' in str(error)
-    assert not trace.exists()
+    plain = tmp_path / 'a.pkl'
+    plain.write_bytes(pickle.PROTO + b'\2' + content)
+    for read, file in ((torch_file.read_checkpoint, path), (torch_file.read_weights, plain)):
+        try:
+            read(file)
+        except torch_file.TorchFileError as error:
+            assert 'damaged' in str(error)
+        assert not trace.exists()
 
 
 def test_missing_file_is_an_os_error(tmp_path):
