@@ -75,6 +75,21 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(axes, RULES))
 
 
+def placed(boxed: Any, mesh: Mesh) -> Any:
+    """Shapes and placement, by `RULES`, of parameters that know their logical axes.
+
+    A dimension that its mesh axis does not divide stays whole.
+    """
+    def place(x, axes):
+        placed = nn.logical_to_mesh_axes(axes, RULES)
+        parts = [1 if axis is None else mesh.shape[axis] for axis in placed]
+        fits = [size % part == 0 for size, part in zip(x.shape, parts)]
+        spec = PartitionSpec(*(axis if fit else None for axis, fit in zip(placed, fits)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, nn.unbox(boxed), nn.get_partition_spec(boxed))
+
+
 def along_runs(placement: NamedSharding) -> NamedSharding:
     """The placement of what every run has: with a first axis of them, if the mesh has one."""
     if 'runs' not in placement.mesh.shape:

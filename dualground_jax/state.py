@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import pipeline
@@ -127,21 +127,9 @@ def _boxed_state(
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> TrainState:
-    """Shapes and placement of the train state; nothing is computed.
-
-    A dimension that its mesh axis does not divide stays whole.
-    """
+    """Shapes and placement of the train state; nothing is computed."""
     tx = make_optimizer(config.optimizer, total_steps)
-    boxed = jax.eval_shape(lambda: _boxed_state(config, tx, 0))
-
-    def place(x, axes):
-        placed = nn.logical_to_mesh_axes(axes, sharding.RULES)
-        parts = [1 if axis is None else mesh.shape[axis] for axis in placed]
-        fits = [size % part == 0 for size, part in zip(x.shape, parts)]
-        spec = PartitionSpec(*(axis if fit else None for axis, fit in zip(placed, fits)))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, nn.unbox(boxed), nn.get_partition_spec(boxed))
+    return sharding.placed(jax.eval_shape(lambda: _boxed_state(config, tx, 0)), mesh)
 
 
 def of_runs(abstract: Any, runs: int) -> Any:

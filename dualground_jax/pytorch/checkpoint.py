@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, files
 from data_pipelines.errors import ConfigError
-from dualground_jax import sharding
+from dualground_jax import sharding, state_dict
 from dualground_jax import state as state_lib
 from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.pytorch import content, mapping, names, streams
-from dualground_jax.pytorch.mapping import ConvertError
+from dualground_jax.state_dict import ConvertError
 
 # The public codes' names of the data sets -> our config files.
 _CONFIGS = dict(
@@ -108,7 +108,7 @@ def import_checkpoint(
         shapes = state_lib.abstract_state(config, sharding.one_device()).params
         read = lambda state: jax.tree.map(
             lambda x, shape: jnp.asarray(x, shape.dtype),
-            mapping.from_torch(state, shapes, code.names, unused=code.unused), shapes)
+            state_dict.from_torch(state, shapes, code.names, unused=code.unused), shapes)
         params = read(found.state)
         ema = read(found.ema or found.state) if config.optimizer.ema_decay else None
     except ConvertError as error:
@@ -297,7 +297,7 @@ def export_checkpoint(
     code = _public_code(config.model.name)
     abstract = state_lib.abstract_state(config, sharding.one_device())
     state, _ = checkpoints.restore('best', abstract)
-    tensors = mapping.to_torch(jax.device_get(state.eval_params), code.names)
+    tensors = state_dict.to_torch(jax.device_get(state.eval_params), code.names, names.AXES)
     if template:
         tensors |= _unread(tensors, content.read(template).state, code.unused, template)
     options = dict(mapping.public_options(code, config), v_feat_dirs=list(config.data.video_dirs))
@@ -315,12 +315,12 @@ def _unread(
     ours: Mapping, theirs: Mapping, unused: tuple[str, ...], path: str
 ) -> dict[str, np.ndarray]:
     """The template's tensors that nothing reads, after a check that all others agree in shape."""
-    extra = {name: theirs[name] for name in mapping.matching(theirs, unused)}
+    extra = {name: theirs[name] for name in state_dict.matching(theirs, unused)}
     shapes = {name: value.shape for name, value in ours.items()}
     wanted = {name: value.shape for name, value in theirs.items() if name not in extra}
     changed = sorted(
         name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if changed:
         pairs = (f'{n}: {wanted.get(n)} there, {shapes.get(n)} here' for n in changed)
-        raise ConvertError(f'{path}: other tensors than ours: {mapping.listed(pairs, "; ")}')
+        raise ConvertError(f'{path}: other tensors than ours: {state_dict.listed(pairs, "; ")}')
     return extra

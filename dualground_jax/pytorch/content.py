@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines import files, torch_file
 from data_pipelines.errors import one_line
-from dualground_jax.pytorch.mapping import ConvertError, listed
+from dualground_jax.state_dict import ConvertError, listed
 
 # What training codes call the weights, their moving average, and the options.
 _WEIGHTS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'net', 'weights')

@@ -1,12 +1,14 @@
 """What the public PyTorch codes call the modules, fields and losses of our models.
 
-A table of names maps flax module paths to torch module paths; `mapping` says how it is read.
+A table of names maps flax module paths to torch module paths; `state_dict` says how it is read.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from dualground_jax.state_dict import nest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,6 @@ class PublicCode:
     options: Mapping[str, str]
     unused: tuple[str, ...]
     derived: Callable[[Mapping[str, np.ndarray]], dict] = lambda state: {}
-
-
-def nest(flax_prefix: str, torch_prefix: str, table: Mapping[str, str]) -> dict[str, str]:
-    """Puts a table of a submodule under prefixes; either may be empty."""
-    return {
-        f'{flax_prefix}/{ours}'.strip('/'): f'{torch_prefix}.{theirs}'.strip('.')
-        for ours, theirs in table.items()
-    }
 
 
 # Layers that several models have

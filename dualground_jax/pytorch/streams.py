@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 
-from dualground_jax.pytorch.mapping import ConvertError
+from dualground_jax.state_dict import ConvertError
 
 # Encoder -> how the names of folders spell it.
 _ENCODERS = {

@@ -3,7 +3,8 @@
 Its final form, and so a whole checkpoint, is not public: only the parity tests need these names.
 """
 
-from dualground_jax.pytorch.names import ATTENTION, CROSS_LAYER, ENCODER_LAYER, nest
+from dualground_jax.pytorch.names import ATTENTION, CROSS_LAYER, ENCODER_LAYER
+from dualground_jax.state_dict import nest
 
 _PROJECTIONS = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'norm': 'norm'}
 PROJECTED_ATTENTION = {**_PROJECTIONS, **nest('attention', 'att', ATTENTION)}

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.tokens import WORD
-from dualground_jax import models
+from dualground_jax import models, state_dict
 from dualground_jax.pytorch import mapping, names
 from tests.helpers.paths import goldens_dir
 
@@ -101,7 +101,7 @@ class GoldenModel:
     def from_torch(self, state, shapes=None):
         """Values by torch names as our tree; those that we have no parameter for are dropped."""
         shapes = self.params['params'] if shapes is None else shapes
-        return mapping.from_torch(state, shapes, self.code.names, unused=self.code.unused)
+        return state_dict.from_torch(state, shapes, self.code.names, unused=self.code.unused)
 
     def batch(self, name, ids='vid_main'):
         """A stored batch as ours."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dualground_jax.pytorch import mapping
+from dualground_jax import state_dict
 from tests.helpers.paths import goldens_dir
 
 TOLERANCE = 1e-5
@@ -71,7 +71,7 @@ def params_of(weights, module: nn.Module, names, *inputs, unused=(), **how) -> d
         **how: what else `module.init` takes.
     """
     shapes = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *inputs, **how)))
-    return {'params': mapping.from_torch(weights, shapes['params'], names, unused=unused)}
+    return {'params': state_dict.from_torch(weights, shapes['params'], names, unused=unused)}
 
 
 def names_without_parameter(names: Iterable[str], params: Mapping) -> list[str]:

@@ -13,7 +13,7 @@ from scipy import optimize
 
 from configs import qvh
 from data_pipelines import torch_file
-from dualground_jax import checkpoints, cli, main, models, sharding, state
+from dualground_jax import checkpoints, cli, main, models, sharding, state, state_dict
 from dualground_jax.predict import Predictor
 from dualground_jax.pytorch import checkpoint, mapping, names
 from dualground_jax.pytorch import content as content_lib
@@ -157,7 +157,7 @@ def test_config_follows_the_options():
     (dict(enc_layers='three'), (2816, 512), ['an option is of another type', 'three']),
 ])
 def test_options_that_do_not_fit(changes, widths, parts):
-    with pytest.raises(mapping.ConvertError) as info:
+    with pytest.raises(state_dict.ConvertError) as info:
         checkpoint.make_config('cg_detr', CG_DETR | changes, qvh_state(*widths))
     assert all(part in str(info.value) for part in parts), info.value
     assert '\n' not in str(info.value)
@@ -193,7 +193,7 @@ def test_streams_are_in_the_order_of_the_weights(config, folders, order, expecte
     ['slowfast', 'slowfast'], ['joined'], 'joined', [], None,
 ])
 def test_an_order_that_nothing_tells_is_asked_for(config, folders):
-    with pytest.raises(mapping.ConvertError) as info:
+    with pytest.raises(state_dict.ConvertError) as info:
         streams_of(folders, config and qvh.get_config(config))
     for order in (SF_CLIP, SF_CLIP[::-1]):
         assert f'--streams={",".join(order)}' in str(info.value)
@@ -254,7 +254,7 @@ def test_options_of_all_kinds(options, key, monkeypatch):
 
 def test_options_of_a_file(tmp_path):
     path = torch_writer.save(tmp_path / 'a.pth', qvh_state(2816, 512))
-    with pytest.raises(mapping.ConvertError, match='a.pth: weights without options; give --opt'):
+    with pytest.raises(state_dict.ConvertError, match='a.pth: weights without options; give --opt'):
         checkpoint.import_checkpoint(path, 'cg_detr', tmp_path / 'run')
     file = tmp_path / 'opt.json'
     file.write_text(json.dumps(CG_DETR))
@@ -262,7 +262,7 @@ def test_options_of_a_file(tmp_path):
     assert checkpoint.make_config('cg_detr', found.options, found.state).data.max_tokens == 32
     for text, message in (('{', "can't be read as JSON"), ('[1]', r'holds \[1\], expected')):
         file.write_text(text)
-        with pytest.raises(mapping.ConvertError, match=f'opt.json: {message}.*--options'):
+        with pytest.raises(state_dict.ConvertError, match=f'opt.json: {message}.*--options'):
             content_lib.read(path, file)
 
 
@@ -284,7 +284,7 @@ def test_command_line(model, tmp_path, monkeypatch, capsys):
     config = qvh.get_config(f'model={model},features=sf_clip,runlocal')
     abstract, rng = state.abstract_state(config, sharding.one_device()), np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), abstract.params)
-    tensors = mapping.to_torch(params, code.names)
+    tensors = state_dict.to_torch(params, code.names, names.AXES)
     tensors['txt_position_embed.LayerNorm.bias'] = np.zeros(32)  # read by nothing
     options = TRAINING | mapping.public_options(code, config)
     average = {f'module.{name}': np.asarray(value / 2) for name, value in tensors.items()}
@@ -359,7 +359,7 @@ def test_errors_name_the_culprit_and_leave_nothing(folder, tmp_path):
     golden, workdir = golden_models.golden_model(folder), tmp_path / 'run'
     for damage, (found, parts) in damaged(golden).items():
         path = torch_writer.save(tmp_path / 'a.ckpt', found)
-        with pytest.raises(mapping.ConvertError) as info:
+        with pytest.raises(state_dict.ConvertError) as info:
             checkpoint.import_checkpoint(path, golden.name, workdir, golden_config(golden))
         message = str(info.value)
         assert message.startswith(f'{path}: ') and '\n' not in message, damage
@@ -438,7 +438,7 @@ def test_export_loads_in_torch(folder, tmp_path, monkeypatch):
     golden, run = golden_models.golden_model(folder), f'--workdir={tmp_path / "run"}'
     path = torch_writer.save(tmp_path / 'model_best.ckpt', content(golden))
     checkpoint.import_checkpoint(path, golden.name, tmp_path / 'run', golden_config(golden))
-    unused = mapping.matching(golden.state, golden.code.unused)
+    unused = state_dict.matching(golden.state, golden.code.unused)
     assert unused
     for template, expected in (([], golden.state.keys() - unused),
                             ([f'--checkpoint={path}'], golden.state.keys())):
