@@ -1,0 +1,1 @@
+"""From video and sentences to features."""

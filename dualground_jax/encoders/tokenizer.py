@@ -1,0 +1,193 @@
+"""CLIP's byte-pair tokenizer, by the rules of OpenAI's code or of Hugging Face's.
+
+The two clean sentences otherwise: OpenAI's mends text by ftfy and resolves HTML's entities, twice;
+Hugging Face's composes characters (NFC). They split words alike, but for what stands beside a
+special token.
+"""
+
+import gzip
+import html
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import regex
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers
+
+from data_pipelines import files
+from data_pipelines.errors import ConfigError, DataError, one_line
+from dualground_jax.encoders import clip_weights
+
+CLEANINGS = 'openai', 'huggingface'
+START, END = '<|startoftext|>', '<|endoftext|>'
+OPENAI_FILE = 'bpe_simple_vocab_16e6.txt.gz'
+_WORD_END = '</w>'
+# A special token, an English ending, letters, a digit, or other marks.
+_WORD = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+         r'|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+')
+_WORDS = regex.compile(_WORD, regex.IGNORECASE)
+# What ftfy leaves as it is, but for spaces.
+_PLAIN = re.compile(r"[\t\n\r -%'-~]*")
+
+
+class Tokenizer:
+    """Splits sentences as the text encoder was trained to.
+
+    Attributes:
+        cleaning: 'openai' or 'huggingface'.
+        start, end: ids of start-of-text and end-of-text.
+        padding: id after end-of-text: 0 in OpenAI's code, end-of-text in Hugging Face's.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]],
+                 cleaning: str):
+        """`merges` are pairs of pieces that become one, first the most frequent ones.
+
+        Raises:
+            ConfigError: an unknown cleaning.
+            DataError: the vocabulary lacks a special token or what a merge gives.
+        """
+        if cleaning not in CLEANINGS:
+            raise ConfigError(f'cleaning={cleaning!r}: expected one of {", ".join(CLEANINGS)}')
+        for token in (START, END):
+            if token not in vocabulary:
+                raise DataError(f'the vocabulary has no {token}')
+        try:
+            model = tokenizers.models.BPE(
+                dict(vocabulary), list(merges), continuing_subword_prefix='',
+                end_of_word_suffix=_WORD_END, unk_token=END)
+        except Exception as error:  # the library has no class of its own
+            raise DataError(f'no vocabulary of byte pairs: {one_line(error)}') from error
+        self._model = tokenizers.Tokenizer(model)
+        self._model.add_special_tokens([START, END])
+        # With its own rule it splits a special token in capitals, as Hugging Face's code does.
+        to_bytes = pre_tokenizers.ByteLevel(
+            add_prefix_space=False, use_regex=cleaning == 'huggingface')
+        if cleaning == 'openai':
+            self._model.pre_tokenizer = to_bytes
+        else:
+            self._model.normalizer = normalizers.Sequence([
+                normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r'\s+'), ' '),
+                normalizers.Lowercase()])
+            self._model.pre_tokenizer = pre_tokenizers.Sequence([
+                pre_tokenizers.Split(tokenizers.Regex(_WORD), 'removed', invert=True), to_bytes])
+        self.cleaning = cleaning
+        self.start, self.end = vocabulary[START], vocabulary[END]
+        self.padding = 0 if cleaning == 'openai' else self.end
+
+    def __call__(self, sentences: Sequence[str], max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of sentences.
+
+        Args:
+            sentences: n texts.
+            max_rows: longer sentences lose their last word pieces; end-of-text stays.
+
+        Returns:
+            (ids int32[n, max_rows]: start-of-text, word pieces, end-of-text, padding; lengths
+            int32[n] without padding).
+
+        Raises:
+            DataError: OpenAI's cleaning of a sentence needs ftfy, which is not installed.
+        """
+        split = self.cleaning == 'openai'
+        texts = [_WORDS.findall(clean(text)) for text in sentences] if split else list(sentences)
+        found = self._model.encode_batch(texts, is_pretokenized=split)
+        ids = np.full((len(texts), max_rows), self.padding, np.int32)
+        lengths = np.zeros(len(texts), np.int32)
+        for i, encoding in enumerate(found):
+            row = [self.start, *encoding.ids[: max_rows - 2], self.end]
+            lengths[i] = len(row)
+            ids[i, : len(row)] = row
+        return ids, lengths
+
+
+def clean(sentence: str) -> str:
+    """A sentence as OpenAI's code hands it to its tokenizer.
+
+    Raises:
+        DataError: the sentence is not plain ASCII, and ftfy is not installed.
+    """
+    try:
+        import ftfy
+        sentence = ftfy.fix_text(sentence)
+    except ImportError as error:
+        if not _PLAIN.fullmatch(sentence):
+            raise DataError(f"sentence {files.short(sentence)}: OpenAI's cleaning of it needs "
+                            'ftfy: pip install ftfy') from error
+    sentence = html.unescape(html.unescape(sentence)).strip()
+    return regex.sub(r'\s+', ' ', sentence).strip().lower()
+
+
+def load(source: str | os.PathLike, size: int, cleaning: str) -> Tokenizer | None:
+    """Loads a tokenizer.
+
+    Args:
+        source: folder or hub name of a Hugging Face model, which has `tokenizer.json`, or
+            `vocab.json` and `merges.txt`; OpenAI's `bpe_simple_vocab_16e6.txt.gz`; or a file
+            beside it.
+        size: of the vocabulary that the text encoder knows.
+        cleaning: 'openai' or 'huggingface'.
+
+    Returns:
+        The tokenizer, or None where `source` has no vocabulary.
+
+    Raises:
+        DataError: a file is damaged, or of another size.
+        ConfigError: an unknown cleaning.
+    """
+    path, found = _read(source, size)
+    if found is None:
+        return None
+    vocabulary, merges = found
+    if len(vocabulary) != size or set(vocabulary.values()) != set(range(size)):
+        raise DataError(f'{path}: {len(vocabulary)} tokens, the text encoder knows {size}')
+    try:
+        return Tokenizer(vocabulary, merges, cleaning)
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+
+
+def _read(source, size):
+    """(path, (vocabulary, merges) or None) of what `source` has."""
+    if os.path.isfile(source):
+        path = pathlib.Path(source)
+        if '.txt' not in path.suffixes:
+            path = path.with_name(OPENAI_FILE)
+        return path, _read_openai(path, size) if path.is_file() else None
+    if path := clip_weights.find(str(source), 'tokenizer.json'):
+        model = clip_weights.read_json(path).get('model') or {}
+        pairs = [pair.split(' ') if isinstance(pair, str) else pair
+                 for pair in model.get('merges', ())]
+        return path, (model.get('vocab') or {}, [tuple(pair) for pair in pairs])
+    path = clip_weights.find(str(source), 'vocab.json')
+    merges = clip_weights.find(str(source), 'merges.txt')
+    if path is None or merges is None:
+        return source, None
+    return path, (clip_weights.read_json(path), _pairs(_lines(merges)))
+
+
+def _read_openai(path: pathlib.Path, size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """OpenAI's file has more merges than its models know."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _pairs(_lines(path)[: size - 2 * len(alphabet) - 1])
+    pieces = [*alphabet, *(c + _WORD_END for c in alphabet), *map(''.join, merges), START, END]
+    return {piece: i for i, piece in enumerate(pieces)}, merges
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    files.check_genuine(path)
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == '.gz' else content
+        return content.decode().split('\n')
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
+
+
+def _pairs(lines: list[str]) -> list[tuple[str, str]]:
+    """Merges, one a line, behind a line that names the version."""
+    return [tuple(line.split()) for line in lines[1:] if line.strip()]
