@@ -36,16 +36,16 @@ setup(
         'tensorflow-cpu; platform_system != "Darwin"',
         'tensorflow; platform_system == "Darwin"',
         'tensorflow-datasets>=4.9.10',  # brings array_record where that is released
-        'transformers',
+        'transformers',  # brings huggingface-hub, regex, safetensors, tokenizers
     ],
     extras_require={
-        'test': ['av', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
+        'test': ['av', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
                  'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
-        'video': ['av'],
+        'video': ['av', 'ftfy'],
     },
 )
