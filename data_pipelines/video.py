@@ -300,7 +300,7 @@ def _start(container: 'av.container.InputContainer') -> Fraction:
 
 def _has_stamps(container: 'av.container.InputContainer') -> bool:
     """Whether the format keeps time stamps; else they are made up, and durations are sums."""
-    return not container.format.flags & _av().format.Flags.no_timestamps
+    return not container.format.flags & _av().format.Flags.no_timestamps.value
 
 
 def _header_duration(container: 'av.container.InputContainer',
