@@ -169,8 +169,13 @@ def _read_state(source: str) -> dict[str, np.ndarray]:
         if path := find(source, name):
             return read_file(path)
         if index := find(source, f'{name}.index.json'):
+            shards = read_json(index).get('weight_map')
+            if not isinstance(shards, dict) or not all(
+                    map(files.is_file_name, map(str, shards.values()))):
+                raise DataError(f'{index}: weight_map is {files.short(shards)}, expected the file '
+                                'of each tensor')
             state = {}
-            for shard in sorted(set(read_json(index).get('weight_map', {}).values())):
+            for shard in sorted(set(shards.values())):
                 path = find(source, shard)
                 if path is None:
                     raise DataError(f'{index}: names {shard!r}, which is not there')

@@ -15,16 +15,16 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import ConfigError, DataError, UserError
-from dualground_jax import sharding
-from dualground_jax.encoders import clip
-from tests.helpers import clip_folder, torch_writer
+from dualground_jax import sharding, state_dict
+from dualground_jax.encoders import clip, clip_weights
+from tests.helpers import clip_folder, clip_oracle, torch_writer
 from tests.helpers.parity import assert_close
 from tests.helpers.paths import goldens_dir
 
 FOLDER = goldens_dir() / 'encoders'
 FILES = pathlib.Path(__file__).parent / 'clip_files'
 needs_goldens = pytest.mark.skipif(
-    not (FOLDER / 'clip_hf.npz').is_file(), reason='no encoders among the goldens')
+    not (FOLDER / 'clip_openai.npz').is_file(), reason='not in the compact goldens')
 
 
 @functools.cache
@@ -60,13 +60,15 @@ def test_outputs_equal_transformers():
         x['pixels'].shape[-1], x['text_embeds'].shape[1], x['text_rows'].shape[2])
 
 
-@needs_goldens
 def test_first_layer_equals_transformers():
-    encoder, x = golden('clip_hf')
-    shallow = encoder.vision.clone(num_layers=1)
-    params = {'params': encoder.params['vision']}
-    found = jax.jit(shallow.apply)(params, x['pixels'].transpose(0, 2, 3, 1))['rows']
-    assert_close(found, x['vision_hidden_1'])
+    weights, x = clip_weights.read(FOLDER / 'clip_hf'), np.load(FOLDER / 'clip_hf.npz')
+    vision = clip.Vision(**weights.vision | dict(num_layers=1))
+    shapes = clip.abstract_params(vision, clip.Text(num_layers=1), sharding.one_device())
+    params = state_dict.from_torch(
+        weights.state, dict(vision=shapes['vision']), weights.names, unused=('.*',))
+    pixels = x['pixels'].transpose(0, 2, 3, 1)
+    found = jax.jit(vision.apply)({'params': params['vision']}, pixels)
+    assert_close(found['rows'], x['vision_hidden_1'])
 
 
 @needs_goldens
@@ -197,34 +199,31 @@ def frames(count, size):
     return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def test_frames_are_normalised_and_padded(encoder):
+def test_frames_are_normalised_and_padded(small, encoder):
     given = frames(6, encoder.size)
-    pixels = (given / 255 - [0.48145466, 0.4578275, 0.40821073]) / [
-        0.26862954, 0.26130258, 0.27577711]
-    ids = np.zeros((1, 2), np.int32)
-    expected = towers(encoder, pixels.transpose(0, 3, 1, 2).astype(np.float32), ids, ids[:, 0])
+    state = load_file(small / 'model.safetensors')
     found = encoder.encode_frames(given)
     assert found.dtype == np.float32
-    assert_close(found, expected[0]['features'])
+    expected = [clip_oracle.picture(frame, state, encoder.vision.heads) for frame in given]
+    assert_close(found, np.stack(expected))
     assert_close(encoder.encode_frames(given[5:]), found[5:])  # whatever stands beside it
     assert encoder.encode_frames(given[:0]).shape == (0, encoder.width)
 
 
-def test_text_rows_are_those_that_count(encoder):
+def test_text_rows_are_those_that_count(small, encoder):
     given = ['a dog runs', '', 'the man talks to the woman with the camera again and again !']
     ids, lengths = encoder.tokenizer(given, 12)
     rows = encoder.encode_text([*given, *given])
     assert [len(row) for row in rows] == [*lengths, *lengths] and lengths[1:].tolist() == [2, 12]
     assert ids[2, -1] == encoder.tokenizer.end
-    pixels = np.zeros((1, 3, encoder.size, encoder.size), np.float32)
-    _, expected = towers(encoder, pixels, ids, lengths - 1)
     vectors = encoder.encode_sentences(given)
     assert vectors.dtype == rows[0].dtype == np.float32
-    assert_close(vectors, expected['features'])
-    projection = np.asarray(encoder.params['text']['projection']['kernel'])
+    state = load_file(small / 'model.safetensors')
     for i, row in enumerate(rows):
-        assert_close(row, expected['rows'][i % 3, : lengths[i % 3]])
-        assert_close(row[-1] @ projection, vectors[i % 3])
+        expected = clip_oracle.sentence(
+            ids[i % 3, : lengths[i % 3]], state, encoder.text.heads)
+        assert_close(row, expected[0])
+        assert_close(vectors[i % 3], expected[1])
     assert encoder.encode_text([]) == [] and encoder.encode_sentences([]).shape == (0, 12)
 
 
@@ -306,6 +305,10 @@ def test_a_missing_shard(small, tmp_path):
     write_as('safetensors in shards', tmp_path, copied(small, tmp_path))
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
     refused(tmp_path, "index.json: names 'model-00002-of-00002.safetensors', which is not there")
+    for shards in (['a'], {'a': '../b'}):
+        index = tmp_path / 'model.safetensors.index.json'
+        index.write_text(json.dumps(dict(weight_map=shards)))
+        refused(tmp_path, 'index.json: weight_map is .*, expected the file of each tensor')
 
 
 @pytest.mark.parametrize('change, message', [
