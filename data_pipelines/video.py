@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     import av
 
 RULES = 'middle', 'legacy', 'start'
-_STEP_BACK = 1  # seconds that time stamps may go back; encoders jitter
+_STEP_BACK = 1  # seconds that time stamps may go back; recorders jitter
+_ROUGH = 1  # seconds that the duration in a header may be too long, beside the longest frame
+
+_LISTS = 'hls', 'dash', 'concat'  # formats whose files name others, anywhere on the machine
 
 # From the signs of a display matrix (x to x, x to y, y to x, y to y; y points down) to filters.
 _TURNS = {
@@ -153,52 +156,57 @@ def _decode(path: str | os.PathLike, container: 'av.container.InputContainer',
     """
     av = _av()
     zero = round(_start(container) / stream.time_base)
-    start = end = seen = longest = Fraction(0)
-    frames = 0
-    reason = 'no frames'
     stamped = _has_stamps(container)
-    for packet in container.demux():
+    start = end = seen = longest = Fraction(0)
+    frames, reason = 0, 'the stream is empty'
+    for packet in _packets(container):
         if packet.pts is not None:
-            seen = max(seen, (packet.pts + (packet.duration or 0)) * packet.time_base
-                       - _start(container))
-        if packet.stream_index != stream.index:
-            continue
+            stop = (packet.pts + (packet.duration or 0)) * packet.time_base
+            seen = max(seen, stop - _start(container))
+        if packet.stream_index != stream.index or not packet.size and packet.dts is not None:
+            continue  # one without content repeats the frame before
         if packet.has_sidedata('encryption_info'):
-            raise DataError(f'{path}: encrypted, expected a video that can be played without a key')
+            raise DataError(f'{path}: encrypted, expected a video that plays without a key')
         try:
             decoded = packet.decode()
         except av.FFmpegError as error:
             reason = one_line(error)
             if not frames:  # a recording may begin between key frames
                 continue
-            raise DataError(f"{path}: can't be decoded after {float(end):.2f} of "
-                            f'{float(_header_duration(container, stream) or 0):.2f} s, damaged or '
-                            f'truncated ({reason})') from error
+            raise DataError(f'{path}: damaged after {float(end):.2f} s ({reason})') from error
         for frame in decoded:
+            if frame.is_corrupt:
+                if not frames:
+                    continue
+                raise DataError(f'{path}: damaged after {float(end):.2f} s')
             stamp = frame.dts if frame.pts is None else frame.pts
-            previous, start = start, end
-            if stamp is not None and stamped:
-                start = (stamp - zero) * stream.time_base
-            if start < previous and frames:
-                if previous - start > _STEP_BACK:
-                    raise DataError(f'{path}: time stamps go back from {float(previous):.2f} to '
-                                    f'{float(start):.2f} s, expected one recording')
-                start = previous
+            previous = start if frames else Fraction(0)
+            start = (stamp - zero) * stream.time_base if stamped and stamp is not None else end
+            if previous - start > _STEP_BACK:
+                raise DataError(f'{path}: time stamps go back from {float(previous):.2f} to '
+                                f'{float(start):.2f} s, expected one recording')
+            start = max(start, previous)
+            gap = start - previous
             length = (frame.duration or 0) * stream.time_base
-            if length <= stream.time_base:  # unknown, or a guess
-                length = max(length, start - previous if frames else 0)
-            longest = max(longest, length, start - previous if frames else 0)
+            if length <= stream.time_base and gap > 2 * length:  # not known, as in ffmpeg
+                length = gap
+            longest = max(longest, length, gap)
             end = start + length
             frames += 1
             yield start, end, frame
     if not frames:
-        raise DataError(f'{path}: no frame of its video can be decoded ({reason})')
+        raise DataError(f'{path}: no frame can be decoded ({reason})')
+    reached = end if stream.duration else max(end, seen)  # else it is the longest stream's
     duration = _header_duration(container, stream)
-    if stream.duration:
-        seen = end
-    if duration and duration - max(seen, end) > 1 + longest:
-        raise DataError(f'{path}: ends after {float(max(seen, end)):.2f} of {float(duration):.2f} '
-                        's, truncated')
+    if duration and duration - reached > _ROUGH + longest:
+        raise DataError(f'{path}: ends after {float(reached):.2f} of {float(duration):.2f} s, '
+                        'truncated')
+
+
+def _packets(container: 'av.container.InputContainer') -> Iterator['av.Packet']:
+    """Yields the packets of all streams, and at the end an empty one of each."""
+    with contextlib.suppress(IndexError):  # at the end, of a stream that the header did not name
+        yield from container.demux()
 
 
 class _Resizer:
@@ -282,11 +290,14 @@ def _video_stream(path: str | os.PathLike,
     name = container.format.name
     if name.endswith('_pipe') or name == 'image2':
         raise DataError(f'{path}: a picture, expected a video')
+    if name in _LISTS:
+        raise DataError(f'{path}: a list of other files, expected a video')
     streams = [stream for stream in container.streams.video
                if not stream.disposition & av.stream.Disposition.attached_pic]
     if not streams:
-        found = ', '.join(sorted({stream.type for stream in container.streams})) or 'no streams'
-        raise DataError(f'{path}: has no video, only {found}')
+        found = sorted({'a picture' if stream.type == 'video' else stream.type
+                        for stream in container.streams})
+        raise DataError(f"{path}: has no video, found {' and '.join(found) or 'nothing'}")
     if streams[0].codec_context is None:
         raise DataError(f'{path}: FFmpeg has no decoder for its video')
     streams[0].thread_type = 'AUTO'
