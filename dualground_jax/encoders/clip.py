@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import runtime, sharding, state_dict
-from dualground_jax.encoders import clip_weights
+from dualground_jax import sharding, state_dict
+from dualground_jax.encoders import batches, clip_weights
 from dualground_jax.encoders import tokenizer as tokenizer_lib
 from dualground_jax.models import layers
 from dualground_jax.models.execution import Execution, run_layers
@@ -234,19 +235,8 @@ class ClipEncoder:
             raise DataError("CLIP's weights came without a tokenizer; name its folder or file")
         return self.tokenizer(sentences, self.max_rows)
 
-    def _batches(self, step: Callable, rows: np.ndarray) -> Iterator[tuple[int, dict]]:
-        """What a step makes of rows [N, ...], in padded batches: how many count, and the result."""
-        placement = sharding.batch_sharding(self.mesh)
-
-        def results():
-            for first in range(0, len(rows), self.batch_size):
-                batch = rows[first : first + self.batch_size]
-                padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * (rows.ndim - 1)]
-                batch_on_devices = jax.device_put(np.pad(batch, padding), placement)
-                yield len(batch), step(self.params, batch_on_devices)
-
-        for count, out in runtime.one_ahead(results()):
-            yield count, jax.device_get(out)
+    def _batches(self, step: Callable, rows: np.ndarray) -> Iterator[tuple[int, Any]]:
+        return batches.run(step, self.params, rows, self.mesh, self.batch_size)
 
     @functools.cached_property
     def _encode_frames(self) -> Callable:
@@ -254,7 +244,7 @@ class ClipEncoder:
             pixels = (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
             return self.vision.apply({'params': params['vision']}, pixels)['features']
 
-        return self._compiled(encode)
+        return batches.compiled(encode, self.mesh)
 
     @functools.cached_property
     def _encode_ids(self) -> Callable:
@@ -262,16 +252,7 @@ class ClipEncoder:
             end = jnp.argmax(ids == self.tokenizer.end, 1)  # the first, as in both codes
             return self.text.apply({'params': params['text']}, ids, end)
 
-        return self._compiled(encode)
-
-    def _compiled(self, encode: Callable) -> Callable:
-        @jax.default_matmul_precision('highest')
-        def step(params, batch):
-            return jax.tree.map(lambda x: x.astype(jnp.float32), encode(params, batch))
-
-        return jax.jit(
-            step, in_shardings=(None, sharding.batch_sharding(self.mesh)),
-            out_shardings=sharding.replicated(self.mesh))
+        return batches.compiled(encode, self.mesh)
 
 
 def load(
