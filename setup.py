@@ -39,7 +39,7 @@ setup(
         'transformers',  # brings huggingface-hub, regex, safetensors, tokenizers
     ],
     extras_require={
-        'test': ['av', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
+        'test': ['av>=16', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
                  'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
