@@ -39,13 +39,13 @@ setup(
         'transformers',  # brings huggingface-hub, regex, safetensors, tokenizers
     ],
     extras_require={
-        'test': ['av>=16', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter', 'pytest',
-                 'pytest-xdist', 'ruff'],
+        'test': ['av>=16', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter',
+                 'pytest', 'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
-        'video': ['av', 'ftfy'],
+        'video': ['av>=16', 'ftfy'],
     },
 )
