@@ -30,8 +30,8 @@ def clips_of(
     Args:
         frames: uint8[S, S, 3], `RATE` a second.
         clip_length: seconds, a whole number of frames.
-        source_rate: mean frames a second of the file. It decides how far the chosen frames reach:
-            over 64 frames of the file, or to the clip's end.
+        source_rate: mean frames a second of the file. It decides how far the chosen frames reach,
+            see `fast_frames`.
         duration: of the file's video stream in seconds, which bounds the number of clips; None:
             the file does not tell.
 
@@ -54,7 +54,11 @@ def clips_of(
 
 
 def fast_frames(size: int, source_rate: float) -> np.ndarray:
-    """The places int[FAST_FRAMES] of the chosen frames in a clip of `size` frames."""
+    """The places int[FAST_FRAMES] of the chosen frames in a clip of `size` frames.
+
+    They reach over 64 r / 30 frames, where the file has r whole frames a second, or to the end: the
+    clip is at `RATE` already, but the public code counts as if it were at the file's rate.
+    """
     reach = FAST_FRAMES * _STEP * math.floor(source_rate) / RATE
     return np.linspace(0, reach - 1, FAST_FRAMES).clip(0, size - 1).astype(int)
 
