@@ -10,7 +10,9 @@ from configs import defaults, recipes
 from data_pipelines import datasets, recipe
 from data_pipelines.errors import ConfigError
 from dualground_jax import models
+from dualground_jax.config import load_config
 
+MODEL = 'model', 'head', 'tokens', 'paths'  # arguments that say which one
 # What every config takes beside `features`.
 ARGUMENTS = dict(
     model='dualground',
@@ -19,6 +21,7 @@ ARGUMENTS = dict(
     paths='both',
     root='',  # folder of the features; default data/<data set>
     annotations='',  # folder of the annotation files; default: the root
+    init='',  # workdir to start training from: its model and losses are taken
     runlocal=False,  # shrink to run in seconds
 )
 
@@ -64,14 +67,16 @@ def base(dataset: str, args: dict) -> ConfigDict:
     else the defaults.
 
     Raises:
-        ConfigError: an unknown model or release, listed with the known ones.
+        ConfigError: an unknown model or release, listed with the known ones, or not that of init.
+        CheckpointError: init has no checkpoint.
     """
-    model, features = args['model'], args['features']
+    saved = _config_of_init(args)
+    model, features = saved.model.name if saved else args['model'], args['features']
     _check_known('model', model, models.MODELS)
     releases = [name for owner, name in datasets.FEATURES if owner == dataset]
     _check_known('features', features, releases, f' for {dataset}')
     config = ConfigDict(defaults.sections(model, dataset, features))
-    config.model.update({k: args[k] for k in ('head', 'tokens', 'paths') if k in config.model})
+    config.model.update({k: args[k] for k in MODEL[1:] if k in config.model})
     config.data.domain = args.get('domain', '')
     config.data.root = args['root'] or config.data.root
     if features == 'own' and (found := recipe.read(config.data.root)):
@@ -93,7 +98,27 @@ def base(dataset: str, args: dict) -> ConfigDict:
         config.lock()  # a key that does not exist is an error
         config.update_from_flattened_dict(script.values)
         config.unlock()
+    if saved:
+        config.update(model=saved.model.to_dict(), loss=saved.loss.to_dict())
+        config.data.normalize_text = saved.data.normalize_text
+        config.train.init_from = args['init']
     return config
+
+
+def _config_of_init(args: dict) -> ConfigDict | None:
+    """The config of the run to start from, if there is one.
+
+    Raises:
+        CheckpointError: it has no checkpoint.
+        ConfigError: an argument asks for another model than it has.
+    """
+    if not args['init']:
+        return None
+    saved = load_config(args['init'])
+    for key, value in dict(saved.model, model=saved.model.name).items():
+        if key in MODEL and args[key] not in (ARGUMENTS[key], value):
+            raise ConfigError(f'config argument {key}={args[key]}: init={args["init"]} has {value}')
+    return saved
 
 
 def _check_known(kind: str, name: str, known: Iterable[str], where: str = '') -> None:
@@ -102,7 +127,9 @@ def _check_known(kind: str, name: str, known: Iterable[str], where: str = '') ->
 
 
 def resize(config: ConfigDict, **sizes) -> None:
-    """Sets those of the sizes that the config's model has."""
+    """Sets those of the sizes that the config's model has; one of another run keeps its own."""
+    if config.train.init_from:
+        return
     config.model.update({name: value for name, value in sizes.items() if name in config.model})
 
 

@@ -20,6 +20,7 @@ TRAIN = dict(
     like_lengths=0,  # > 1: batches between which queries are sorted by length
     epochs=150,
     max_steps=0,  # > 0: stop there, whatever the epochs
+    init_from='',  # workdir whose best parameters a new run starts from
     steps_per_call=1,  # > 1: so many steps in one program
     log_every=10,  # steps
     eval_every=5,  # epochs

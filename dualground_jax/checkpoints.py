@@ -20,7 +20,7 @@ from dualground_jax.state import TrainState
 # Sections' keys that were added since runs were first saved -> what such runs did. Those of the
 # model, its losses and the data count as their defaults.
 ADDED = {
-    'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0},
+    'train': {'drop_last': True, 'buckets': 1, 'like_lengths': 0, 'init_from': ''},
     'mesh': {'runs': 1},
     'evaluate': {'any_recipe': False},
 }

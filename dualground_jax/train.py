@@ -414,6 +414,7 @@ class Run:
             unused: see `check_same_run`.
         """
         if self.latest is None:
+            self._check_start()
             return
         # A converted checkpoint: all of this training is yet to come.
         compared = '' if self.latest else 'model.'
@@ -424,6 +425,23 @@ class Run:
         self.best |= told
         self.say('; '.join([f'resuming from step {self.latest}', *self.changed]))
 
+    def _check_start(self) -> None:
+        """Checks that there is what train.init_from names, and that it is of such features.
+
+        Raises:
+            CheckpointError: it has no checkpoint, or one of another model.
+            DataError: its features were made by another recipe.
+        """
+        if not (source := self.config.train.init_from):
+            return
+        if changed := predict.other_model(source, self.config):
+            raise CheckpointError(
+                f'train.init_from={source}: holds another model ({", ".join(changed)}); the config '
+                f'argument init={source} takes its model; features must be of the same widths')
+        predict.check_recipe(
+            Checkpoints(source).config('best').data.recipe, self.config.evaluate,
+            recipe.parse(self.config.data.recipe), self.config.data.root)
+
     def begin(self, fresh: Callable, abstract: TrainState, total_steps: int, split: datasets.Split
               ) -> TrainState:
         """Opens the history and returns the state to go on from, `fresh` where nothing is saved."""
@@ -431,6 +449,9 @@ class Run:
 
         if self.latest is None:
             state = fresh(np.uint32(self.config.seed))
+            if source := self.config.train.init_from:
+                state = start_from(source, state)
+                self.say(f'starting from the best checkpoint of {source}')
         else:
             state, _ = self.checkpoints.restore('latest', abstract)
             # A killed run may have saved `best` without `latest`; a converted one is of step 0.
@@ -498,6 +519,14 @@ class Run:
             write_results(chosen_by, self.folder, self.best, parameters, self.history.rows, split)
 
 
+def start_from(workdir: str | os.PathLike, fresh: TrainState) -> TrainState:
+    """The state before the first step, with the parameters that a run's evaluation takes."""
+    mesh = jax.tree.leaves(fresh.params)[0].sharding.mesh
+    params, _, _ = predict.restore_best(workdir, Checkpoints(workdir).config('best'), mesh)
+    ema = None if fresh.ema is None else jax.tree.map(jnp.copy, params)  # buffers are donated
+    return fresh.replace(params=params, ema=ema)
+
+
 class StepClock:
     """Steps per second, without the first lap, which compiles, and without evaluations."""
 
@@ -540,7 +569,8 @@ def check_same_run(
     """
     flat = [traverse_util.flatten_dict(x.to_dict(), sep='.') for x in (saved, config)]
     for values in flat:
-        values['data.root'] = os.path.realpath(values['data.root'])
+        for key in ('data.root', 'train.init_from'):
+            values[key] = os.path.realpath(values[key])
         if found := recipe.parse(values.pop('data.recipe')):
             values |= {f'data.recipe.{key}': value for key, value in found.flat().items()}
     changed = [text for text in differences(*flat) if not text.startswith(unused)]
