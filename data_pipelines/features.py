@@ -17,7 +17,7 @@ SUFFIXES = ('.npz', '.npy', '.pt', '.pth', '.h5', '.hdf5')
 VIDEO_KEY, TEXT_KEY = 'features', 'last_hidden_state'  # in .npz files; TEXT_KEY: of most releases
 
 # What numpy raises on damaged .npy and .npz files (TokenError: cut header; RuntimeError: zipfile).
-_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
+DAMAGE = (OSError, ValueError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
            zlib.error)
 
 
@@ -82,7 +82,7 @@ def _read_numpy(path: pathlib.Path, key: str) -> np.ndarray:
             return _read_numpy(path, key)
         except DataError:
             raise
-        except _DAMAGE as error:
+        except DAMAGE as error:
             if path.suffix == '.npz' or 'Object arrays' not in str(error):
                 # Of what is no file of its own, numpy says to unpickle it.
                 reason = 'not a numpy file' if 'pickled' in str(error) else one_line(error)

@@ -4,8 +4,9 @@ A batch is a function of (split, seed, step) alone: any process can make any row
 batch, and a resumed run sees the very batches that the interrupted one would have seen.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,29 +101,54 @@ def collate(split: datasets.Split, data: Any, indices: np.ndarray,
     return batch
 
 
-def pad(data: Any, video: np.ndarray, text: np.ndarray, roles: np.ndarray, duration: float
-        ) -> dict[str, np.ndarray]:
-    """Pads one video and query without annotations to a batch of one row.
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A video and a query without annotations.
 
-    Sizes are powers of two, up to the limits of the config: few programs serve all lengths.
-
-    Args:
-        data: the `data` section of the config.
+    Attributes:
         video: data.dtype[T, sum of video_dims], as of `release.join_streams`.
         text: data.dtype[L, text_dim], as of `release.label_query`.
         roles: int32[L], of the rows of text.
-        duration: seconds.
+        duration: of the video, seconds.
+    """
+
+    video: np.ndarray
+    text: np.ndarray
+    roles: np.ndarray
+    duration: float
+
+
+def pad(data: Any, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """Pads samples to one batch.
+
+    Sizes are powers of two, those of clips and tokens up to the limits of the config: few programs
+    serve all lengths.
+
+    Args:
+        data: the `data` section of the config.
+        samples: one or more.
 
     Returns:
-        Arrays as in `batch_spec`.
+        Arrays as in `batch_spec`; rows without a sample are empty, as `collate` has them.
     """
-    sizes = zip((len(video), len(text)), limits(data), strict=True)
-    bucket = Bucket(*(min(max(1 << (n - 1).bit_length(), 8), most) for n, most in sizes))
-    batch = _empty_batch(data, 1, bucket=bucket)
-    sample = {name: values[0, ...] for name, values in batch.items()}
-    _write_features(sample, video, text)
-    _write_inputs(sample, len(video), roles, duration)
+    longest = (max(len(rows) for rows in column)
+               for column in zip(*((sample.video, sample.text) for sample in samples), strict=True))
+    bucket = Bucket(*(min(max(power_of_two(n), 8), most)
+                      for n, most in zip(longest, limits(data), strict=True)))
+    batch = _empty_batch(data, power_of_two(len(samples)), bucket=bucket)
+    batch['index'][len(samples):] = -1
+    for name in FEATURES:
+        batch[name][len(samples):] = 0
+    for row, sample in enumerate(samples):
+        arrays = {name: values[row, ...] for name, values in batch.items()}
+        _write_features(arrays, sample.video, sample.text)
+        _write_inputs(arrays, len(sample.video), sample.roles, sample.duration)
     return batch
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below the number."""
+    return 1 << (number - 1).bit_length()
 
 
 def _empty_batch(data: Any, batch_size: int, **shape) -> dict[str, np.ndarray]:

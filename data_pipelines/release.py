@@ -119,12 +119,13 @@ def read_video(data: Any, vid: str, labelled: int | None = None,
                for paths in files]
     names = [paths[0] for paths in files]
     video = join_streams(data, streams, names)
-    if cut is not None and (n_clips := min(map(len, streams))) > len(video):
-        cut[vid] = n_clips
-    if labelled is None:
-        return video
-    check_labels(names[0], vid, len(video), labelled)
-    return video[:labelled]
+    shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
+    kept = kept_clips(names[shortest], len(video), data.max_clips)
+    if cut is not None and len(video) > kept:
+        cut[vid] = len(video)
+    if labelled is not None:
+        check_labels(names[0], vid, kept, labelled)
+    return video[:kept][:labelled]
 
 
 def _video_files(data: Any, vid: str) -> list[list[pathlib.Path]]:
@@ -151,6 +152,9 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
         data: the config node.
         streams: float32[T_i, d_i], in the order of data.video_dirs.
         names: of the streams, for messages.
+
+    Returns:
+        [T, sum of data.video_dims], T of the shortest stream, whatever data.max_clips.
     """
     if len(streams) != len(data.video_dims):
         raise DataError(f'{len(streams)} video streams, expected {len(data.video_dims)}: '
@@ -158,9 +162,8 @@ def join_streams(data: Any, streams: Sequence[np.ndarray], names: Sequence[Any])
     for name, rows, dim in zip(names, streams, data.video_dims, strict=True):
         check_width(name, rows.shape, dim, 'data.video_dims')
     check_lengths(names, list(map(len, streams)))
-    shortest = min(range(len(streams)), key=lambda i: len(streams[i]))
-    n_clips = kept_clips(names[shortest], len(streams[shortest]), data.max_clips)
-    joined = np.concatenate([tokens.unit_rows(rows)[:n_clips] for rows in streams], axis=1)
+    n_clips = min(map(len, streams))
+    joined = np.concatenate([tokens.unit_rows(rows[:n_clips]) for rows in streams], axis=1)
     return joined.astype(features.dtype_of(data), copy=False)
 
 

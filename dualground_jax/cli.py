@@ -19,6 +19,7 @@ from data_pipelines import datasets
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
+from dualground_jax.metrics.moments import MAX_WINDOWS
 
 
 def CHOICE(*values: str) -> Callable[[str, str | None, str], None]:
@@ -45,8 +46,14 @@ FLAGS = {
         (TEXT, 'split', None, 'split of the data; default: evaluate.split'),
     ],
     'predict': [
-        (LIST, 'video_features', [], 'feature file of one video, or a.npz,b.npz of two streams'),
-        (TEXT, 'query_features', None, 'feature file of one query'),
+        (SEVERAL, 'video', [], 'video file; given several times: several'),
+        (SEVERAL, 'query', [], 'sentence; given several times: several'),
+        (LIST, 'video_features', [], 'in place of --video: feature file of one video, or '
+         'a.npz,b.npz of two streams'),
+        (TEXT, 'query_features', None, 'in place of --query: feature file of one query'),
+        (TEXT, 'save_plot', None, 'folder for a picture of each video and query'),
+        (INTEGER, 'top', MAX_WINDOWS, 'best moments of each query that are written',
+         dict(lower_bound=1)),
     ],
     'sweep': [
         (SEVERAL, 'sweep', [], 'key=value,value,... with a key of the config; given several times: '
@@ -59,8 +66,9 @@ FLAGS = {
         (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
          'marks from words'),
     ],
-    'score, compile, verify-data, convert, import, import-csv': [
-        (TEXT, 'output', None, 'score, compile, verify-data: JSON file for the report; convert: '
+    'predict, score, compile, verify-data, convert, import, import-csv': [
+        (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
+         'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files'),
     ],
     'score': [
@@ -128,9 +136,10 @@ def define_flags(modes: Sequence[str]) -> None:
         for define, name, default, text, *limits in entries:
             define(name, default, f'{readers}: {text}', **dict(*limits))
     flags.register_multi_flags_validator(
-        ['video_features', 'query_features'],
-        lambda given: bool(given['video_features']) == bool(given['query_features']),
-        'one video and query need both --video_features and --query_features')
+        list(ONE),
+        lambda given: [sum(map(bool, map(given.get, names))) for names in (ONE[:2], ONE[2:])] in (
+            [0, 0], [1, 1]),
+        'moments in a video need --video or --video_features, and --query or --query_features')
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -140,13 +149,12 @@ class _ConfigParser(flags.ArgumentParser):
     """
 
     def parse(self, argument: str) -> ConfigDict:
-        if not os.path.isdir(argument):
-            found = config.read_file(argument)
-        elif any(other.lstrip('-').startswith('coordinator') for other in sys.argv):
+        is_workdir = os.path.isdir(argument)
+        several = any(other.lstrip('-').startswith('coordinator') for other in sys.argv)
+        if several and (is_workdir or re.search('[:,]init=', argument)):
             # Reading a checkpoint starts JAX, before it could join the other processes.
             raise ConfigError(f'--config={argument}: a workdir gives a config in one process alone')
-        else:
-            found = config.load_config(argument)
+        found = config.load_config(argument) if is_workdir else config.read_file(argument)
         for key in overrides():
             config.check_key(found, key)
         return found.lock()
@@ -160,22 +168,28 @@ def overrides() -> list[str]:
 
 # What evaluation and prediction read of a config beside the checkpoint; of one video and query.
 READ = ('model', 'data', 'evaluate', 'mesh')
+ONE = 'video', 'video_features', 'query', 'query_features'  # flags that ask for the latter
 READ_OF_ONE = (
     'model', *(f'data.{key}' for key in (
         'video_dirs', 'video_dims', 'video_parts', 'text_dim', 'text_key', 'text_layout',
         'normalize_text', 'max_tokens', 'max_clips', 'clip_length', 'dtype')),
-    'evaluate.nms', 'evaluate.nms_kind', 'evaluate.round_to', 'evaluate.any_recipe')
+    'evaluate.nms', 'evaluate.nms_kind', 'evaluate.round_to', 'evaluate.any_recipe',
+    'evaluate.batch_size')
 
 
 def check_effect(values: flags.FlagValues) -> None:
     """Raises ConfigError for what is given to `evaluate` or `predict` and would change nothing."""
-    read = READ_OF_ONE if values.query_features else READ
+    of_one = any(values[name].value for name in ONE)
+    read = READ_OF_ONE if of_one else READ
     for key in overrides():
         if not any(key == known or key.startswith(f'{known}.') for known in read):
             raise ConfigError(f'--config.{key} changes nothing in this --mode={values.mode}, which '
                               f'reads {", ".join(read)}')
-    if values.query_features and values.split:
-        raise ConfigError(f'--split={values.split} changes nothing with --query_features')
+    if of_one and values.split:
+        raise ConfigError(f'--split={values.split} changes nothing for a single video and query')
+    for name in ('output', 'top', 'save_plot'):
+        if values[name].present and not of_one:
+            raise ConfigError(f'--{name}={values[name].value} changes nothing for a split')
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -125,8 +125,8 @@ def grounding_figure(example: dict) -> Figure:
 
     Args:
         example: query and vid, texts; duration and clip_length, seconds; saliency, T numbers;
-            labels, T annotated saliencies or None; windows, true [start, end]; predictions, [start,
-            end, score] best first.
+            labels, T annotated saliencies or None; windows, true [start, end], none where they are
+            not known; predictions, [start, end, score] best first.
     """
     figure = titled_figure(9, 3.4, f'“{example["query"]}”')
     bars, curve = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.1))
@@ -141,7 +141,8 @@ def grounding_figure(example: dict) -> Figure:
 
 def draw_windows(axes: Axes, example: dict) -> None:
     """Draws a row of true windows, and below it a row for each of the best predicted ones."""
-    axes.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6)
+    known = bool(example['windows'])
+    axes.set_ylim(-SHOWN_PREDICTIONS - 0.6, 0.6 if known else -0.4)
     for start, end in example['windows']:
         axes.barh(0, end - start, left=start, height=0.7, color=GREEN)
     for rank, (start, end, score) in enumerate(example['predictions'][:SHOWN_PREDICTIONS], 1):
@@ -151,7 +152,7 @@ def draw_windows(axes: Axes, example: dict) -> None:
         axes.annotate(
             f'{score:.2f}', (end, -rank), xytext=(3, 0), textcoords='offset points', fontsize=7,
             va='center')
-    axes.set_yticks([0, -1], ['true', 'found'])
+    axes.set_yticks([0, -1][not known:], ['true', 'found'][not known:])
 
 
 def shade_windows(axes: Axes, example: dict) -> None:

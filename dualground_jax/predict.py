@@ -1,12 +1,9 @@
-"""Mode `predict`: from a checkpoint and features to moments.
+"""From a checkpoint and a split to moments, as for a submission.
 
-Of a split for a submission (`predict_best`), or of one query in one video (`Predictor`).
+`predictor` grounds sentences in single videos.
 """
 
-import dataclasses
 import functools
-import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.flags import FlagValues
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import annotations, datasets, features, pipeline, progress, recipe, release
-from data_pipelines.errors import ConfigError, DataError
+from data_pipelines import annotations, datasets, pipeline, progress, recipe
+from data_pipelines.errors import ConfigError
 from data_pipelines.files import write_jsonl
 from dualground_jax import models, runtime, sharding, spans
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -30,29 +26,16 @@ from dualground_jax.metrics.moments import MAX_WINDOWS
 from dualground_jax.state import abstract_state
 
 
-def run(values: FlagValues, config: ConfigDict) -> None:
-    """Predicts as the flags say: of one video and query, or of a split.
-
-    Args:
-        values: parsed flags: workdir, video_features, query_features.
-        config: that of the checkpoint, or one of the same model.
-    """
-    if values.query_features:
-        predict_files(values.workdir, values.video_features, values.query_features, config)
-    else:
-        predict_best(config, values.workdir, load_split(config))
-
-
-def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Array:
-    """Fits windows to the video and the data set's conventions, then suppresses overlaps.
+def fit(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Array:
+    """Fits windows to the video and the data set's conventions.
 
     Args:
         windows: float32[B, K, 3], a score below 0 marks absence.
         duration: float32[B], seconds.
-        section: the `evaluate` section: clip_to and round_to in seconds, nms as IoU, nms_kind.
+        section: the `evaluate` section: clip_to and round_to in seconds.
 
     Returns:
-        float32[B, K', 3], best first (FlashVTG: postprocessing.py, inference.py).
+        float32[B, K, 3] (FlashVTG: postprocessing.py, inference.py).
     """
     bounds = jnp.clip(windows[..., :2], 0.0, duration[:, None, None])
     bounds = jnp.clip(bounds, *section.clip_to)
@@ -60,17 +43,20 @@ def postprocess(windows: jax.Array, duration: jax.Array, section: ConfigDict) ->
         bounds = jnp.round(bounds / section.round_to) * section.round_to
     # The references suppress by scores of four decimals.
     score = jnp.round(windows[..., 2:] * 1e4) / 1e4
-    windows = jnp.concatenate([bounds, score], -1)
-    return spans.nms(windows, section.nms, section.nms_kind)
+    return jnp.concatenate([bounds, score], -1)
 
 
-def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None = None) -> Callable:
+def make_predict_step(
+    config: ConfigDict, mesh: Mesh, observe: Callable | None = None, *, suppress: bool = True
+) -> Callable:
     """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T]).
 
     Args:
         config: whole config.
         mesh: batches are split over it.
         observe: (out, batch) -> what is returned as a third result.
+        suppress: whether overlaps are suppressed as evaluate.nms says, and the best MAX_WINDOWS are
+            returned; else all that the model decodes.
 
     Where the mesh has an axis of runs, parameters and results have a first axis of them; the batch
     is the same for all.
@@ -82,8 +68,11 @@ def make_predict_step(config: ConfigDict, mesh: Mesh, observe: Callable | None =
     def predict_step(params, batch):
         out = model.apply({'params': params}, batch, train=False)
         windows, saliency = decode(out, batch)
-        windows = postprocess(windows, batch['duration'], config.evaluate)
-        found = windows[:, :MAX_WINDOWS], saliency
+        windows = fit(windows, batch['duration'], config.evaluate)
+        if suppress:
+            nms = config.evaluate.nms, config.evaluate.nms_kind
+            windows = spans.nms(windows, *nms)[:, :MAX_WINDOWS]
+        found = windows, saliency
         return found if observe is None else (*found, observe(out, batch))
 
     # Parameters stay where they are.
@@ -192,12 +181,20 @@ def restore_best(
     Raises:
         CheckpointError: there is none, or the config's model is another one.
     """
-    checkpoints = Checkpoints(workdir)
-    if changed := differences(_model_of(checkpoints.config('best')), _model_of(config)):
+    if changed := other_model(workdir, config):
         raise CheckpointError(f'{workdir} holds a run of another model ({", ".join(changed)}); '
                               'leave --config out, or name that of the run')
-    state, told = checkpoints.restore('best', abstract_state(config, mesh))
+    state, told = Checkpoints(workdir).restore('best', abstract_state(config, mesh))
     return state.eval_params, int(state.step), told
+
+
+def other_model(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
+    """How the model of a run's best checkpoint is another one than the config's: no text, if not.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    return differences(_model_of(Checkpoints(workdir).config('best')), _model_of(config))
 
 
 def _model_of(config: ConfigDict) -> dict:
@@ -253,109 +250,3 @@ def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> lis
         write_jsonl(path, rows)
         print(f'wrote {path}: {len(rows)} queries')
     return rows
-
-
-@dataclasses.dataclass
-class Predictor:
-    """A trained model with its config, ready to ground sentences in videos.
-
-    Example:
-        predictor = Predictor.from_checkpoint('runs/qvh')
-        windows, saliency = predictor.predict([slowfast, clip], query_rows)
-    """
-
-    config: ConfigDict
-    params: dict
-    predict_step: Callable
-    mesh: Mesh
-
-    @classmethod
-    def from_checkpoint(
-        cls, workdir: str | os.PathLike, config: ConfigDict | None = None
-    ) -> 'Predictor':
-        """Loads the best checkpoint of a workdir.
-
-        Args:
-            workdir: of the run.
-            config: of the same model; default: that of the checkpoint. `load_config(workdir,
-              {'data.max_clips': 160})` is that with another value.
-
-        Raises:
-            CheckpointError: there is none, or the config's model is another one.
-        """
-        saved = Checkpoints(workdir).config('best')
-        config = (config or saved).copy_and_resolve_references()
-        with config.unlocked():
-            config.data.recipe = saved.data.recipe
-            # Of the data set's videos; this one may be longer, and bounds the windows itself.
-            config.evaluate.clip_to = (0.0, math.inf)
-        mesh = sharding.one_device()
-        params, _, _ = restore_best(workdir, config, mesh)
-        step = runtime.announced(make_predict_step(config, mesh), 'predict')
-        return cls(config, params, step, mesh)
-
-    def predict(
-        self, video_features: np.ndarray | list[np.ndarray], query_features: np.ndarray,
-        duration: float | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the moments of a sentence.
-
-        Args:
-            video_features: float[T, d] of each stream of `data.video_dirs`, in that order, raw as
-              in the feature files; one array if there is one stream.
-            query_features: float[R, d_t], raw rows of the text encoder in the config's text layout.
-            duration: of the video in seconds; default: what the clips cover.
-
-        Returns:
-            (windows float32[K, 3]: start and end in seconds and a score, best first; those after
-            `duration` are left out; saliency float32[T], T at most data.max_clips: a few clips
-            more are cut off, and a line on stderr says so).
-
-        Raises:
-            DataError: a wrong number of streams, width or number of clips, values that are not
-              finite, or no duration above 0.
-        """
-        if duration is not None and not 0 < duration < math.inf:
-            raise DataError(f'duration is {duration}, expected seconds above 0')
-        streams = video_features if isinstance(video_features, list) else [video_features]
-        data = self.config.data
-        names = [f'video_features[{i}]' for i in range(len(streams))]
-        rows = list(map(features.check_rows, streams, names))
-        video = release.join_streams(data, rows, names=names)
-        if (n_clips := min(map(len, rows))) > len(video):
-            progress.say(f'{names[0]}: {n_clips} clips, cut to {len(video)} (data.max_clips)')
-        text, roles = release.label_query(
-            data, features.check_rows(query_features, 'query_features'), 'query_features')
-        duration = duration or len(video) * data.clip_length
-        batch = pipeline.pad(data, video, text, roles, duration)
-        placement = sharding.batch_sharding(self.mesh)
-        windows, saliency = jax.device_get(
-            self.predict_step(self.params, jax.device_put(batch, placement)))
-        start, end, score = windows[0].T
-        return windows[0][(score >= 0) & (start < end)], saliency[0, : len(video)]
-
-
-def predict_files(
-    workdir: str, video_files: list[str], query_file: str, config: ConfigDict | None = None
-) -> None:
-    """Prints the moments of one query in one video as JSON: mode `predict` with feature files.
-
-    Args:
-        workdir: of the run.
-        video_files: one for each stream, or where a stream has data.video_parts, one for each of
-          these.
-        query_file: text rows.
-        config: as of `Predictor.from_checkpoint`.
-    """
-    predictor = Predictor.from_checkpoint(workdir, config)
-    data = predictor.config.data
-    parts = [features.read_features(path, features.VIDEO_KEY) for path in video_files]
-    check_recipe(data.recipe, predictor.config.evaluate, recipe.of_files(video_files),
-                 video_files[0])
-    count = len(data.video_parts)
-    streams = [release.join_parts(parts[i : i + count]) for i in range(0, len(parts), count)]
-    rows = features.read_features(query_file, data.text_key)
-    windows, saliency = predictor.predict(streams, rows)
-    print(json.dumps(dict(
-        windows=windows.astype(float).round(4).tolist(),
-        saliency=saliency.astype(float).round(4).tolist(), clip_length=data.clip_length)))

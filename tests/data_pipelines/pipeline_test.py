@@ -68,11 +68,17 @@ def test_pad_is_a_batch_of_a_query_without_annotations(split, data):
     split.saliency[3][:] = 0
     expected = pipeline.collate(split, data, np.array([3]), None, bucket=Bucket(8, 7))
     expected['index'][:] = expected['source_id'][:] = 0
-    found = pipeline.pad(data, split.videos[3], split.text[3], split.roles[3], blank.duration)
+    one = pipeline.Sample(split.videos[3], split.text[3], split.roles[3], blank.duration)
+    found = pipeline.pad(data, [one])
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name].dtype == values.dtype
         np.testing.assert_array_equal(found[name], values, err_msg=name)
+    empty = pipeline.collate(split, data, np.array([-1]), None, bucket=Bucket(8, 7))
+    several = pipeline.pad(data, [one] * 3)
+    for name, values in several.items():
+        rows = [expected[name]] * 3 + [empty[name]]
+        np.testing.assert_array_equal(values, np.concatenate(rows), err_msg=name)
 
 
 def test_collate_holds_the_records_and_nothing_else(split, data):
@@ -233,7 +239,8 @@ def test_a_single_query_is_padded_to_a_power_of_two(split, data):
     data.max_clips, data.max_tokens = 75, 20
     for n_clips, n_tokens, clips, tokens in ((1, 3, 8, 8), (9, 9, 16, 16), (65, 17, 75, 20)):
         video, text = np.ones((n_clips, 5), np.float32), np.ones((n_tokens, 4), np.float32)
-        batch = pipeline.pad(data, video, text, np.full(n_tokens, WORD), 5.0)
+        sample = pipeline.Sample(video, text, np.full(n_tokens, WORD), 5.0)
+        batch = pipeline.pad(data, [sample])
         assert batch['video'].shape[:2] == (1, clips) and batch['text'].shape[:2] == (1, tokens)
         assert batch['video_mask'].sum() == n_clips
 

@@ -19,11 +19,13 @@ import pytest
 
 from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
+from data_pipelines.errors import UserError
 from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
-from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
+from dualground_jax import checkpoints, evaluate, ground, models, predict, sharding, train
 from dualground_jax import state as state_lib
 from dualground_jax.config import load_config
 from dualground_jax.metrics import official
+from dualground_jax.predictor import Predictor
 from tests.helpers.paths import REPO
 
 # As command-line overrides, so that the killed process runs the very same config.
@@ -367,8 +369,8 @@ def test_a_split_without_labels_is_predicted_not_evaluated(finished, config, tmp
         blind.data.root = str(root)
     with pytest.raises(datasets.DataError, match="split 'val': .*--mode=predict"):
         evaluate.evaluate(blind, str(workdir))
-    values = types.SimpleNamespace(workdir=str(workdir), query_features=None, video_features=[])
-    predict.run(values, blind)
+    values = types.SimpleNamespace(workdir=str(workdir), video=[], video_features=[])
+    ground.run(values, blind)
     found, expected = ((folder / 'val_predictions.jsonl').read_text()
                        for folder in (workdir, finished[0]))
     assert found == expected and not (workdir / 'val_metrics.json').exists()
@@ -379,8 +381,8 @@ def test_the_config_of_a_run_is_loaded(finished, config):
     assert load_config(finished[0], {'train.epochs': 5}).train.epochs == 5
 
 
-def test_predictor_agrees_with_batched_evaluation(finished, config, capsys):
-    predictor = predict.Predictor.from_checkpoint(str(finished[0]))
+def test_predictor_agrees_with_batched_evaluation(finished, config):
+    predictor = Predictor.from_checkpoint(str(finished[0]))
     rows = files.load_jsonl(finished[0] / 'val_predictions.jsonl')
     root = pathlib.Path(config.data.root)
     for row in rows[:3]:
@@ -396,15 +398,10 @@ def test_predictor_agrees_with_batched_evaluation(finished, config, capsys):
         with pytest.raises(datasets.DataError, match=f'duration is {duration}, expected seconds'):
             predictor.predict(video, query, duration=duration)
     limit = predictor.config.data.max_clips
-    long = np.resize(video, (limit + 1, video.shape[1]))
-    assert len(predictor.predict(long, query)[1]) == limit
-    assert f'video_features[0]: {limit + 1} clips, cut to {limit}' in capsys.readouterr().err
     longer = np.resize(video, (2 * limit, video.shape[1]))
-    with pytest.raises(datasets.DataError, match=f'{2 * limit} clips, expected at most {limit}'):
-        predictor.predict(longer, query)
     roomy = load_config(
         finished[0], {'data.max_clips': 2 * limit, 'evaluate.clip_to': (0.0, limit / 2)})
-    windows, saliency = predict.Predictor.from_checkpoint(finished[0], roomy).predict(longer, query)
+    windows, saliency = Predictor.from_checkpoint(finished[0], roomy).predict(longer, query)
     assert len(saliency) == 2 * limit
     assert windows[:, 1].max() > limit / 2  # the bounds of the data set's videos are not its own
     with pytest.raises(datasets.DataError, match='query_features: width 3, expected 64'):
@@ -413,6 +410,51 @@ def test_predictor_agrees_with_batched_evaluation(finished, config, capsys):
         predictor.predict([video, video], query)
     with pytest.raises(datasets.DataError, match='nan in row 0'):
         predictor.predict(np.full_like(video, np.nan), query)
+
+
+def test_a_run_starts_from_the_best_parameters_of_another(
+        finished, config, tmp_path, capsys, monkeypatch):
+    """By the program of `finished`, which is compiled already."""
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.train.init_from = str(finished[0])
+    best, starts = jax.device_get(Predictor.from_checkpoint(finished[0]).params), []
+
+    def start_from(workdir, fresh, original=train.start_from):
+        starts.append(jax.device_get(original(workdir, fresh)))
+        return original(workdir, fresh)
+
+    monkeypatch.setattr(train, 'start_from', start_from)
+    train.train(own, str(tmp_path / 'run'))
+    state, = starts
+    assert int(state.step) == 0 and not any(x.any() for x in jax.tree.leaves(state.opt_state))
+    for params in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, params, best)
+    assert f'starting from the best checkpoint of {finished[0]}' in capsys.readouterr().err
+    first, fresh = (json.loads((folder / 'metrics.jsonl').read_text().splitlines()[0])
+                    for folder in (tmp_path / 'run', finished[0]))
+    assert first['step'] == fresh['step'] == 1 and first['train/loss'] != fresh['train/loss']
+
+    def refuse(message, **values):
+        other = own.copy_and_resolve_references()
+        with other.unlocked():
+            other.update_from_flattened_dict(values)
+        with pytest.raises(checkpoints.CheckpointError, match=message):
+            train.train(other, str(tmp_path / 'other'))
+
+    refuse(r'train.init_from=.*: holds another model \(paths: sentence there, both here',
+           **{'model.paths': 'both'})
+    refuse('nowhere.*no checkpoint', **{'train.init_from': str(tmp_path / 'nowhere')})
+    assert not (tmp_path / 'other').exists()
+
+
+def test_the_argument_init_takes_the_model_of_a_run(finished, config):
+    found = synthetic_config.get_config(f'runlocal,init={finished[0]},root={config.data.root}')
+    assert found.train.init_from == str(finished[0])
+    assert found.model == config.model and found.loss == config.loss
+    assert found.optimizer.learning_rate == 1.5e-3 and found.optimizer.ema_decay == 0
+    with pytest.raises(UserError, match='model=cg_detr: init=.* has dualground'):
+        synthetic_config.get_config(f'model=cg_detr,init={finished[0]}')
 
 
 def test_ema_follows_the_parameters(config):

@@ -1,0 +1,313 @@
+"""From videos and sentences, or their features, to moments, from Python; `ground` is the mode."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from scipy.special import expit
+
+from data_pipelines import features, files, pipeline, progress, recipe, release, tokens
+from data_pipelines import video as video_files
+from data_pipelines.errors import ConfigError, DataError, one_line
+from data_pipelines.recipe import Recipe
+from dualground_jax import predict, runtime, sharding, stretches
+from dualground_jax.checkpoints import Checkpoints
+from dualground_jax.metrics.moments import MAX_WINDOWS
+
+
+class Moments(NamedTuple):
+    """Where in a video is what a sentence speaks of.
+
+    Attributes:
+        windows: float32[K, 3], start and end in seconds and a score, best first.
+        saliency: float32[T], the model's score of each clip.
+    """
+
+    windows: np.ndarray
+    saliency: np.ndarray
+
+    @property
+    def relevance(self) -> np.ndarray:
+        """The saliency from 0, of the least clip of the video, to 1, of its best: float32[T]."""
+        best = self.saliency.max()
+        return 1 - (best - self.saliency) / ((best - self.saliency.min()) or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedVideo:
+    """A video as an encoder gives it, ready for any number of sentences.
+
+    Attributes:
+        streams: float32[T_i, d_i] of each stream, raw.
+        duration: seconds.
+        recipe: how they were made; None: unknown.
+    """
+
+    streams: list[np.ndarray]
+    duration: float
+    recipe: Recipe | None = None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an .npz file, whole or not at all."""
+        with files.whole_files(path) as (unfinished,), open(unfinished, 'wb') as file:
+            np.savez(file, *self.streams, duration=self.duration,
+                     recipe=self.recipe.to_json() if self.recipe else '')
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> 'EncodedVideo':
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: the file is missing, damaged, or another one.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                streams = [found[f'arr_{i}'] for i in range(len(found.files) - 2)]
+                return cls(streams, float(found['duration']),
+                           recipe.parse(str(found['recipe']), path))
+        except (KeyError, TypeError, *features.DAMAGE) as error:
+            raise DataError(f"{path}: can't be read as an encoded video: {one_line(error)}"
+                            ) from error
+
+
+def load_encoder(streams: str, data: ConfigDict) -> Any:
+    """Loads encoders that make features as the model's training had them.
+
+    Args:
+        streams: as of `encoders.encoder.load`.
+        data: the `data` section of the model's config.
+    """
+    from dualground_jax.encoders import encoder  # of what only videos and sentences need
+
+    known = recipe.parse(data.recipe)
+    if known is None:
+        return encoder.load(streams, clip_length=data.clip_length)
+    return encoder.load(streams, clip_length=known.clip_length, clip_frames=known.clip_frames,
+                        rule=known.rule, dtype=known.streams[0].options)
+
+
+def check_encoder(found: Recipe, config: ConfigDict) -> None:
+    """Raises DataError if an encoder's features are not those that a model reads."""
+    predict.check_recipe(config.data.recipe, config.evaluate, found, 'the encoder')
+    for key, value in found.data().items():
+        if not key.endswith('_dir') and key != 'video_dirs' and value != config.data[key]:
+            raise DataError(f'the encoder: {key} is {value}, the model was trained on '
+                            f'{config.data[key]} (data.{key})')
+
+
+@dataclasses.dataclass
+class Predictor:
+    """A trained model with its config, ready to ground sentences in videos.
+
+    Example:
+        predictor = Predictor.from_checkpoint('runs/qvh')
+        windows, saliency = predictor.predict([slowfast, clip], query_rows)
+
+        predictor = Predictor.from_checkpoint('runs/mine', encoder='clip=FOLDER')
+        video = predictor.encode_video('beach.mp4')
+        windows, saliency = predictor.predict(video, 'a dog runs')
+    """
+
+    config: ConfigDict
+    params: dict
+    predict_step: Callable
+    stretch_step: Callable
+    mesh: Mesh
+    encoder: Any = None
+
+    @classmethod
+    def from_checkpoint(
+        cls, workdir: str | os.PathLike, config: ConfigDict | None = None,
+        encoder: Any = None,
+    ) -> 'Predictor':
+        """Loads the best checkpoint of a workdir.
+
+        Args:
+            workdir: of the run.
+            config: of the same model; default: that of the checkpoint. `load_config(workdir,
+              {'data.max_clips': 160})` is that with another value.
+            encoder: of videos and sentences: an `encoders.encoder.Encoder`, or what its `load`
+              takes, as in 'clip=FOLDER'. Features need none.
+
+        Raises:
+            CheckpointError: there is none, or the config's model is another one.
+            DataError: an encoder that can't be read, or by another recipe than the features that
+              the model was trained on.
+        """
+        saved = Checkpoints(workdir).config('best')
+        config = (config or saved).copy_and_resolve_references()
+        with config.unlocked():
+            # Of the data set's videos; this one may be longer, and bounds the windows itself.
+            config.evaluate.clip_to = (0.0, math.inf)
+            config.data.recipe = saved.data.recipe
+        mesh = sharding.one_device()
+        if isinstance(encoder, str):
+            encoder = load_encoder(encoder, config.data)
+        if encoder is not None:
+            check_encoder(encoder.recipe, config)
+        params, _, _ = predict.restore_best(workdir, config, mesh)
+        steps = (runtime.announced(
+            predict.make_predict_step(config, mesh, suppress=suppress), 'predict')
+            for suppress in (True, False))
+        return cls(config, params, *steps, mesh, encoder)
+
+    def encode_video(self, video: str | os.PathLike | Iterable[np.ndarray]) -> EncodedVideo:
+        """Encodes a video, once for all sentences; see `Encoder.encode_video`.
+
+        Args:
+            video: its file, or a picture uint8[S, S, 3] for each clip.
+
+        Raises:
+            ConfigError: there is no encoder.
+            DataError: it can't be read as a video.
+        """
+        streams = self._encoder().encode_video(video)
+        duration = min(map(len, streams)) * self.config.data.clip_length
+        if isinstance(video, str | os.PathLike):
+            duration = video_files.probe(video).duration or duration
+        return EncodedVideo(streams, duration, self.encoder.recipe)
+
+    def predict(
+        self, video: EncodedVideo | np.ndarray | list[np.ndarray],
+        query: str | np.ndarray | Sequence[str] | Sequence[np.ndarray],
+        duration: float | None = None,
+    ) -> Moments | list[Moments]:
+        """Finds the moments of a sentence, or of several.
+
+        A video of more than data.max_clips clips is read in stretches of so many, see `stretches`.
+
+        Args:
+            video: of `encode_video`; or its features, float[T, d] of each stream of
+              `data.video_dirs`, in that order, raw as in the feature files; one array if there is
+              one stream.
+            query: a sentence; or its features, float[R, d_t], raw rows of the text encoder in the
+              config's text layout; or a list of such.
+            duration: of the video in seconds; default: that of the encoded video, or what the clips
+              cover.
+
+        Returns:
+            The moments, of a list of queries a list. Windows after `duration` are left out.
+
+        Raises:
+            ConfigError: a sentence, and there is no encoder.
+            DataError: a wrong number of streams or width, values that are not finite, features by
+              another recipe than the model's, or no duration above 0.
+        """
+        if duration is not None and not 0 < duration < math.inf:
+            raise DataError(f'duration is {duration}, expected seconds above 0')
+        several, data = isinstance(query, list | tuple), self.config.data
+        if not isinstance(video, EncodedVideo):
+            video = EncodedVideo(video if isinstance(video, list) else [video], 0.0)
+        elif video.recipe:
+            predict.check_recipe(data.recipe, self.config.evaluate, video.recipe, 'video')
+        names = [f'video_features[{i}]' for i in range(len(video.streams))]
+        clips = release.join_streams(
+            data, list(map(features.check_rows, video.streams, names)), names)
+        duration = duration or video.duration or len(clips) * data.clip_length
+        texts, cosines = self._read_queries(list(query) if several else [query], video)
+        if not texts:
+            found = []
+        elif len(clips) <= data.max_clips:
+            found = [_moments(windows, saliency[:len(clips)])
+                     for windows, saliency in self._run(self.predict_step, [
+                         pipeline.Sample(clips, *text, duration) for text in texts])]
+        else:
+            first = stretches.starts(len(clips), data.max_clips)
+            found = [
+                self.fuse(*read, len(clips), None if own is None else stretches.best_of_each(
+                    own, first, data.max_clips))
+                for *read, own in zip(*self.read_stretches(clips, texts, duration), cosines)]
+        return found if several else found[0]
+
+    def _encoder(self) -> Any:
+        if self.encoder is None:
+            raise ConfigError("videos and sentences need Predictor.from_checkpoint(..., encoder="
+                              "'clip=FOLDER')")
+        return self.encoder
+
+    def _read_queries(self, queries: list[Any], video: EncodedVideo) -> tuple[list, list]:
+        """Text and roles of sentences or features; cosines float32[T] with clips, where known."""
+        if not (queries and all(isinstance(query, str) for query in queries)):
+            names = [f'query_features[{i}]' if len(queries) > 1 else 'query_features'
+                     for i in range(len(queries))]
+            rows = list(map(features.check_rows, map(np.asarray, queries), names))
+            cosines = [None] * len(queries)
+        else:
+            names, rows = queries, self._encoder().encode_text(queries)
+            cosines = self._cosines(queries, video)
+        return [release.label_query(self.config.data, own, name)
+                for own, name in zip(rows, names)], cosines
+
+    def _cosines(self, sentences: list[str], video: EncodedVideo) -> Sequence[np.ndarray | None]:
+        """Of each sentence and clip, float32[n, T]; None where nothing brings them together."""
+        known = [stream.encoder for stream in video.recipe.streams] if video.recipe else []
+        if 'clip' not in known:
+            return [None] * len(sentences)
+        clips = video.streams[known.index('clip')]
+        own = self.encoder.encode_sentences(sentences)
+        return tokens.unit_rows(own) @ tokens.unit_rows(clips[:min(map(len, video.streams))]).T
+
+    def read_stretches(
+        self, clips: np.ndarray, texts: Sequence[tuple[np.ndarray, np.ndarray]], duration: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model says of each stretch of a long video and each of Q texts.
+
+        Returns:
+            (windows float32[Q, N, K, 3], not suppressed, in seconds of the stretch; saliency
+            float32[Q, N, data.max_clips]), stretches as `stretches.starts` has them.
+        """
+        most, clip_length = self.config.data.max_clips, self.config.data.clip_length
+        first = stretches.starts(len(clips), most)
+        left = duration - np.array(first) * clip_length
+        left[:-1] = np.minimum(left[:-1], most * clip_length)
+        found = self._run(self.stretch_step, [
+            pipeline.Sample(clips[start : start + most], *text, max(seconds, 0))
+            for text in texts for start, seconds in zip(first, left)])
+        return tuple(np.stack(values).reshape(len(texts), len(first), *values[0].shape)
+                     for values in zip(*found))
+
+    def fuse(
+        self, windows: np.ndarray, saliency: np.ndarray, n_clips: int,
+        weights: np.ndarray | None = None,
+    ) -> Moments:
+        """One answer out of those of a text's stretches, as of `read_stretches`.
+
+        Args:
+            windows: float32[N, K, 3].
+            saliency: float32[N, data.max_clips].
+            n_clips: of the video.
+            weights: float[N], how likely stretches hold what is asked for. Default: the sigmoid
+              of the saliency of their best clips, which training pushes to 0 where a sentence is
+              another video's.
+        """
+        first = stretches.starts(n_clips, self.config.data.max_clips)
+        section = self.config.evaluate
+        fused = stretches.fuse(
+            windows, np.array(first) * self.config.data.clip_length,
+            expit(saliency.max(1).astype(np.float64)) if weights is None else weights,
+            threshold=section.nms, kind=section.nms_kind)
+        return _moments(fused.astype(np.float32), stretches.average(saliency, first, n_clips))
+
+    def _run(self, step: Callable, samples: Sequence[pipeline.Sample]
+             ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What a step says of each sample, evaluate.batch_size of them at a time at most."""
+        most = pipeline.power_of_two(self.config.evaluate.batch_size + 1) // 2
+        placement = sharding.batch_sharding(self.mesh)
+        found, starts = [], range(0, len(samples), most)
+        for start in starts if len(starts) == 1 else progress.track(starts, 'reading', 'batches'):
+            part = samples[start : start + most]
+            batch = jax.device_put(pipeline.pad(self.config.data, part), placement)
+            windows, saliency = jax.device_get(step(self.params, batch))
+            found += zip(windows[:len(part)], saliency[:len(part)])
+        return found
+
+
+def _moments(windows: np.ndarray, saliency: np.ndarray) -> Moments:
+    start, end, score = windows.T
+    return Moments(windows[(score >= 0) & (start < end)][:MAX_WINDOWS], saliency)

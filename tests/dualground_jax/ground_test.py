@@ -1,0 +1,51 @@
+"""Mode `predict` on single videos: files that it writes, and what it refuses."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from data_pipelines.errors import ConfigError
+from dualground_jax import ground
+from tests.helpers import fresh_runs
+
+
+@pytest.fixture(scope='module', name='workdir')
+def fresh_run(tmp_path_factory):
+    return fresh_runs.save(tmp_path_factory.mktemp('run'), **{'data.max_clips': 12})
+
+
+@pytest.fixture(name='values')
+def flags(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez('video.npz', features=rng.normal(size=(31, 96)))
+    np.savez('query.npz', last_hidden_state=rng.normal(size=(5, 64)))
+    return types.SimpleNamespace(
+        workdir=str(workdir), video=[], query=[], video_features=['video.npz'],
+        query_features='query.npz', output=None, top=10, save_plot=None, encoder=None)
+
+
+def test_a_line_for_a_query_and_a_video(values, capsys):
+    values.top = 2
+    ground.run(values, None)
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (row['video'], row['query'], row['clip_length']) == ('video.npz', 'query.npz', 2)
+    assert len(row['windows']) == 2 and row['duration'] == 62
+    assert len(row['saliency']) == len(row['relevance']) == 31
+    values.output, values.save_plot = 'a.json,a.csv', 'plots'
+    ground.run(values, None)
+    assert not capsys.readouterr().out
+    assert json.load(open('a.json')) == [row]
+    assert len(open('a.csv').readlines()) == 3
+    assert open('plots/video_1.png', 'rb').read(4) == b'\x89PNG'
+
+
+def test_what_is_missing_is_told_first(values):
+    values.output = 'a.edl'
+    with pytest.raises(ConfigError, match='a cut list needs --video=FILE'):
+        ground.run(values, None)
+    values.query = ['a dog']
+    with pytest.raises(ConfigError, match='--video and --query need --encoder=clip=FOLDER'):
+        ground.run(values, None)
