@@ -224,6 +224,12 @@ def test_text_rows_are_those_that_count(small, encoder):
             ids[i % 3, : lengths[i % 3]], state, encoder.text.heads)
         assert_close(row, expected[0])
         assert_close(vectors[i % 3], expected[1])
+    # Of two ends of text the first one stands for the sentence, as in both codes.
+    ids, _ = encoder.tokenizer(twice := ['a <|endoftext|> dog'], 12)
+    first = ids[0].tolist().index(encoder.tokenizer.end) + 1
+    expected = clip_oracle.sentence(ids[0, :first], state, encoder.text.heads)
+    assert_close(encoder.encode_sentences(twice)[0], expected[1])
+    assert len(encoder.encode_text(twice)[0]) > first
     assert encoder.encode_text([]) == [] and encoder.encode_sentences([]).shape == (0, 12)
 
 
