@@ -29,7 +29,7 @@ def loops(config, steps: int, folder: str) -> dict:
     """The training loop, and as many steps on one batch."""
     mesh = sharding.one_device()
     split = common.make_split(config.data, folder, queries=256)
-    schedule = Schedule.of(split, config.data, config.train, config.seed)
+    schedule, = Schedule.of(split, config.data, config.train, config.seed)
     step = common.TrainStep(
         config, resident.load(split, config.data, mesh) if config.data.resident else None)
 

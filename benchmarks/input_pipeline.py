@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import common
 from data_pipelines import datasets, pipeline, tfds_builders
-from data_pipelines.schedule import Schedule
+from data_pipelines.schedule import Schedule, padded
 
 FILES, HALF = {'data.cache_gb': 0.0}, {'data.dtype': 'float16'}
 BUILT = FILES | {'data.records': 'records'}
@@ -33,9 +33,10 @@ VARIANTS = {
 def rate(config, split, steps: int) -> float:
     """Samples per second of `pipeline.train_batches`, without its start."""
     size = config.train.batch_size
+    schedule, = Schedule.of(split, config.data, config.train, 0)
     batches = pipeline.train_batches(
-        split, config.data, Schedule.of(split, config.data, config.train, seed=0),
-        [range(steps + 3)], resident=config.data.resident)
+        split, config.data, schedule, padded([schedule], [range(steps + 3)]),
+        resident=config.data.resident)
     for _ in range(3):
         next(batches)
     started = time.perf_counter()

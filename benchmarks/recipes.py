@@ -22,7 +22,7 @@ import math
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -34,7 +34,7 @@ from benchmarks import common
 from benchmarks.five_sets import SETS
 from configs.recipes import RECIPES
 from data_pipelines import annotations, datasets, features, pipeline, release, tokens
-from data_pipelines.schedule import Bucket, Schedule
+from data_pipelines.schedule import Bucket, Schedule, padded
 from dualground_jax import models
 from dualground_jax.tpu import compile
 
@@ -98,10 +98,10 @@ def load(model: str, name: str, release_name: str, folder: str, root: str
 # Padding --------------------------------------------------------------------------------------
 
 
-def computed(schedule: Schedule, bucket_of: Callable[[range], Sequence[int]]) -> np.ndarray:
-    """Clips and tokens that an epoch computes if each batch is padded so, int[2]."""
-    steps = range(schedule.steps_per_epoch)
-    return schedule.batch_size * np.sum([bucket_of(steps[i : i + 1]) for i in steps], 0)
+def buckets_of(schedule: Schedule) -> list[Bucket]:
+    """What the batch of each step of an epoch is padded to."""
+    return list(padded([schedule], [range(i, i + 1) for i in range(schedule.steps_per_epoch)])
+                .values())
 
 
 def present(schedule: Schedule) -> np.ndarray:
@@ -116,15 +116,15 @@ def padding(config: ConfigDict, split: datasets.Split) -> dict:
     `before` pads to the limits of the config, `after` to buckets, `longest` to the longest of each
     batch, as the public code does.
     """
-    schedule = Schedule.of(split, config.data, config.train, config.seed)
+    schedule, = Schedule.of(split, config.data, config.train, config.seed)
     with_one = config.train.copy_and_resolve_references()
     with_one.buckets = 1
-    single = Schedule.of(split, config.data, with_one, config.seed)
-    there = present(schedule)
-    ways = dict(before=computed(single, single.bucket), after=computed(schedule, schedule.bucket),
-                longest=computed(schedule, schedule.size))
-    ratios = {f'{axis}_{way}': float(count[i] / there[i])
-              for i, axis in enumerate(Bucket._fields) for way, count in ways.items()}
+    single, = Schedule.of(split, config.data, with_one, config.seed)
+    there = present(schedule) / schedule.batch_size
+    ways = dict(before=buckets_of(single), after=buckets_of(schedule), longest=[
+        schedule.size(range(i, i + 1)) for i in range(schedule.steps_per_epoch)])
+    ratios = {f'{axis}_{way}': float(np.sum(sizes, 0)[i] / there[i])
+              for i, axis in enumerate(Bucket._fields) for way, sizes in ways.items()}
     return dict(
         batch_size=schedule.batch_size, queries=len(split.queries), **ratios,
         buckets=' '.join(f'{clips}x{tokens}' for clips, tokens in schedule.buckets))
@@ -142,7 +142,7 @@ def drawn(schedule: Schedule, count: int) -> list[int]:
 
 def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -> dict:
     """The row of a recipe in the table of times."""
-    schedule = Schedule.of(split, config.data, config.train, config.seed)
+    schedule, = Schedule.of(split, config.data, config.train, config.seed)
     step = common.TrainStep(config)
 
     def batch_of(number: int, bucket: Bucket) -> dict[str, np.ndarray]:
@@ -151,7 +151,7 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         return pipeline.collate(split, config.data, indices, draws, bucket=bucket)
 
     steps = drawn(schedule, args.steps)
-    bucket_of = [schedule.bucket(range(i, i + 1)) for i in range(schedule.steps_per_epoch)]
+    bucket_of = buckets_of(schedule)
     programs, compile_seconds = {}, []
     for bucket, number in {bucket_of[i]: i for i in steps}.items():
         batch = jax.device_put(batch_of(number, bucket))
@@ -159,7 +159,7 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         programs[bucket] = step.step.lower(step.state, batch, *step.rest).compile()
         compile_seconds.append(time.perf_counter() - started)
     per_epoch = schedule.steps_per_epoch
-    share = present(schedule).sum() / computed(schedule, schedule.bucket).sum()
+    share = present(schedule).sum() / (schedule.batch_size * np.sum(bucket_of))
     row = dict(batch_size=schedule.batch_size, steps=per_epoch, padding=float(1 - share),
                compilations=len(set(bucket_of)), compile_s=float(np.mean(compile_seconds)),
                memory_gb=max(compile.memory_of(one)[0] for one in programs.values()) / 1e9)

@@ -6,7 +6,7 @@ batch, and a resumed run sees the very batches that the interrupted one would ha
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,20 +204,21 @@ def _write_targets(sample: dict[str, np.ndarray], data: Any, query: annotations.
         sample['pairs_mask'][...] = labels.any()
 
 
-def train_batches(split: datasets.Split, data: Any, schedule: Schedule, calls: Iterable[range], *,
-                  rows: slice = slice(None), resident: bool = False
-                  ) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(
+    split: datasets.Split, data: Any, schedule: Schedule, calls: Mapping[range, Bucket], *,
+    rows: slice = slice(None), resident: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of training steps, made ahead of time by tf.data.
 
     Args:
         split: the queries.
         data: the `data` section of the config.
         schedule: which of them each step sees.
-        calls: steps, from 0 on; those of a call are padded alike.
+        calls: steps, and what their batches are padded to (`schedule.padded`).
         rows: of each batch, those that this process makes.
         resident: see `batch_spec`.
     """
-    steps = [(step, schedule.bucket(call)) for call in calls for step in call]
+    steps = [(step, bucket) for call, bucket in calls.items() for step in call]
 
     def make(number: int) -> dict[str, np.ndarray]:
         step, bucket = steps[number]

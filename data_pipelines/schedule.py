@@ -6,7 +6,7 @@ finds the same without asking.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,14 +100,14 @@ class Schedule:
     buckets: Sequence[Bucket] = ()
 
     @classmethod
-    def of(cls, split: datasets.Split, data: Any, section: Any, seed: int) -> 'Schedule':
-        """That of a split.
+    def of(cls, split: datasets.Split, data: Any, section: Any, *seeds: int) -> list['Schedule']:
+        """Those of a split, one for each seed; their batches of a step are to be padded alike.
 
         Args:
             split: the training queries.
             data: the `data` section of the config.
             section: the `train` section.
-            seed: of the order.
+            *seeds: of the order.
 
         Raises:
             DataError: the split has fewer queries than a batch, and such a batch is dropped.
@@ -117,14 +117,15 @@ class Schedule:
             raise DataError(
                 f'split {split.name!r} has {len(sizes)} records, expected at least one batch of '
                 f'{section.batch_size} (train.batch_size), or train.drop_last=False')
-        plan = cls(sizes, section.batch_size, seed, section.drop_last, section.like_lengths)
+        plans = [cls(sizes, section.batch_size, seed, section.drop_last, section.like_lengths)
+                 for seed in seeds]
         if section.buckets == 1:
-            return dataclasses.replace(plan, buckets=[limits(data)])
-        each = section.steps_per_call
-        calls = [range(i, i + each) for i in range(0, EPOCHS * plan.steps_per_epoch, each)]
-        found = [plan.size(steps) for steps in calls]
-        return dataclasses.replace(
-            plan, buckets=choose_buckets(np.array([*found, sizes.max(0)]), section.buckets))
+            buckets = [limits(data)]
+        else:
+            each, steps = section.steps_per_call, EPOCHS * plans[0].steps_per_epoch
+            found = joint_sizes(plans, [range(i, i + each) for i in range(0, steps, each)])
+            buckets = choose_buckets(np.array([*found, sizes.max(0)]), section.buckets)
+        return [dataclasses.replace(plan, buckets=buckets) for plan in plans]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -143,12 +144,21 @@ class Schedule:
         queries = np.concatenate([self.queries(step) for step in steps])
         return self.sizes[queries[queries >= 0]].max(0)
 
-    def bucket(self, steps: range) -> Bucket:
-        """What the batches of some steps are padded to."""
-        return self.buckets[int(smallest(self.buckets, self.size(steps)[None])[0])]
+
+def joint_sizes(schedules: Sequence[Schedule], calls: Sequence[range]) -> np.ndarray:
+    """Most clips and most tokens of the queries of each call's steps, in any run, int[calls, 2]."""
+    sizes = [[one.size(steps) for steps in calls] for one in schedules]
+    return np.max(sizes, 0).reshape(-1, 2)
 
 
-@functools.lru_cache(maxsize=2)
+def padded(schedules: Sequence[Schedule], calls: Iterable[range]) -> dict[range, Bucket]:
+    """What the batches of each call's steps are padded to, in all runs alike."""
+    calls, buckets = list(calls), schedules[0].buckets
+    chosen = smallest(buckets, joint_sizes(schedules, calls))
+    return {steps: buckets[i] for steps, i in zip(calls, chosen, strict=True)}
+
+
+@functools.lru_cache(maxsize=512)  # two epochs of as many runs as may go side by side
 def _epoch_order(schedule: Schedule, epoch: int) -> np.ndarray:
     size, batch_size = len(schedule.sizes), schedule.batch_size
     rng = np.random.default_rng([schedule.seed, epoch])

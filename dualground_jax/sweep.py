@@ -230,8 +230,6 @@ def combinations(
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.update_from_flattened_dict(values)
-            if config.mesh.runs > 1:
-                own.train.buckets = 1  # batches of one step are padded alike
             own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
         name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
         runs.append(Run(values, pathlib.Path(workdir, name), with_recipe(own)))

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, files, pipeline, progress, recipe
 from data_pipelines.errors import ConfigError, UserError
-from data_pipelines.schedule import Schedule
+from data_pipelines.schedule import Schedule, padded
 from dualground_jax import evaluate, inputs, models, predict, resident, runtime, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import differences, with_recipe
@@ -33,8 +33,7 @@ from dualground_jax.state import (
     make_stack,
 )
 
-# Where a run goes on, the keys that may have changed: those that begin so. Of these `train.buckets`
-# and `train.steps_per_call` change what dropout draws.
+# Where a run goes on, the keys that may have changed: those that begin so.
 MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
               'train.log_every', 'train.steps_per_call', 'train.buckets', 'data.cache_gb')
 # Those of `evaluate.` that change no number.
@@ -221,8 +220,9 @@ def device_batches(
     runs = len(schedules)
     here = sharding.local_rows(sharding.along_runs(sharding.replicated(mesh)), runs)
     rows = sharding.local_rows(sharding.batch_sharding(mesh), size)
+    buckets = padded(schedules, calls)
     streams = [pipeline.train_batches(
-        split, config.data, schedule, calls, resident=config.data.resident, rows=rows)
+        split, config.data, schedule, buckets, resident=config.data.resident, rows=rows)
         for schedule in schedules[here]]
     for call in calls:
         stacked = len(call) > 1
@@ -301,11 +301,9 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
     for key in ('steps_per_call', 'buckets'):
         if config.train[key] < 1:
             raise ConfigError(f'train.{key}={config.train[key]}: expected 1 or more')
-    if many and config.train.buckets > 1:
-        raise ConfigError(f'train.buckets={config.train.buckets}: expected 1 for runs in one '
-                          'program, whose batches are padded alike')
     train_split, val_split = load_splits(config)
-    schedules = [Schedule.of(train_split, own.data, own.train, own.seed) for own in configs]
+    schedules = Schedule.of(
+        train_split, config.data, config.train, *(own.seed for own in configs))
     steps_per_epoch = schedules[0].steps_per_epoch
     total_steps = config.train.max_steps or config.train.epochs * steps_per_epoch
     eval_steps = max(int(config.train.eval_every * steps_per_epoch), 1)

@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Along each axis, from place to place: large odd numbers (the primes of xxHash), by which entries
+# of different places have, nearly all, different sums.
+STEPS = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1
+
 
 def is_off(rate: float | jax.Array) -> bool:
     """Whether nothing is dropped; an input of the program (`inputs.py`) is never 0."""
@@ -19,13 +23,13 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float | jax.Array) -
     """bool[shape], False with probability `rate`, to within 2^-32, of an array to within 2^-24.
 
     The hash is lowbias32 (https://nullprogram.com/blog/2018/07/31/) of the place in the array, with
-    a word of the key before and one in the middle.
+    a word of the key before and one in the middle. An entry's place does not depend on the shape,
+    so padding leaves the others their masks.
     """
     before, middle = jax.random.bits(key, (2,), jnp.uint32)
-    strides = np.cumprod((1, *shape[:0:-1]))[::-1]
     place = sum(
-        (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
-         for axis, stride in enumerate(strides[:len(shape)])),
+        (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(STEPS[axis])
+         for axis in range(len(shape))),
         jnp.zeros(shape, jnp.uint32))
     x = place ^ before
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)

@@ -48,6 +48,6 @@ def test_padding_is_what_is_computed_over_what_is_there(
 def test_steps_are_drawn_evenly_by_size(tmp_path):
     config, split = load(tmp_path, [(10 * i, 3) for i in range(1, 10)])
     config.train.batch_size = 1
-    schedule = recipes.Schedule.of(split, config.data, config.train, 0)
+    schedule, = recipes.Schedule.of(split, config.data, config.train, 0)
     steps = recipes.drawn(schedule, 3)
     assert [schedule.size(range(i, i + 1))[0] for i in steps] == [20, 50, 80]

@@ -65,7 +65,7 @@ def shard_size(request, monkeypatch):
 def stream(split, data, steps, *, batch_size, seed=0, **options):
     """Batches of the steps."""
     plan = Schedule(query_sizes(split), batch_size, seed, buckets=[limits(data)])
-    return pipeline.train_batches(split, data, plan, [steps], **options)
+    return pipeline.train_batches(split, data, plan, {steps: limits(data)}, **options)
 
 
 def assert_equal_batches(found, expected):

@@ -20,7 +20,7 @@ def peak(data) -> tuple[int, int]:
     tracemalloc.start()
     split = datasets.load_split(data, 'train')
     plan = Schedule(query_sizes(split), batch_size=2, seed=0, buckets=[limits(data)])
-    batches = pipeline.train_batches(split, data, plan, [range(N_VIDEOS // 2)])
+    batches = pipeline.train_batches(split, data, plan, {range(N_VIDEOS // 2): limits(data)})
     total = sum(int(batch['index'].sum()) for batch in batches)
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

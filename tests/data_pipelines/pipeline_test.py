@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines import annotations, datasets, pipeline, saliency
-from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
+from data_pipelines.schedule import Bucket, Schedule, limits, padded, query_sizes
 from data_pipelines.tokens import EOS, PADDING, START, WORD
 from dualground_jax import resident as resident_lib
 from dualground_jax import sharding
@@ -154,7 +154,7 @@ def train_batches(split, data, steps, *, batch_size, seed=0, each=1, **options):
     """Batches of the steps, in calls of `each`."""
     plan = Schedule(query_sizes(split), batch_size, seed, buckets=[limits(data)])
     calls = [steps[i : i + each] for i in range(0, len(steps), each)]
-    return list(pipeline.train_batches(split, data, plan, calls, **options))
+    return list(pipeline.train_batches(split, data, plan, padded([plan], calls), **options))
 
 
 def test_a_stream_from_the_middle_equals_the_whole_stream(split, data):
@@ -192,16 +192,16 @@ def test_steps_of_a_call_are_padded_alike(split, data):
     whole = train_batches(split, data, range(6), batch_size=1)
     plan = Schedule(query_sizes(split), 1, 0, buckets=[Bucket(4, 4), Bucket(7, 7), Bucket(9, 7)])
     for each in (1, 2):
-        calls = [range(i, i + each) for i in range(0, 6, each)]
+        calls = padded([plan], [range(i, i + each) for i in range(0, 6, each)])
         for step, batch in enumerate(pipeline.train_batches(split, data, plan, calls)):
-            clips, tokens = plan.bucket(calls[step // each])
+            clips, tokens = list(calls.values())[step // each]
             assert batch['text'].shape[1] == batch['text_role'].shape[1] == tokens
             for name in ('video', 'saliency', 'video_mask'):
                 assert batch[name].shape[1] == clips
                 np.testing.assert_array_equal(batch[name], whole[step][name][:, :clips])
                 assert not whole[step][name][:, clips:].any()
-    sizes = {plan.bucket(range(i, i + 1)) for i in range(5)}
-    assert sizes == {(4, 4), (7, 7), (9, 7)}
+        if each == 1:
+            assert set(calls.values()) == {(4, 4), (7, 7), (9, 7)}
 
 
 def test_buckets_of_an_evaluation_hold_every_query_once(data, monkeypatch):

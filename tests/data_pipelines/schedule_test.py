@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import datasets, schedule
 from data_pipelines.errors import DataError
-from data_pipelines.schedule import Bucket, Schedule
+from data_pipelines.schedule import Bucket, Schedule, padded
 
 
 def least_padding(sizes, count):
@@ -86,21 +86,25 @@ def split_of(sizes):
         roles=[np.zeros(t) for _, t in sizes], **fields)
 
 
-def test_a_calls_bucket_holds_all_of_its_steps():
+def test_a_calls_bucket_holds_all_of_its_steps_in_all_runs():
     rng = np.random.default_rng(1)
     split = split_of(np.minimum(rng.geometric([0.1, 0.2], (200, 2)), (75, 32)))
     data = ConfigDict(dict(max_clips=75, max_tokens=32))
     section = ConfigDict(dict(batch_size=2, drop_last=False, like_lengths=0, buckets=4,
                               steps_per_call=2))
-    plan = Schedule.of(split, data, section, 3)
-    assert len(plan.buckets) > 1
-    for first in range(0, 400, 2):
-        call = range(first, first + 2)
-        clips, tokens = np.max([plan.sizes[plan.queries(i)].max(0) for i in call], 0)
-        holding = [b for b in plan.buckets if b.clips >= clips and b.tokens >= tokens]
-        assert plan.bucket(call) == min(holding, key=sum)
+    plans = Schedule.of(split, data, section, 3, 4)
+    buckets = plans[0].buckets
+    assert buckets is plans[1].buckets and len(buckets) > 1
+    calls = [range(first, first + 2) for first in range(0, 400, 2)]
+    for these in (plans[:1], plans):
+        for call, found in padded(these, calls).items():
+            clips, tokens = np.max(
+                [plan.sizes[plan.queries(i)].max(0) for plan in these for i in call], 0)
+            holding = [b for b in buckets if b.clips >= clips and b.tokens >= tokens]
+            assert found == min(holding, key=sum)
     section.buckets = 1
-    assert Schedule.of(split, data, section, 3).bucket(range(1)) == (75, 32)
+    plan, = Schedule.of(split, data, section, 3)
+    assert padded([plan], [range(1)]) == {range(1): (75, 32)}
 
 
 def test_fewer_records_than_a_batch_are_one_or_an_error():
@@ -111,5 +115,5 @@ def test_fewer_records_than_a_batch_are_one_or_an_error():
     with pytest.raises(DataError, match='5 records.*batch of 6.*train.batch_size'):
         Schedule.of(split, data, section, 0)
     section.drop_last = False
-    plan = Schedule.of(split, data, section, 0)
+    plan, = Schedule.of(split, data, section, 0)
     assert sorted(plan.queries(0)) == [-1, 0, 1, 2, 3, 4] and plan.queries(0)[5] == -1

@@ -271,7 +271,7 @@ def test_runs_that_share_a_program_are_trained_together(config, training, tmp_pa
     assert training.groups == [[name(rate, tokens, seed) for rate, seed in group]
                                for group in (first, second) for tokens in ('full', 'eos')]
     saved = checkpoints.Checkpoints(tmp_path / name(0.2, 'full', 3)).config('latest')
-    assert saved.mesh.runs == saved.train.buckets == 1, 'what it would be by itself'
+    assert saved.mesh.runs == 1, 'what it would be by itself'
     training.groups.clear()
     with pytest.raises(UserError):
         sweep.train_all(config, tmp_path, sweeps)
@@ -423,7 +423,7 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
         config.model.update(dict(width=16, heads=2, ffn=16, input_layers=1, mlp_layers=1,
                                  strides=(1,)))
         config.optimizer.update(dict(warmup_steps=0, ema_decay=0.5))
-        config.train.update(dict(batch_size=4, max_steps=4, log_every=1, buckets=1))
+        config.train.update(dict(batch_size=4, max_steps=4, log_every=1))
         config.evaluate.pictures, config.data.limit, config.mesh.data = 0, 8, 1
     world.generate(config.world, config.data.root)
     alone, together, sweeps = tmp_path / 'alone', tmp_path / 'together', ['seed=1,7']

@@ -293,7 +293,7 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         changed = config.copy_and_resolve_references()
         with changed.unlocked():
             changed.train.steps_per_call = steps_per_call
-        schedule = Schedule.of(split, changed.data, changed.train, changed.seed)
+        schedule, = Schedule.of(split, changed.data, changed.train, changed.seed)
         return list(train.device_batches(
             split, changed, mesh, schedule, first_step=1, last_step=10, stop_every=4))
 
@@ -308,7 +308,7 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
 @pytest.mark.slow
 def test_buckets_train_the_same(config):
     """20 steps padded to the limits, and to one of two sizes: two more programs, equal values."""
-    plain = changed(config, model__dropout=0.0, model__input_dropout=0.0, train__batch_size=2)
+    plain = changed(config, train__batch_size=2)
     mesh = sharding.one_device()
     split, _ = train.load_splits(plain)
     tx = state_lib.make_optimizer(plain.optimizer, 20)
@@ -325,7 +325,11 @@ def test_buckets_train_the_same(config):
             state, _ = step(state, batch, dict(seed=np.uint32(0)), {})
         found.append((step._cache_size(), jax.device_get(state.params)))
     assert [programs for programs, _ in found] == [1, 3]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0][1], found[1][1])
+    params = [jax.tree_util.tree_leaves_with_path(params) for _, params in found]
+    for (path, a), (_, b) in zip(*params, strict=True):
+        # What all logits of a softmax share has no gradient but rounding.
+        if not jax.tree_util.keystr(path).endswith("['key']['bias']"):
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
 
 
 def test_parameters_of_another_model_are_not_evaluated(finished, config):

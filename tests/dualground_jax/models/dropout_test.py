@@ -48,11 +48,11 @@ def test_runs_are_as_long_as_those_of_a_coin():
     assert scipy.stats.chisquare(counts, shares * len(lengths)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize('shape', [(5,), (4, 3, 2)])
-def test_empty_rows_at_the_end_leave_the_others_their_masks(shape):
+@pytest.mark.parametrize('shape, more', [((5,), (9,)), ((6, 4, 3, 2), (7, 9, 5, 11)), ((), ())])
+def test_padding_leaves_the_others_their_masks(shape, more):
     key = jax.random.key(3)
-    more = mask(key, (9, *shape), 0.5)
-    np.testing.assert_array_equal(more[:6], mask(key, (6, *shape), 0.5))
+    corner = tuple(map(slice, shape))
+    np.testing.assert_array_equal(mask(key, more, 0.5)[corner], mask(key, shape, 0.5))
 
 
 def test_masks_of_other_keys_and_shifted_masks_are_independent():
@@ -65,11 +65,13 @@ def test_masks_of_other_keys_and_shifted_masks_are_independent():
         assert abs((masks[0] * np.roll(masks[1], shift)).mean()) * 4 * np.sqrt(SIZE) < 5
 
 
-def test_the_shape_says_only_how_places_are_counted():
-    key = jax.random.key(3)
-    flat = mask(key, (24,), 0.5)
-    np.testing.assert_array_equal(mask(key, (2, 3, 4), 0.5).reshape(-1), flat)
-    assert mask(key, (), 0.5).shape == ()
+def test_no_axis_repeats_another():
+    """Masks shifted along several axes at once, as attention's [B, heads, T, K], share nothing."""
+    signs = np.asarray(mask(jax.random.key(4), (16, 8, 64, 64), 0.5)) * 2.0 - 1
+    for shifts in itertools.product((-3, -1, 0, 1, 2), repeat=4):
+        if any(shifts):
+            shifted = np.roll(signs, shifts, range(4))
+            assert abs((signs * shifted).mean()) * np.sqrt(signs.size) < 5, shifts
 
 
 def test_module_scales_and_broadcasts():
