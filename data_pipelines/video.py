@@ -217,24 +217,24 @@ class _Resizer:
 
     def __call__(self, frame: 'av.VideoFrame') -> np.ndarray:
         layout = (frame.width, frame.height, frame.format.name, int(frame.colorspace),
-                  int(frame.color_range), _turn(self._path, frame))
+                  int(frame.color_range), frame.rotation)
         if layout != self._layout:
-            self._layout, self._graph = layout, self._make_graph(frame, *layout[2:])
+            self._layout, self._graph = layout, self._make_graph(frame)
         self._graph.push(frame)
         picture = self._graph.pull().to_ndarray()
         picture.flags.writeable = False
         return picture
 
-    def _make_graph(self, frame: 'av.VideoFrame', pixel_format: str, colorspace: int,
-                    color_range: int, turn: tuple[str, ...]) -> 'av.filter.Graph':
+    def _make_graph(self, frame: 'av.VideoFrame') -> 'av.filter.Graph':
         width, height = _shown(self._path, frame)
         size, short = self._size, min(width, height)
         width, height = width * size // short, height * size // short
         graph = _av().filter.Graph()
         nodes = [graph.add('buffer', video_size=f'{frame.width}x{frame.height}',
-                           pix_fmt=pixel_format, time_base=str(frame.time_base),
-                           colorspace=str(colorspace), range=str(color_range))]
-        for step in (*turn, f'scale={width}:{height}:flags=bicubic',
+                           pix_fmt=frame.format.name, time_base=str(frame.time_base),
+                           colorspace=str(int(frame.colorspace)),
+                           range=str(int(frame.color_range)))]
+        for step in (*_turn(self._path, frame), f'scale={width}:{height}:flags=bicubic',
                      f'crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}',
                      'format=rgb24', 'buffersink'):
             name, _, arguments = step.partition('=')
@@ -245,6 +245,8 @@ class _Resizer:
 
 def _turn(path: str | os.PathLike, frame: 'av.VideoFrame') -> tuple[str, ...]:
     """The filters that turn and flip a frame as its file asks for.
+
+    PyAV's side data and their frame hold each other: asked of all frames they fill the memory.
 
     Raises:
         DataError: it is to be turned by other than quarters.

@@ -1,7 +1,11 @@
 """Videos: the frames of clips are those that the ffmpeg command line gives, bad files are told."""
 
 import bisect
+import gc
+import itertools
 import math
+import os
+import pathlib
 import re
 from fractions import Fraction
 
@@ -145,6 +149,32 @@ def test_frames_of_clips_are_those_of_ffmpeg(name, tmp_path):
     found = video.probe(path)
     assert (found.width, found.height) == shape
     assert found.duration == pytest.approx(float(end), abs=0.11)
+
+
+def join(path):
+    """A recording that begins between key frames."""
+    whole = make(path.with_name('whole.ts'), 8, codec=f'{H264} -bf 2 -g 20')
+    path.write_bytes(whole.read_bytes()[188 * 50:])
+
+
+def still(path):
+    """Theora has packets without content where nothing moves."""
+    ffmpeg('-f lavfi -i testsrc=s=64x48:r=10:d=8', AUDIO + '8', '-c:v libtheora', path)
+
+
+def two(path):
+    ffmpeg(scene(8), '-f lavfi -i color=s=128x96:r=5:d=3 -map 0 -map 1', H264, path)
+
+
+@pytest.mark.parametrize(('name', 'source'), [
+    ('joined.ts', join), ('still.ogv', still), ('two.mkv', two),
+    ('drawing.apng', lambda path: make(path, 5, codec='-c:v apng'))])
+def test_odd_streams_are_read_as_by_ffmpeg(name, source, tmp_path):
+    source(tmp_path / name)
+    expected = read(tmp_path / name, SIZE, filters='fps=1/2').pictures
+    assert len(expected) > 2
+    np.testing.assert_array_equal(list(video.clip_frames(
+        tmp_path / name, clip_length=2, rule='middle', size=SIZE)), expected)
 
 
 def test_frames_at_a_rate_are_those_of_ffmpeg(tmp_path):
@@ -307,3 +337,24 @@ def test_pictures_change_their_size_midway(tmp_path):
         video.clip_frames(first, clip_length=2, rule='start', size=SIZE)))
     assert {row.shape for row in rows} == {(SIZE, SIZE, 3)}
     assert len(rows) >= 4
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/statm').exists(), reason='needs /proc')
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    """Nor waits for the collector of cycles: 300 frames of 115 kB would be 34 MB."""
+    path = make(tmp_path / 'a.avi', 330, '1', size='320x240', codec='-c:v mjpeg -q:v 20')
+
+    def resident():
+        pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE')
+
+    gc.disable()
+    try:
+        frames = video.clip_frames(path, clip_length=1, rule='start', size=8)
+        for _ in itertools.islice(frames, 30):
+            pass
+        before = resident()
+        assert sum(1 for _ in frames) == 300
+        assert resident() - before < 1e7
+    finally:
+        gc.enable()
