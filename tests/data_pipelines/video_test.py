@@ -309,10 +309,8 @@ def test_what_breaks_off_is_told_when_it_does(name, tmp_path):
     next(video.clip_frames(path, clip_length=2, rule='middle', size=8))  # decoded as it is read
 
 
-@pytest.mark.parametrize('name', ['hours.mp4', 'hours.webm'])
-def test_eight_hours_with_a_frame_every_forty_seconds(name, tmp_path):
-    path = make(tmp_path / name, 8 * 3600, '1/40', codec=(
-        H264 if name.endswith('mp4') else '-c:v libvpx -deadline realtime -cpu-used 8'))
+def test_eight_hours_with_a_frame_every_forty_seconds(tmp_path):
+    path = make(tmp_path / 'hours.mkv', 8 * 3600, '1/40', codec=H264)
     rows, pictures, last = 0, 0, None
     for picture in video.clip_frames(path, clip_length=2, rule='middle', size=8):
         rows += 1
