@@ -319,9 +319,15 @@ def _has_stamps(container: 'av.container.InputContainer') -> bool:
 def _header_duration(container: 'av.container.InputContainer',
                      stream: 'av.VideoStream') -> Fraction | None:
     """Seconds from the file's start to the video's end, as its header says; None if it does not."""
+    zero = _start(container)
     if stream.duration:
-        return (stream.duration + (stream.start_time or 0)) * stream.time_base - _start(container)
-    return Fraction(container.duration, _av().time_base) if container.duration else None
+        # Where the file has no start, FFmpeg has guessed the stream's.
+        begin = 0 if container.start_time is None else (stream.start_time or 0) * stream.time_base
+        return stream.duration * stream.time_base + max(begin - zero, 0)
+    if not container.duration:
+        return None
+    duration = Fraction(container.duration, _av().time_base)
+    return duration - zero if container.format.name.startswith('matroska') else duration
 
 
 def _duration(path: str | os.PathLike, container: 'av.container.InputContainer',

@@ -66,6 +66,10 @@ SOURCES = {  # name: what makes the file, width and height as shown
     'edited.mp4': cut,
     'late.mkv': late,
     'late.mp4': late,
+    'shifted.mkv': lambda path: make(path, 7, codec=f'{H264} -output_ts_offset 5'),
+    'shifted.flv': lambda path: make(path, 7, codec=f'{H264} -output_ts_offset 5'),
+    'shifted.mp4': lambda path: make(path, 7, codec=f'{H264} -output_ts_offset 5'),
+    'slow.mkv': lambda path: make(path, 400, '1/40'),
     'sparse_keys.mkv': lambda path: make(path, 9, codec=f'{H264} -bf 2 -g 9999'),
     'stream.ts': lambda path: make(path, 7),
     'fragments.mp4': lambda path: make(
