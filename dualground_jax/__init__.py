@@ -11,6 +11,9 @@ What notebooks and scripts need, imported when it is first used, since JAX alone
     predictor = dg.Predictor.from_checkpoint('runs/qvh')
     windows, saliency = predictor.predict([slowfast, clip], query_rows)
 
+    predictor = dg.Predictor.from_checkpoint('runs/mine', encoder='clip=FOLDER')
+    windows, saliency = predictor.predict(predictor.encode_video('beach.mp4'), 'a dog runs')
+
     split = dg.load_split(dg.load_config('runs/qvh').data, 'val')
     model = dg.build_model(config.model)  # of dg.MODELS, the models by name
 """
@@ -23,6 +26,7 @@ __version__ = '0.2.0'
 # Name -> module, and the name there; modules are offered as they are.
 _PUBLIC = {
     'Predictor': ('dualground_jax.predictor', 'Predictor'),
+    'EncodedVideo': ('dualground_jax.predictor', 'EncodedVideo'),
     'load_config': ('dualground_jax.config', 'load_config'),
     'load_split': ('data_pipelines.datasets', 'load_split'),
     'MODELS': ('dualground_jax.models', 'MODELS'),
