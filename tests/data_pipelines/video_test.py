@@ -89,11 +89,13 @@ SOURCES = {  # name: what makes the file, width and height as shown
     'wide.mp4': lambda path: make(path, 5, size='256x64'),
     'odd.mkv': lambda path: make(
         path, 5, size='72x96', codec='-vf format=yuv444p,crop=69:93:exact=1 -c:v ffv1'),
+    'odd_wide.mkv': lambda path: make(
+        path, 5, size='96x72', codec='-vf format=yuv444p,crop=93:69:exact=1 -c:v ffv1'),
     'long.mp4': lambda path: make(path, 150, '5'),
     'one_frame.mp4': lambda path: make(path, 0.1),
 }
 SHAPES = {'turned_90.mp4': (48, 64), 'mirrored_270.mp4': (48, 64), 'wide.mp4': (256, 64),
-          'odd.mkv': (69, 93)}
+          'odd.mkv': (69, 93), 'odd_wide.mkv': (93, 69)}
 
 
 def number(time, period):
@@ -270,7 +272,8 @@ BAD = {  # name: what makes it, what is said
     'no_frame.mp4': (lambda path: ffmpeg(scene(1), H264, '-frames:v 0', path),
                      'has no video, found nothing'),
     'unknown.mp4': (lambda path: change(path, b'avc1', b'zzz1'), 'FFmpeg has no decoder'),
-    'encrypted.mp4': (lambda path: make(path, 3, codec=f'{H264} {KEYS}'), 'encrypted'),
+    'locked.mp4': (lambda path: make(path, 3, codec=f'{H264} {KEYS}'),
+                   'encrypted, expected a video that plays without a key'),
     'turned_30.mp4': (lambda path: rotate(path, '-display_rotation 30'),
                       'turned by .* degrees, expected quarters'),
     'cut_index_last.mp4': (shorten, "can't be read as a video: Invalid data"),
@@ -323,8 +326,9 @@ def test_eight_hours_with_a_frame_every_forty_seconds(tmp_path):
     assert (rows, pictures) == (8 * 3600 / 2, 8 * 3600 / 40)  # a frame is resized once
 
 
-def test_any_name_is_read(tmp_path):
-    path = tmp_path / 'http:é %03d.mp4'
+def test_any_name_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = 'http:é %03d.mp4'
     make(tmp_path / 'plain.mp4', 3).rename(path)
     assert len(list(video.clip_frames(path, clip_length=2, rule='start', size=8))) == 2
 
