@@ -6,8 +6,10 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines.errors import ConfigError
+from data_pipelines import video
+from data_pipelines.errors import ConfigError, DataError
 from dualground_jax import ground
+from dualground_jax.predictor import EncodedVideo, Moments
 from tests.helpers import fresh_runs
 
 
@@ -49,3 +51,34 @@ def test_what_is_missing_is_told_first(values):
     values.query = ['a dog']
     with pytest.raises(ConfigError, match='--video and --query need --encoder=clip=FOLDER'):
         ground.run(values, None)
+
+
+class FakePredictor:
+    """Finds one moment in every video but those that are damaged."""
+
+    config = types.SimpleNamespace(data=types.SimpleNamespace(clip_length=2.0))
+
+    def encode_video(self, path):
+        if 'bad' in path:
+            raise DataError(f'{path}: ends after 3 of 8 s')
+        return EncodedVideo([], 8.0)
+
+    def predict(self, encoded, queries):
+        return [Moments(np.array([[2, 6, 0.5]], np.float32), np.arange(4, dtype=np.float32))
+                for _ in queries]
+
+
+def test_a_damaged_video_leaves_the_others_their_moments(values, monkeypatch, capsys):
+    monkeypatch.setattr(ground.Predictor, 'from_checkpoint', lambda *_: FakePredictor())
+    monkeypatch.setattr(video, 'probe', lambda path: types.SimpleNamespace(frame_rate=25.0))
+    values.video, values.query = ['a.mp4', 'bad.mp4', 'c.mp4'], ['a dog', 'the sun']
+    values.video_features, values.query_features, values.encoder = [], None, 'clip=X'
+    values.output = 'a.csv,a.edl,a.ffconcat'
+    with pytest.raises(DataError, match=r'^1 of 3 videos failed, the first: bad.mp4: ends after'):
+        ground.run(values, None)
+    assert 'error: bad.mp4: ends' in capsys.readouterr().err
+    lines = open('a.csv').read().splitlines()
+    assert lines[1:] == [f'{path},{query},1,2.0,6.0,0.5' for path in ('a.mp4', 'c.mp4')
+                         for query in ('a dog', 'the sun')]
+    assert open('a.edl').read().count('FROM CLIP NAME') == 4
+    assert open('a.ffconcat').read().count('\nfile ') == 4
