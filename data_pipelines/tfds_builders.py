@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from data_pipelines import annotations, built, datasets, release
+from data_pipelines import beam as beam_lib
 from data_pipelines.errors import ConfigError, DataError
 
 SHARD_BYTES = 256e6  # of features in one file, at most
@@ -345,22 +346,13 @@ def build(data: Any, beam: str = '') -> pathlib.Path:
     builder = builder_class(data.dataset, [config], skip_registration=True)(data_dir=data.records)
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(
-            beam_options=beam_options(beam) if beam else None))
+            beam_options=beam_lib.options(beam) if beam else None))
     except RuntimeError as error:
         # Beam tells the error of a worker in the text of its own.
         if found := re.search(r'DataError: (.+?)(?= \[while running|$)', str(error), re.M):
             raise DataError(found[1]) from error
         raise
     return folder
-
-
-def beam_options(options: str):
-    """The options of Apache Beam in 'name=value,...'; ConfigError if it is not installed."""
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise ConfigError("--beam needs Apache Beam: pip install 'dualground_jax[beam]'") from error
-    return PipelineOptions(flags=[f'--{option}' for option in options.split(',')])
 
 
 def run(values: Any, config: ConfigDict) -> None:

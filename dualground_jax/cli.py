@@ -15,7 +15,7 @@ from absl.flags import DEFINE_multi_string as SEVERAL
 from absl.flags import DEFINE_string as TEXT
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import datasets
+from data_pipelines import datasets, video
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
@@ -36,7 +36,7 @@ FLAGS = {
     'train, evaluate, predict, sweep, analyse, convert': [
         (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions'),
     ],
-    'train, evaluate, predict': [
+    'train, evaluate, predict, extract': [
         (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
          'pods, Slurm and Open MPI'),
         (INTEGER, 'num_processes', None, 'with --coordinator=HOST:PORT: how many'),
@@ -66,15 +66,19 @@ FLAGS = {
         (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
          'marks from words'),
     ],
-    'predict, score, compile, verify-data, convert, import, import-csv': [
+    'predict, score, compile, verify-data, convert, import, import-csv, extract': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
-         'PyTorch checkpoint to write; import: folder for the annotation files'),
+         'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
+         'for the features'),
+    ],
+    'score, extract': [
+        (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers; extract: files of '
+         'queries to encode, a.jsonl,b.jsonl, whose videos are the ones wanted'),
     ],
     'score': [
         (LIST, 'predictions', [], '.jsonl[.gz] files; of several, mean and std'),
         (LIST, 'compare', [], 'two prediction files, differences second - first'),
-        (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers'),
         (CHOICE(*official.PROTOCOLS), 'dataset', None, 'protocol, of '
          + ', '.join(official.PROTOCOLS) + '; default: that of --config, else qvhighlights'),
         (SWITCH, 'count_missing', False, 'queries without a prediction count as misses, instead of '
@@ -103,9 +107,9 @@ FLAGS = {
          'by data.skip_list'),
         (SWITCH, 'recheck', False, 'also read files that seem unchanged since they were verified'),
     ],
-    'score, import, import-csv': [
-        (FLOAT, 'clip_length', None, 'seconds of a clip: of own data that are scored, or in '
-         '--durations=FOLDER', dict(lower_bound=1e-3)),
+    'score, import, import-csv, extract': [
+        (FLOAT, 'clip_length', None, 'seconds of a clip: of own data that are scored, in '
+         '--durations=FOLDER, or to extract (default: 2)', dict(lower_bound=1e-3)),
     ],
     'import, import-csv': [
         (LIST, 'table', [], 'table of video, start, end, sentence, or annotations of ActivityNet '
@@ -120,7 +124,23 @@ FLAGS = {
         (CHOICE('raise', 'skip'), 'on_error', DATA['on_error'], 'raise: write nothing if anything '
          'is wrong; skip: leave it out'),
     ],
-    'build': [
+    'predict, extract': [
+        (TEXT, 'encoder', None, 'clip=FOLDER, slowfast=FILE, or both in the order in which a model '
+         'reads them; CLIP may be a name on the Hugging Face hub'),
+    ],
+    'extract': [
+        (TEXT, 'videos', None, 'folder of videos, or text file with a path on each line'),
+        (CHOICE(*video.RULES), 'rule', 'middle', 'which frame stands for a clip, of '
+         + ', '.join(video.RULES)),
+        (INTEGER, 'clip_frames', 0, 'clips of so many frames, in place of --clip_length',
+         dict(lower_bound=0)),
+        (CHOICE('float32', 'bfloat16'), 'encoder_dtype', 'float32', 'that encoders compute in, '
+         'float32 or bfloat16'),
+        (INTEGER, 'decoders', 0, 'processes that decode; 0: one for each CPU',
+         dict(lower_bound=0)),
+        (SWITCH, 'dry_run', False, 'only count'),
+    ],
+    'build, extract': [
         (TEXT, 'beam', '', 'options of Apache Beam, as in '
          'runner=DirectRunner,direct_num_workers=4'),
     ],

@@ -32,6 +32,7 @@ MODES = {
     'verify-data': ('data_pipelines.own_data.verify', 'config world'),
     'import': ('data_pipelines.own_data.import_moments', ''),
     'import-csv': ('data_pipelines.own_data.import_moments', ''),
+    'extract': ('dualground_jax.extract', 'output processes'),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 # What a system says that has no room for a file.
@@ -44,12 +45,12 @@ def run(values: flags.FlagValues, files: Sequence[str]) -> None:
     module, needs = MODES[values.mode]
     if files and 'files' not in needs:
         raise UserError(f'unexpected arguments {files}')
-    for name, example in dict(workdir='DIR', config='configs/NAME.py').items():
+    for name, example in dict(workdir='DIR', config='configs/NAME.py', output='FOLDER').items():
         if name in needs and not values[name].value:
             raise ConfigError(f'--mode={values.mode} needs --{name}={example}')
     if values.coordinator and 'processes' not in needs:
         raise ConfigError(f'--mode={values.mode} runs in one process, without --coordinator')
-    if 'workdir' in needs:
+    if 'workdir' in needs or 'processes' in needs:
         runtime.prepare(values)
     chosen = values.config
     if 'saved' in needs:

@@ -27,13 +27,13 @@ def prepare(values: FlagValues) -> None:
     """What comes before the first computation of a mode that trains or predicts.
 
     Args:
-        values: parsed flags: workdir, coordinator, num_processes, process_id.
+        values: parsed flags: workdir or output, coordinator, num_processes, process_id.
 
     Raises:
         ConfigError: as `join_processes`.
     """
     join_processes(values)
-    keep_compiled(values.workdir)
+    keep_compiled(values.workdir or values.output)
     keep_memory()
     if not is_first():
         progress.silence()
@@ -168,7 +168,7 @@ def _set_options(mallopt: Callable, *, mmap_max: int, trim_threshold: int, arena
 
 
 def keep_compiled(workdir: str) -> None:
-    """Keeps compiled programs in the workdir, unless $JAX_COMPILATION_CACHE_DIR says where.
+    """Keeps compiled programs in a folder, unless $JAX_COMPILATION_CACHE_DIR says where.
 
     A resumed run, the next seed of a sweep and an evaluation then start without compiling.
     """
