@@ -1,6 +1,7 @@
 """Mode extract: from videos and sentences to feature files, and a model that keeps the recipe."""
 
 import dataclasses
+import pathlib
 import shutil
 import signal
 import socket
@@ -226,6 +227,25 @@ def test_batches_have_one_size_and_rows_their_owner(monkeypatch):
     assert len(found) == 4 and rows.pop('c') == 'why'
     assert {vid: x.tolist() for vid, x in rows.items()} == {
         'a': [[1, 1]] * 2, 'b': [[2, 2]] * 5, 'd': [[5, 5]] * 2}
+
+
+def test_two_streams_have_an_order(source, tmp_path, monkeypatch):
+    weights = pathlib.Path(__file__).parent / 'encoders' / 'slowfast_files' / 'pytorchvideo.pyth'
+    path = write_video(tmp_path / 'a.mp4', 0, seconds=5)
+    (tmp_path / 'list.txt').write_text(path.name)
+    root = tmp_path / 'features'
+    argv = [*arguments(source, root), f'--videos={tmp_path}/list.txt', '--annotations=',
+            f'--encoder=slowfast={weights},clip={source}/clip']
+    assert start(monkeypatch, argv) is None
+    encoder = encoder_lib.load(f'slowfast={weights},clip={source}/clip')
+    found = read_all(root)
+    made = recipe.read(root)
+    assert made == encoder.recipe
+    assert list(made.data()['video_dirs']) == ['slowfast', 'clip']
+    for name, rows in zip(('slowfast', 'clip'), encoder.encode_video(path), strict=True):
+        own = found[f'{name}/a.npz']['features']
+        assert own.shape == rows.shape == (3 if name == 'slowfast' else 2, rows.shape[1])
+        np.testing.assert_allclose(own, rows, rtol=2e-3, atol=1e-3)
 
 
 def test_pictures_of_the_clips_are_as_good_as_a_file(source):
