@@ -199,7 +199,8 @@ def other_model(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
 
 def _model_of(config: ConfigDict) -> dict:
     """What a checkpoint's parameters were made for; how layers are computed may change."""
-    may_change = 'dropout', 'dtype', 'matmul_precision', 'attention_chunk', 'remat'
+    may_change = ('dropout', 'dtype', 'matmul_precision', 'attention_chunk', 'fused_attention',
+                  'remat')
     model = {key: value for key, value in config.model.items() if not key.endswith(may_change)}
     return model | {key: config.data[key] for key in ('video_dims', 'text_dim')}
 

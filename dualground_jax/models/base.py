@@ -11,6 +11,8 @@ from dualground_jax.models.execution import Execution
 
 # What `matmul_precision` may be. JAX's default on accelerators is 'default'.
 PRECISIONS = ('highest', 'high', 'default')
+# What `fused_attention` may be.
+FUSED = ('', 'xla', 'cudnn')
 
 
 class GroundingModel(nn.Module):
@@ -26,6 +28,7 @@ class GroundingModel(nn.Module):
     dtype: str = 'float32'
     matmul_precision: str = 'highest'  # of float32 products on accelerators; or 'high', 'default'
     attention_chunk: int = 0  # > 0: self-attention takes so many queries at a time
+    fused_attention: str = ''  # where dropout is off: 'xla' or 'cudnn', in place of chunks
     scan_layers: bool = False  # equal layers run in one loop
     remat: bool = False  # gradients compute the activations of layers anew
 
@@ -34,12 +37,30 @@ class GroundingModel(nn.Module):
         """How layers are computed.
 
         Raises:
-          ConfigError: a chunk of negative size.
+          ConfigError: a chunk of negative size, or attention that is not there.
         """
         if self.attention_chunk < 0:
             raise ConfigError(f'model.attention_chunk={self.attention_chunk}: expected 0, which is '
                               'off, or a number of queries')
-        return Execution(self.attention_chunk, self.scan_layers, self.remat)
+        self.check_fused_attention()
+        return Execution(
+            self.attention_chunk, self.fused_attention, self.scan_layers, self.remat)
+
+    @nn.nowrap
+    def check_fused_attention(self) -> None:
+        """Raises ConfigError if `fused_attention` cannot be had."""
+        fused, backend = self.fused_attention, jax.default_backend()
+        if fused not in FUSED:
+            raise ConfigError(f'model.fused_attention={fused!r}: expected one of '
+                              f'{", ".join(map(repr, FUSED))}')
+        if fused == 'cudnn' and (self.dtype not in ('bfloat16', 'float16') or backend != 'gpu'):
+            raise ConfigError(f"model.fused_attention='cudnn' needs a GPU and model.dtype=bfloat16 "
+                              f'or float16, found {backend} and {self.dtype}')
+        each = self.width // self.heads
+        if fused == 'cudnn' and (each % 8 or each > 128):
+            raise ConfigError(f"model.fused_attention='cudnn': model.width={self.width} gives each "
+                              f'of {self.heads} heads {each} channels, expected a multiple of 8 '
+                              'up to 128')
 
     @property
     def precisely(self) -> Callable:

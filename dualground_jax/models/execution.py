@@ -16,11 +16,14 @@ class Execution(NamedTuple):
     Attributes:
       attention_chunk: > 0: self-attention takes so many queries at a time. Its memory is then
         linear in the number of clips, also on the way back.
+      fused_attention: implementation of `jax.nn.dot_product_attention` for attention whose weights
+        nobody reads and none is dropped; '': `layers` computes it.
       scan_layers: equal layers run in one loop, so that the program does not grow with depth.
       remat: gradients compute a layer's activations anew instead of keeping them.
     """
 
     attention_chunk: int = 0
+    fused_attention: str = ''
     scan_layers: bool = False
     remat: bool = False
 

@@ -270,6 +270,32 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     return out.reshape(*out.shape[:2], -1)
 
 
+def fused_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, heads: int,
+    implementation: str,
+) -> jax.Array:
+    """`weighted_values` of `attention_weights`, which are not told: [B, Q, D].
+
+    Args:
+      query: float[B, Q, D].
+      key: float[B, K, D].
+      value: float[B, K, D].
+      mask: bool, broadcastable to [B, 1, Q, K]; None if everything is valid.
+      heads: number of channel groups.
+      implementation: of `jax.nn.dot_product_attention`.
+    """
+    def even(x, *axes):  # cuDNN's gradient knows no odd lengths
+        return jnp.pad(x, [(0, x.shape[axis] % 2 * (axis in axes)) for axis in range(x.ndim)])
+
+    shape = len(query), 1, query.shape[1], key.shape[1]
+    mask = jnp.broadcast_to(True if mask is None else mask, shape)
+    split = (even(x.reshape(*x.shape[:-1], heads, -1), 1) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(
+        *split, mask=even(mask, 2, 3), implementation=implementation)
+    out = out[:, : query.shape[1]].reshape(query.shape)
+    return jnp.where(mask.any(-1)[:, 0, :, None], out, 0)
+
+
 class DropPath(nn.Module):
     """Drops the residual branch of whole samples (stochastic depth); scales by 1 / keep."""
 
@@ -322,7 +348,7 @@ class Attention(Block):
 
         Returns:
           (output [B, Q, D], weights float32[B, heads, Q, K] before dropout or, with more queries
-          than a chunk, None).
+          than a chunk or where it is fused, None).
         """
         width = query.shape[-1]
         dense = dense_of(width, self.dtype, self.inits.qkv, TO_HEADS)
@@ -335,8 +361,14 @@ class Attention(Block):
                 query, key, mask, heads=self.heads, normalize=self.normalize)
             return weighted_values(drop(weights), value), weights
 
-        drop = dropout.Dropout(self.dropout, deterministic=deterministic)
-        update, weights = execution.over_chunks(attend, query, drop, self.execution.attention_chunk)
+        if self.execution.fused_attention and (deterministic or dropout.is_off(self.dropout)):
+            weights, update = None, fused_attention(
+                query, key, value, mask, heads=self.heads,
+                implementation=self.execution.fused_attention)
+        else:
+            drop = dropout.Dropout(self.dropout, deterministic=deterministic)
+            update, weights = execution.over_chunks(
+                attend, query, drop, self.execution.attention_chunk)
         return dense_of(width, self.dtype, self.inits.out, FROM_HEADS)('out')(update), weights
 
 

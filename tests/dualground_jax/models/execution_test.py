@@ -19,7 +19,8 @@ from dualground_jax.models.execution import Execution
 from tests.dualground_jax.models import model_test
 
 ALL = dict(attention_chunk=4, scan_layers=True, remat=True)
-CHOICES = [dict(attention_chunk=5), dict(scan_layers=True), dict(remat=True), ALL]
+CHOICES = [dict(attention_chunk=5), dict(fused_attention='xla'), dict(scan_layers=True),
+           dict(remat=True), ALL]
 DEEP = dict(t2v_layers=2, enc_layers=2, context_layers=2)
 every_choice = pytest.mark.parametrize('choice', CHOICES, ids=str)
 
@@ -122,6 +123,33 @@ def test_phrase_contexts_are_the_same():
         2, context_layers=2, across_phrases=True, execution=Execution(**choice)
     )
     close(*(outputs_and_grads(path(choice), *inputs) for choice in (ALL, {})))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_fused_attention_is_that_of_the_layers(dtype):
+    """Masks of all shapes, no mask, odd lengths, queries that may attend to nothing."""
+    rng = np.random.default_rng(7)
+    query, key, value = (jnp.asarray(rng.normal(size=(2, n, 8)), dtype) for n in (3, 5, 5))
+    keys = np.array([[True, True, False, True, False], [False] * 5])
+    for mask in (None, keys[:, None, None], rng.random((3, 5)) < 0.5):
+        weights = layers.attention_weights(query, key, mask, heads=2)
+        expected = layers.weighted_values(weights, value)
+        found = layers.fused_attention(query, key, value, mask, heads=2, implementation='xla')
+        assert found.dtype == dtype
+        np.testing.assert_allclose(
+            *(np.float32(x) for x in (found, expected)), atol=1e-6 if dtype == 'float32' else 0.03)
+        if mask is not None and mask.ndim == 4:
+            assert not found[1].any()
+
+
+@pytest.mark.parametrize('rate, deterministic, is_fused', [
+    (0.5, False, False), (0.5, True, True), (0.0, False, True)])
+def test_attention_that_drops_weights_is_not_fused(rate, deterministic, is_fused):
+    x = jnp.ones((1, 4, 2))
+    module = layers.Attention(1, dropout=rate, execution=Execution(fused_attention='xla'))
+    found = jax.eval_shape(lambda: module.init_with_output(
+        jax.random.key(0), x, x, x, deterministic=deterministic))
+    assert (found[0][1] is None) == is_fused
 
 
 @pytest.mark.parametrize('chunk', [0, 16, 24])
@@ -273,10 +301,18 @@ def test_parameters_lie_in_the_same_places(name):
 @pytest.mark.parametrize('options, message', [
     (dict(attention_chunk=-1), 'model.attention_chunk=-1: expected 0'),
     (dict(heads=3), 'model.width=16: expected a multiple of its 3'),
+    (dict(fused_attention='flash'), "model.fused_attention='flash': expected one of '', 'xla'"),
+    (dict(fused_attention='cudnn', dtype='bfloat16'), 'needs a GPU .* found cpu and bfloat16'),
+    (dict(fused_attention='cudnn', backend='gpu'), 'needs .* found gpu and float32'),
+    (dict(fused_attention='cudnn', backend='gpu', dtype='bfloat16', heads=4),
+     'width=16 gives each of 4 heads 4 channels, expected a multiple of 8'),
 ])
-def test_bad_values_are_named(options, message):
+def test_bad_values_are_named(options, message, monkeypatch):
+    backend = options.get('backend', 'cpu')
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     with pytest.raises(ConfigError, match=message):
-        model_test.make(model_test.make_batch(), **options)
+        model_test.make(model_test.make_batch(), **{
+            key: value for key, value in options.items() if key != 'backend'})
 
 
 # Sizes ----------------------------------------------------------------------------------------
