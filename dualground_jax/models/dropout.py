@@ -23,7 +23,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float | jax.Array) -
     """bool[shape], False with probability `rate`, to within 2^-32, of an array to within 2^-24.
 
     The hash is lowbias32 (https://nullprogram.com/blog/2018/07/31/) of the place in the array, with
-    a word of the key before and one in the middle. They are as random as bits drawn by the key, which
+    a word of the key before and one in the middle; these are as random as bits drawn by it, which
     would be one more loop to compile for each dropout. An entry's place does not depend on the
     shape, so padding leaves the others their masks.
     """
