@@ -252,7 +252,8 @@ def attention_weights(
         raise ConfigError(f'model.width={query.shape[-1]}: expected a multiple of its {heads} '
                           'attention heads')
     query, key = (x.reshape(*x.shape[:-1], heads, -1) for x in (query, key))
-    logits = jnp.einsum('bqhd,bkhd->bhqk', query * query.shape[-1] ** -0.5, key)
+    logits = jnp.einsum('bqhd,bkhd->bhqk', query * query.shape[-1] ** -0.5, key,
+                        preferred_element_type=jnp.float32)
     if normalize == 'inputs':
         return masked_softmax(logits, mask)
     if normalize == 'slots':
