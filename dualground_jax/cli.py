@@ -207,7 +207,7 @@ def check_effect(values: flags.FlagValues) -> None:
                               f'reads {", ".join(read)}')
     if of_one and values.split:
         raise ConfigError(f'--split={values.split} changes nothing for a single video and query')
-    for name in ('output', 'top', 'save_plot'):
+    for name in ('output', 'top', 'save_plot', 'encoder'):
         if values[name].present and not of_one:
             raise ConfigError(f'--{name}={values[name].value} changes nothing for a split')
 

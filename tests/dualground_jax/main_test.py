@@ -273,7 +273,8 @@ def test_every_mode_has_its_run(mode):
     module, needs = main.MODES[mode]
     parameters = list(inspect.signature(importlib.import_module(module).run).parameters)
     assert len(parameters) == 2 + ('files' in needs)
-    assert set(needs.split()) <= {'workdir', 'config', 'saved', 'world', 'processes', 'files'}
+    assert set(needs.split()) <= {
+        'workdir', 'config', 'saved', 'world', 'processes', 'files', 'output'}
 
 
 def test_help_names_every_flag_and_mode(capsys):

@@ -1,5 +1,6 @@
 """The worked example of docs/own_data.md, command by command, and the config for own data."""
 
+import collections
 import json
 import os
 import re
@@ -7,13 +8,15 @@ import shlex
 import subprocess
 import sys
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from configs import custom
+from data_pipelines import video
 from data_pipelines.errors import ConfigError
 from dualground_jax import cli, main
-from tests.helpers import command_line
+from tests.helpers import clip_folder, command_line
 from tests.helpers.paths import REPO
 
 COMMAND = 'python -m dualground_jax.main '
@@ -41,20 +44,31 @@ def run_block(block, monkeypatch):
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, capsys):
+    """With a small encoder in place of the one to download."""
+    clip_folder.write(tmp_path / 'openai' / 'clip-vit-base-patch32')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(REPO / 'configs')
-    printed = {}
+    printed = collections.defaultdict(str)
     for block in example_blocks():
         run_block(block, monkeypatch)
-        printed[block.split()[3] if block.startswith(COMMAND) else block] = capsys.readouterr().out
+        printed[block.split()[3] if block.startswith(COMMAND) else block] += capsys.readouterr().out
+    assert '6 videos, 6 to extract' in printed['--mode=extract']
     assert 'val: 2 queries of 1 videos' in printed['--mode=import']
     assert 'errors: 0, warnings: 0' in printed['--mode=verify-data']
     rows = [json.loads(line) for line in open('runs/mine/val_predictions.jsonl')]
     wanted = [json.loads(line) for line in open('data/mine/val.jsonl')]
     assert [row['qid'] for row in rows] == [row['qid'] for row in wanted]
-    single = json.loads(printed['--mode=predict'].splitlines()[-1])
-    assert len(single['saliency']) == 15 and single['clip_length'] == 2
-    assert all(0 <= start <= end <= 30 for start, end, _ in single['windows'])
+    found = json.load(open('data/mine/moments.json'))
+    assert [row['query'] for row in found] == ['a dog runs', 'the sun sets']
+    for row in found:
+        assert len(row['saliency']) == 15 and row['clip_length'] == 2 and len(row['windows']) == 1
+        assert all(0 <= start < end <= 30 for start, end, _ in row['windows'])
+    # FFmpeg reads the list, and makes a video of the cuts.
+    cuts = [row['windows'][0] for row in found]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-f', 'concat', '-safe', '0',
+                    '-i', 'data/mine/moments.ffconcat', 'cuts.mp4'], check=True)
+    length = sum(end - start for start, end, score in cuts if score > 0)
+    assert abs(video.probe('cuts.mp4').duration - length) <= 0.4 * len(cuts)
 
 
 @pytest.fixture(name='folder')
