@@ -14,7 +14,7 @@ PRODUCTS = r'stablehlo\.(?:dot_general|convolution)\b.*'
 
 @pytest.mark.parametrize('name, precision', [('train', 'highest'), ('predict', 'high')])
 def test_every_product_of_a_step_has_the_precision(name, precision):
-    """As lowered for a TPU; gradients, and the convolutions of FlashVTG, included."""
+    """As lowered for a TPU; gradients included."""
     config = synthetic.get_config('model=flash_vtg,runlocal')
     assert config.model.matmul_precision == 'highest', 'the default is float32, as in PyTorch'
     config.model.matmul_precision = precision
@@ -22,7 +22,6 @@ def test_every_product_of_a_step_has_the_precision(name, precision):
     text = step.trace(*arguments).lower(lowering_platforms=('tpu',)).as_text()
     products = re.findall(PRODUCTS, text)
     assert len(products) > 30
-    assert any('convolution' in product for product in products)
     found = [re.findall(r'\b(?:DEFAULT|HIGH|HIGHEST)\b', product) for product in products]
     assert found == [[precision.upper()] * 2] * len(products)
 
