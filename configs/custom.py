@@ -38,6 +38,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         layout=f'what the rows of a query are: {", ".join(tokens.TEXT_LAYOUTS)}',
         clip_length='seconds of a clip',
     )
+    if args['root'] and not pathlib.Path(args['root']).is_dir():
+        raise ConfigError(f'root={args["root"]}: no such folder')
     made = recipe.read(args['root']) if args['root'] else None
     known = made.data() if made else {}
     if missing := [f'{name}=... ({meaning})' for name, meaning in expected.items()

@@ -30,6 +30,8 @@ class Stream:
         size: of the pictures, pixels; 0 for text.
         layout: of text rows, a key of tokens.TEXT_LAYOUTS; '' for video.
         options: what else changes the rows, as in 'float32'.
+        source: name of the weights' folder or file, to be told beside their hash; makes no
+            difference.
     """
 
     folder: str
@@ -39,6 +41,7 @@ class Stream:
     size: int = 0
     layout: str = ''
     options: str = ''
+    source: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,16 @@ class Recipe:
         parts = {stream.encoder: stream for stream in self.streams} | {'text': self.text}
         for name, stream in parts.items():
             values = dataclasses.asdict(stream) if stream else {}
-            found |= {f'{name}.{key}': value for key, value in values.items() if key != 'folder'}
+            found |= {f'{name}.{key}': value for key, value in values.items()
+                      if key not in ('folder', 'source')}
         return found
+
+
+    def sources(self) -> dict[str, str]:
+        """' (NAME)' of the weights, by their names in `flat`."""
+        streams = {stream.encoder: stream for stream in self.streams} | {'text': self.text}
+        return {f'{name}.weights': f' ({stream.source})'
+                for name, stream in streams.items() if stream and stream.source}
 
 
 def parse(text: str, name: Any = 'data.recipe') -> Recipe | None:
@@ -148,8 +159,10 @@ def differences(there: Recipe, here: Recipe) -> list[str]:
     What one of them lacks is left out where the streams, or whether there is a text, tell it.
     """
     a, b = there.flat(), here.flat()
-    return [f'{name}: {a[name]} there, {b[name]} here'
-            for name in a if name in b and a[name] != b[name]]
+    names = [name for name in a if name in b and a[name] != b[name]]
+    return [f'{name}: {a[name]}{there.sources().get(name, "")} there, '
+            f'{b[name]}{here.sources().get(name, "")} here' for name in names]
+
 
 
 def check(model: Recipe | None, found: Recipe | None, name: Any) -> None:

@@ -159,7 +159,8 @@ def define_flags(modes: Sequence[str]) -> None:
         list(ONE),
         lambda given: [sum(map(bool, map(given.get, names))) for names in (ONE[:2], ONE[2:])] in (
             [0, 0], [1, 1]),
-        'moments in a video need --video or --video_features, and --query or --query_features')
+        'mode predict needs one of --video and --video_features, and one of --query and '
+        '--query_features; mode extract takes --videos')
 
 
 class _ConfigParser(flags.ArgumentParser):

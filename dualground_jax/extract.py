@@ -164,7 +164,7 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
     """The query of an annotation record."""
     for field, kinds in dict(qid=(int, str), query=str, vid=str).items():
         value = row.get(field)
-        if not isinstance(value, kinds) or isinstance(value, bool) or value == '':
+        if not isinstance(value, kinds) or isinstance(value, bool) or not str(value).strip():
             raise DataError(f'{where}: {field} is {files.short(value)}, expected '
                             + ('text' if kinds is str else 'a whole number or text'))
         if field != 'query' and not files.is_file_name(str(value)):

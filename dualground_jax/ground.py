@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data_pipelines import features, progress, recipe, release, video
 from data_pipelines.errors import ConfigError, DataError
 from dualground_jax import moment_files, predict
-from dualground_jax.predictor import EncodedVideo, Moments, Predictor
+from dualground_jax.predictor import EncodedVideo, Moments, Predictor, check_sentences
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -28,6 +28,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         DataError: videos or features that are not as they should be. Of several videos the others
             are done first.
     """
+    check_sentences(values.query)
     if not (values.video or values.video_features):
         predict.predict_best(config, values.workdir, predict.load_split(config))
         return
@@ -66,6 +67,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
             rows.append(row)
     for path in outputs:
         moment_files.write(path, rows)
+        progress.say(f'wrote {path}: {len(rows)} videos and queries')
     if failed:
         raise DataError(f'{len(failed)} of {len(values.video)} videos failed, the first: '
                         f'{failed[0]}')

@@ -39,7 +39,7 @@ class Moments(NamedTuple):
         return 1 - (best - self.saliency) / ((best - self.saliency.min()) or 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EncodedVideo:
     """A video as an encoder gives it, ready for any number of sentences.
 
@@ -54,7 +54,13 @@ class EncodedVideo:
     recipe: Recipe | None = None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz file, whole or not at all."""
+        """Writes an .npz file, whole or not at all.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise DataError(f'{path}: no such folder')
         with files.whole_files(path) as (unfinished,), open(unfinished, 'wb') as file:
             np.savez(file, *self.streams, duration=self.duration,
                      recipe=self.recipe.to_json() if self.recipe else '')
@@ -92,6 +98,12 @@ def load_encoder(streams: str, data: ConfigDict) -> Any:
                         rule=known.rule, dtype=known.streams[0].options)
 
 
+def check_sentences(queries: Sequence[Any]) -> None:
+    """Raises DataError if a query is an empty text."""
+    if any(isinstance(query, str) and not query.strip() for query in queries):
+        raise DataError('a query is empty, expected a sentence')
+
+
 def check_encoder(found: Recipe, config: ConfigDict) -> None:
     """Raises DataError if an encoder's features are not those that a model reads."""
     predict.check_recipe(config.data.recipe, config.evaluate, found, 'the encoder')
@@ -101,7 +113,7 @@ def check_encoder(found: Recipe, config: ConfigDict) -> None:
                             f'{config.data[key]} (data.{key})')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Predictor:
     """A trained model with its config, ready to ground sentences in videos.
 
@@ -174,7 +186,7 @@ class Predictor:
         return EncodedVideo(streams, duration, self.encoder.recipe)
 
     def predict(
-        self, video: EncodedVideo | np.ndarray | list[np.ndarray],
+        self, video: EncodedVideo | str | os.PathLike | np.ndarray | list[np.ndarray],
         query: str | np.ndarray | Sequence[str] | Sequence[np.ndarray],
         duration: float | None = None,
     ) -> Moments | list[Moments]:
@@ -183,7 +195,7 @@ class Predictor:
         A video of more than data.max_clips clips is read in stretches of so many, see `stretches`.
 
         Args:
-            video: of `encode_video`; or its features, float[T, d] of each stream of
+            video: of `encode_video`, or its file; or its features, float[T, d] of each stream of
               `data.video_dirs`, in that order, raw as in the feature files; one array if there is
               one stream.
             query: a sentence; or its features, float[R, d_t], raw rows of the text encoder in the
@@ -196,12 +208,15 @@ class Predictor:
 
         Raises:
             ConfigError: a sentence, and there is no encoder.
-            DataError: a wrong number of streams or width, values that are not finite, features by
-              another recipe than the model's, or no duration above 0.
+            DataError: an empty sentence, a wrong number of streams or width, values that are not
+              finite, features by another recipe than the model's, or no duration above 0.
         """
         if duration is not None and not 0 < duration < math.inf:
             raise DataError(f'duration is {duration}, expected seconds above 0')
         several, data = isinstance(query, list | tuple), self.config.data
+        check_sentences(query if several else [query])
+        if isinstance(video, str | os.PathLike):
+            video = self.encode_video(video)
         if not isinstance(video, EncodedVideo):
             video = EncodedVideo(video if isinstance(video, list) else [video], 0.0)
         elif video.recipe:

@@ -48,6 +48,9 @@ def test_what_is_missing_is_told_first(values):
     values.output = 'a.edl'
     with pytest.raises(ConfigError, match='a cut list needs --video=FILE'):
         ground.run(values, None)
+    values.query = ['']
+    with pytest.raises(DataError, match='a query is empty'):
+        ground.run(values, None)
     values.query = ['a dog']
     with pytest.raises(ConfigError, match='--video and --query need --encoder=clip=FOLDER'):
         ground.run(values, None)

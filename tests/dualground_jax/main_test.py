@@ -227,7 +227,8 @@ def test_bad_data_is_skipped_on_request(world, capsys, monkeypatch, tmp_path):
             ['--skip_list=nowhere/skip.jsonl', 'no such folder'],
         ),
         (['--mode=import-csv', '--table=a.csv'], ['--output=FOLDER']),
-        (['--config=configs/custom.py:root=nowhere'], ['layout=...', 'clip_length=...']),
+        (['--config=configs/custom.py:root=nowhere'], ['root=nowhere: no such folder']),
+        (['--config=configs/custom.py:root=.'], ['layout=...', 'clip_length=...']),
         (['--config=configs/qvh.py:domain=BK'], ["unknown config argument 'domain'"]),
         (
             ['--mode=word-vectors', '--config=configs/charades.py:features=vgg'],

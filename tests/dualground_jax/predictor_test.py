@@ -114,6 +114,13 @@ def test_an_encoder_is_asked_for(predictor, video, query, tmp_path):
         predictor.predict(video, 'a dog runs')
     with pytest.raises(ConfigError, match="encoder='clip=FOLDER'"):
         predictor.encode_video('beach.mp4')
+    with pytest.raises(ConfigError, match="encoder='clip=FOLDER'"):
+        predictor.predict('beach.mp4', query)
+    for blank in ('', [' ']):
+        with pytest.raises(DataError, match='a query is empty, expected a sentence'):
+            predictor.predict(video, blank)
+    with pytest.raises(DataError, match='nowhere/a.npz: no such folder'):
+        EncodedVideo([video], 2.0).save(tmp_path / 'nowhere' / 'a.npz')
 
 
 class FakeEncoder:
