@@ -24,10 +24,10 @@ from scipy.special import expit
 
 from benchmarks import common
 from data_pipelines import datasets, files, world
-from dualground_jax import stretches
 from dualground_jax.config import load_config
+from dualground_jax.grounding import stretches
+from dualground_jax.grounding.predictor import Moments, Predictor
 from dualground_jax.metrics import official, tables
-from dualground_jax.predictor import Moments, Predictor
 
 WHOLE = 8  # videos, at most, that are read as one input: attention grows with the square
 METRICS = 'R1@0.5', 'R1@0.7', 'mAP'

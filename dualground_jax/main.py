@@ -20,7 +20,7 @@ from dualground_jax import cli, config, runtime
 MODES = {
     'train': ('dualground_jax.train', 'workdir config world processes'),
     'evaluate': ('dualground_jax.evaluate', 'workdir saved world processes'),
-    'predict': ('dualground_jax.ground', 'workdir saved processes'),
+    'predict': ('dualground_jax.grounding.ground', 'workdir saved processes'),
     'sweep': ('dualground_jax.sweep', 'workdir config world'),
     'analyse': ('dualground_jax.analysis.analyse', 'workdir'),
     'score': ('dualground_jax.metrics.score', 'files'),

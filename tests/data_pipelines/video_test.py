@@ -15,7 +15,7 @@ import pytest
 from data_pipelines import video
 from data_pipelines.errors import ConfigError, DataError
 from tests.helpers.paths import REAL
-from tests.videos import H264, ffmpeg, make, read, scene
+from tests.helpers.videos import H264, ffmpeg, make, read, scene
 
 SIZE = 32
 AUDIO = '-f lavfi -i sine=d='

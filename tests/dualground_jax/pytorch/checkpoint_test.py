@@ -14,7 +14,7 @@ from scipy import optimize
 from configs import qvh
 from data_pipelines import torch_file
 from dualground_jax import checkpoints, cli, main, models, sharding, state, state_dict
-from dualground_jax.predictor import Predictor
+from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.pytorch import checkpoint, mapping, names
 from dualground_jax.pytorch import content as content_lib
 from tests.helpers import command_line, golden_models, torch_writer

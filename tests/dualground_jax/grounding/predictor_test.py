@@ -6,9 +6,9 @@ import pytest
 from data_pipelines import release
 from data_pipelines.errors import ConfigError, DataError
 from data_pipelines.recipe import Recipe, Stream
-from dualground_jax import stretches
 from dualground_jax.config import load_config
-from dualground_jax.predictor import EncodedVideo, Moments, Predictor
+from dualground_jax.grounding import stretches
+from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor
 from tests.helpers import fresh_runs
 
 MOST = 12  # clips of a stretch
@@ -209,5 +209,5 @@ def test_what_is_no_encoded_video_is_refused(content, tmp_path):
         np.savez(path, features=np.zeros((3, 4)))
     else:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="video.npz: can't be read as an encoded video"):
+    with pytest.raises(DataError, match="video.npz: can't be read.*what EncodedVideo.save wrote"):
         EncodedVideo.load(path)

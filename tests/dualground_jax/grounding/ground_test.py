@@ -8,8 +8,8 @@ import pytest
 
 from data_pipelines import video
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import ground
-from dualground_jax.predictor import EncodedVideo, Moments
+from dualground_jax.grounding import ground
+from dualground_jax.grounding.predictor import EncodedVideo, Moments
 from tests.helpers import fresh_runs
 
 

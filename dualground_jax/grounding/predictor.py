@@ -16,8 +16,9 @@ from data_pipelines import features, files, pipeline, progress, recipe, release,
 from data_pipelines import video as video_files
 from data_pipelines.errors import ConfigError, DataError, one_line
 from data_pipelines.recipe import Recipe
-from dualground_jax import predict, runtime, sharding, stretches
+from dualground_jax import predict, runtime, sharding
 from dualground_jax.checkpoints import Checkpoints
+from dualground_jax.grounding import stretches
 from dualground_jax.metrics.moments import MAX_WINDOWS
 
 
@@ -78,8 +79,9 @@ class EncodedVideo:
                 return cls(streams, float(found['duration']),
                            recipe.parse(str(found['recipe']), path))
         except (KeyError, TypeError, *features.DAMAGE) as error:
-            raise DataError(f"{path}: can't be read as an encoded video: {one_line(error)}"
-                            ) from error
+            reason = one_line(error) if isinstance(error, OSError) else 'damaged, or another file'
+            raise DataError(f"{path}: can't be read: {reason}; expected what EncodedVideo.save "
+                            'wrote') from error
 
 
 def load_encoder(streams: str, data: ConfigDict) -> Any:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import moment_files
+from dualground_jax.grounding import moment_files
 
 
 @pytest.fixture(name='rows')

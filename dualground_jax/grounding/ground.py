@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines import features, progress, recipe, release, video
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import moment_files, predict
-from dualground_jax.predictor import EncodedVideo, Moments, Predictor, check_sentences
+from dualground_jax import predict
+from dualground_jax.grounding import moment_files
+from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor, check_sentences
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -28,10 +29,10 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         DataError: videos or features that are not as they should be. Of several videos the others
             are done first.
     """
-    check_sentences(values.query)
     if not (values.video or values.video_features):
         predict.predict_best(config, values.workdir, predict.load_split(config))
         return
+    check_sentences(values.query)
     if (values.video or values.query) and not values.encoder:
         raise ConfigError('--video and --query need --encoder=clip=FOLDER, the encoder that made '
                           "the features of the model's training")

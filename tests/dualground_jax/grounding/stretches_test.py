@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dualground_jax import stretches
+from dualground_jax.grounding import stretches
 
 ALL = dict(threshold=2.0, kind='normal')  # nothing is suppressed
 

@@ -1,0 +1,1 @@
+"""Moments of sentences in single videos, however long: from Python, and mode `predict`."""
