@@ -25,6 +25,7 @@ from dualground_jax.config import check_key as check_known
 from dualground_jax.config import with_recipe
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
+from dualground_jax.runs import check_same_run, is_evaluated_anew
 
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
@@ -265,8 +266,8 @@ def check_same_config(one: Run) -> None:
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
-    changed = train.check_same_run(one.workdir, run_there.config('latest'), one.config)
-    if train.is_evaluated_anew(changed):
+    changed = check_same_run(one.workdir, run_there.config('latest'), one.config)
+    if is_evaluated_anew(changed):
         raise UserError(f'{one.workdir}: holds a run that was evaluated otherwise '
                         f'({"; ".join(changed)}), and a table compares; use another --workdir')
 

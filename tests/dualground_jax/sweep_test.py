@@ -17,6 +17,7 @@ from configs.sweeps import attention_scaling
 from data_pipelines import files, world
 from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import checkpoints, inputs, sharding, sweep, train
+from dualground_jax import runs as runs_lib
 from dualground_jax import state as state_lib
 
 TOKENS, SEEDS = 'model.tokens=full,eos,words', 'seed=1,2,3'
@@ -52,7 +53,7 @@ class Training:
     def train(self, config, workdir):
         self.calls.append(workdir.name)
         if error := self.errors.get((config.model.tokens, config.seed)):
-            if isinstance(error, train.TrainingError):
+            if isinstance(error, runs_lib.TrainingError):
                 return error
             raise error
         if checkpoints.Checkpoints(workdir).step('latest') is None:
@@ -189,7 +190,7 @@ def test_bad_sweeps_are_refused_before_training(case, config, training, tmp_path
 def test_models_are_traced_once_for_all_seeds_and_not_for_finished_runs(
     config, training, tmp_path
 ):
-    training.errors = {('eos', 2): train.TrainingError('no')}
+    training.errors = {('eos', 2): runs_lib.TrainingError('no')}
     with pytest.raises(UserError):
         sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.traced == ['full', 'eos', 'words']
@@ -264,7 +265,7 @@ def test_runs_that_share_a_program_are_trained_together(config, training, tmp_pa
     sweeps = ['optimizer.learning_rate=0.1,0.2', 'model.tokens=full,eos', SEEDS]
     name = lambda rate, tokens, seed: (
         f'optimizer.learning_rate={rate},model.tokens={tokens},seed={seed}')
-    training.errors = {('eos', 2): train.TrainingError('no')}
+    training.errors = {('eos', 2): runs_lib.TrainingError('no')}
     with pytest.raises(UserError, match='^2 of 12 runs failed: .*=0.1,.*eos,seed=2 .no.; .*=0.2,'):
         sweep.train_all(config, tmp_path, sweeps)
     first, second = [(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1)], [(0.2, 2), (0.2, 3)]
@@ -282,7 +283,7 @@ def test_runs_that_share_a_program_are_trained_together(config, training, tmp_pa
 
 
 def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, capsys):
-    training.errors = {('eos', 1): train.TrainingError('step 2: loss not finite'),
+    training.errors = {('eos', 1): runs_lib.TrainingError('step 2: loss not finite'),
                        ('words', 3): RuntimeError('out of\nmemory')}
     with pytest.raises(UserError) as caught:
         sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
@@ -304,7 +305,7 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
 
 
 def test_if_all_fail_there_is_no_table(config, training, tmp_path, capsys):
-    training.errors = {('full', 1): train.TrainingError('no')}
+    training.errors = {('full', 1): runs_lib.TrainingError('no')}
     with pytest.raises(UserError, match='1 of 1 runs failed'):
         sweep.train_all(config, tmp_path, ['seed=1'])
     assert not list(tmp_path.iterdir()) and 'wrote' not in capsys.readouterr().out
@@ -427,16 +428,16 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
         config.evaluate.pictures, config.data.limit, config.mesh.data = 0, 8, 1
     world.generate(config.world, config.data.root)
     alone, together, sweeps = tmp_path / 'alone', tmp_path / 'together', ['seed=1,7']
-    save = train.Run.score_and_save
+    save = runs_lib.Run.score_and_save
 
     def save_and_copy(run, step, *rest):
         save(run, step, *rest)
         if run.config.seed == 7 and step == 2:
             shutil.copytree(run.folder, together / 'seed=7')
 
-    monkeypatch.setattr(train.Run, 'score_and_save', save_and_copy)
+    monkeypatch.setattr(runs_lib.Run, 'score_and_save', save_and_copy)
     sweep.train_all(config, alone, sweeps)
-    monkeypatch.setattr(train.Run, 'score_and_save', save)
+    monkeypatch.setattr(runs_lib.Run, 'score_and_save', save)
     results = [json.loads((alone / name / 'results.json').read_text())
                for name in ('seed=1', 'seed=7')]
     assert [run['brief'] for run in report_of(alone)['runs']] == [

@@ -21,11 +21,13 @@ from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
 from data_pipelines.errors import UserError
 from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
-from dualground_jax import checkpoints, evaluate, ground, models, predict, sharding, train
+from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
+from dualground_jax import runs as runs_lib
 from dualground_jax import state as state_lib
 from dualground_jax.config import load_config
+from dualground_jax.grounding import ground
+from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.metrics import official
-from dualground_jax.predictor import Predictor
 from tests.helpers.paths import REPO
 
 # As command-line overrides, so that the killed process runs the very same config.
@@ -207,27 +209,27 @@ def test_a_workdir_goes_on_by_its_own_config(finished, config, values, message, 
 def test_what_a_run_may_go_on_with(config):
     values = dict(train__epochs=9, train__eval_every=2, evaluate__batch_size=1, mesh__fsdp=2,
                   data__cache_gb=0.5)
-    told = train.check_same_run('run', config, changed(config, **values))
+    told = runs_lib.check_same_run('run', config, changed(config, **values))
     assert sorted(text.partition(':')[0] for text in told) == sorted(
         key.replace('__', '.') for key in values)
-    assert not train.is_evaluated_anew(told)
-    told = train.check_same_run('run', config, changed(config, evaluate__selection=('mAP',)))
-    assert train.is_evaluated_anew(told)
+    assert not runs_lib.is_evaluated_anew(told)
+    told = runs_lib.check_same_run('run', config, changed(config, evaluate__selection=('mAP',)))
+    assert runs_lib.is_evaluated_anew(told)
     dropping = changed(config, train__drop_last=True, seed=1)
-    train.check_same_run('run', config, changed(config, seed=1), compared='model.')
+    runs_lib.check_same_run('run', config, changed(config, seed=1), compared='model.')
     with pytest.raises(checkpoints.CheckpointError, match=r'\(seed: 2024 there, 1 here\)'):
-        train.check_same_run('run', config, dropping, unused=('train.drop_last',))
+        runs_lib.check_same_run('run', config, dropping, unused=('train.drop_last',))
 
 
 def test_other_training_data_are_refused(config):
     """Files can change where the config does not."""
     split = datasets.load_split(config.data, 'train')
-    here = dict(training_data=train.fingerprint(split))
-    train.check_same_data('run', {}, here)  # saved before there were fingerprints
+    here = dict(training_data=runs_lib.fingerprint(split))
+    runs_lib.check_same_data('run', {}, here)  # saved before there were fingerprints
     split.saliency[3] = split.saliency[3] + 1
-    there = dict(training_data=train.fingerprint(split))
+    there = dict(training_data=runs_lib.fingerprint(split))
     with pytest.raises(checkpoints.CheckpointError, match='30 queries, .* there, 30 queries'):
-        train.check_same_data('run', there, here)
+        runs_lib.check_same_data('run', there, here)
 
 
 def test_runs_saved_before_a_key_existed_count_as_what_they_did(config, tmp_path):
@@ -243,7 +245,7 @@ def test_runs_saved_before_a_key_existed_count_as_what_they_did(config, tmp_path
 
 @pytest.mark.parametrize('steps', [1, 3])
 def test_a_loss_that_is_not_finite_stops_with_step_and_queries(steps, tmp_path):
-    history = train.History(tmp_path, 4, 0, lambda step: [f'q{step}a', f'q{step}b'])
+    history = runs_lib.History(tmp_path, 4, 0, lambda step: [f'q{step}a', f'q{step}b'])
     fine, bad = np.ones(steps, np.float32), np.ones(steps, np.float32)
     bad[-1] = np.nan
     shaped = (lambda x: x) if steps > 1 else np.squeeze
@@ -258,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_queries(steps, tmp_path):
         rows[-1, lost] = False
         add(last, bad, rows)
         message = re.escape(f'step {last}: loss not finite; qids {named}')
-        with pytest.raises(train.TrainingError, match=message):
+        with pytest.raises(runs_lib.TrainingError, match=message):
             history.flush()
         history.pending.pop()
 
@@ -424,11 +426,11 @@ def test_a_run_starts_from_the_best_parameters_of_another(
         own.train.init_from = str(finished[0])
     best, starts = jax.device_get(Predictor.from_checkpoint(finished[0]).params), []
 
-    def start_from(workdir, fresh, original=train.start_from):
+    def start_from(workdir, fresh, original=runs_lib.start_from):
         starts.append(jax.device_get(original(workdir, fresh)))
         return original(workdir, fresh)
 
-    monkeypatch.setattr(train, 'start_from', start_from)
+    monkeypatch.setattr(runs_lib, 'start_from', start_from)
     train.train(own, str(tmp_path / 'run'))
     state, = starts
     assert int(state.step) == 0 and not any(x.any() for x in jax.tree.leaves(state.opt_state))
