@@ -225,6 +225,12 @@ def check_recipe(model: str, section: ConfigDict, found: recipe.Recipe | None, n
                      'the model was trained on is not known')
 
 
+def check_split_recipe(workdir: str | os.PathLike, config: ConfigDict) -> None:
+    """As `check_recipe`, of a run's best checkpoint and the features of the config's splits."""
+    check_recipe(Checkpoints(workdir).config('best').data.recipe, config.evaluate,
+                 datasets.recipe_of(config.data), config.data.records or config.data.root)
+
+
 def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> list[dict]:
     """Predicts a split by a run's best checkpoint; writes `<workdir>/<split>_predictions.jsonl`.
 
@@ -236,8 +242,7 @@ def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> lis
         ConfigError: a batch that the mesh cannot split.
         DataError: the features were made by another recipe than the model's.
     """
-    check_recipe(Checkpoints(workdir).config('best').data.recipe, config.evaluate,
-                 datasets.recipe_of(config.data), config.data.records or config.data.root)
+    check_split_recipe(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
     check_section(config.evaluate, mesh)
     params, step, told = restore_best(workdir, config, mesh)

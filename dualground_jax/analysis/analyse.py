@@ -91,6 +91,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
         world.generate(config.world, config.data.root)
     with config.unlocked():
         config.data.limit = settings.limit or config.data.limit
+    predict.check_split_recipe(workdir, config)
     splits = [load_split(config, name, settings) for name in settings.splits]
 
     # ---- Model -------------------------------------------------------------------------------

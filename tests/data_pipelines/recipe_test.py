@@ -9,7 +9,7 @@ import pytest
 from configs import charades, custom, qvh
 from data_pipelines import datasets, recipe, release
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import train
+from dualground_jax import runs as runs_lib
 from dualground_jax.checkpoints import CheckpointError
 from tests.helpers.release_files import LINE, assert_parts, make_release, make_rows, write_lines
 
@@ -124,8 +124,8 @@ def test_a_run_goes_on_by_its_recipe_alone(tmp_path):
     other = saved.copy_and_resolve_references()
     other.data.recipe = dataclasses.replace(BOTH, rule='start').to_json()
     with pytest.raises(CheckpointError, match=r'\(data.recipe.rule: middle there, start here\)'):
-        train.check_same_run(tmp_path, saved, other)
-    assert train.check_same_run(tmp_path, saved, saved) == []
+        runs_lib.check_same_run(tmp_path, saved, other)
+    assert runs_lib.check_same_run(tmp_path, saved, saved) == []
 
 
 def test_built_data_keep_the_recipe(tmp_path):
