@@ -37,6 +37,7 @@ SENTENCES = 256  # that are encoded before their files are written
 BEAM_VIDEOS = 32  # of an element of Beam
 T = TypeVar('T')
 QUERY, SENTENCE = 'query', 'pooler_output'  # in a query's file, beside its rows
+BYTES = 'bytes'  # in a video's file: the size of the video that its rows are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +176,28 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
 def unfinished(output: pathlib.Path, encoder: Encoder, work: Work) -> Work:
     """What of the work is not there yet."""
     videos = [job for job in work.videos
-              if any(not _file(output, stream, job).exists() for stream in encoder.streams)]
+              if not all(_is_of(_file(output, stream, job), job) for stream in encoder.streams)]
     return Work(videos, [query for query in work.queries if not _is_written(output, query)])
 
 
 def _file(output: pathlib.Path, stream: Stream, job: Job) -> pathlib.Path:
     return output / stream.record.folder / f'{job.vid}.npz'
+
+
+def _is_of(path: pathlib.Path, job: Job) -> bool:
+    """Whether there are rows of this very video, by its size; rows of one that is gone count."""
+    if not os.path.exists(job.path):
+        return path.exists()
+    return _noted(path, BYTES) == os.path.getsize(job.path)
+
+
+def _noted(path: pathlib.Path, name: str) -> np.ndarray | None:
+    """What a file has beside its rows; None if it has not, or is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return found[name]
+    except (KeyError, *features.DAMAGE):
+        return None
 
 
 def _text_file(output: pathlib.Path, query: Query) -> pathlib.Path:
@@ -189,11 +206,8 @@ def _text_file(output: pathlib.Path, query: Query) -> pathlib.Path:
 
 def _is_written(output: pathlib.Path, query: Query) -> bool:
     """Whether there are rows of this very sentence."""
-    try:
-        with np.load(_text_file(output, query)) as found:
-            return str(found[QUERY]) == query.sentence
-    except FileNotFoundError:
-        return False
+    found = _noted(_text_file(output, query), QUERY)
+    return found is not None and str(found) == query.sentence
 
 
 # The folder
@@ -250,13 +264,14 @@ def extract(encoder: Encoder, work: Work, output: pathlib.Path, decoders: int) -
             fail(job.vid, 'no video of this name in --videos')
     for stream in encoder.streams:
         jobs = [job for job in work.videos
-                if job.vid not in failed and not _file(output, stream, job).exists()]
+                if job.vid not in failed and not _is_of(_file(output, stream, job), job)]
         for job, rows in encoded(stream, jobs, decoders, encoder.recipe.clip_length):
             try:
                 if isinstance(rows, str):
                     raise DataError(rows)
                 rows = encoder_lib.stored(rows, job.path)
-                _write(_file(output, stream, job), **{features.VIDEO_KEY: rows})
+                _write(_file(output, stream, job), **{
+                    features.VIDEO_KEY: rows, BYTES: np.array(os.path.getsize(job.path))})
             except DataError as error:
                 fail(job.vid, str(error))
     with progress.Bar('encoding sentences', len(work.queries), 'queries') as bar:

@@ -1,6 +1,7 @@
 """Mode extract: from videos and sentences to feature files, and a model that keeps the recipe."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 import signal
@@ -144,6 +145,28 @@ def test_what_is_there_is_not_made_again(source, root, tmp_path, monkeypatch, ca
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_a_replaced_video_is_extracted_anew(source, root, tmp_path, monkeypatch, capfd):
+    """And so is one whose file notes nothing; rows of a video that is gone stay."""
+    again = tmp_path / 'features'
+    shutil.copytree(root, again)
+    for kind in ('videos', 'clip'):
+        shutil.copytree(source / kind, tmp_path / kind)
+    for split in ('train', 'val'):
+        shutil.copy(source / f'{split}.jsonl', tmp_path)
+    of = lambda i: f'v{i}_0.0_{SECONDS}.0'
+    write_video(tmp_path / 'videos' / f'{of(2)}.mkv', seed=9)
+    (tmp_path / 'videos' / f'{of(3)}.mkv').unlink()
+    np.savez(again / 'clip' / f'{of(4)}.npz', features=np.ones((6, 12)))
+    before = read_all(again)
+    assert start(monkeypatch, arguments(tmp_path, again)) is None
+    assert '6 videos, 2 to extract, 0 not found; 6 queries, 0 to ex' in capfd.readouterr().out
+    after = read_all(again)
+    changed = {name for name, arrays in after.items()
+               if not np.array_equal(arrays.get('features'), before[name].get('features'))}
+    assert changed == {f'clip/{of(i)}.npz' for i in (2, 4)}
+    assert after[f'clip/{of(2)}.npz']['bytes'] != before[f'clip/{of(2)}.npz']['bytes']
+
+
 def test_failures_are_listed_and_the_rest_goes_on(source, tmp_path, monkeypatch, capfd):
     good = source / 'videos' / f'v1_0.0_{SECONDS}.0.mkv'
     shutil.copy(good, tmp_path / 'good.mkv')
@@ -272,17 +295,49 @@ def test_numbers_that_files_cannot_hold_are_refused():
         encoder_lib.stored(np.float32([[1, 1e6]]), 'v')
 
 
-def test_from_videos_to_a_model_that_keeps_the_recipe(source, root, tmp_path, monkeypatch, capfd):
-    """Extract, train five steps, predict; then with features by another recipe."""
+QUICKLY = (
+    '--config.model.width=16', '--config.model.paths=sentence', '--config.model.strides=(1,)',
+    '--config.model.mlp_layers=1', '--config.model.input_layers=1', '--config.mesh.data=1',
+    '--config.train.eval_every=5', '--config.evaluate.pictures=0')
+
+
+def train(monkeypatch, source, root, workdir, steps=5):
     for split in ('train', 'val'):
         shutil.copy(source / f'{split}.jsonl', root)
-    quickly = ('--config.model.width=16', '--config.model.paths=sentence',
-               '--config.model.strides=(1,)', '--config.model.mlp_layers=1',
-               '--config.model.input_layers=1', '--config.mesh.data=1',
-               '--config.train.eval_every=5', '--config.evaluate.pictures=0')
-    assert start(monkeypatch, [
-        'main', f'--config=configs/custom.py:root={root},runlocal', *quickly,
-        '--config.train.max_steps=5', f'--workdir={tmp_path}/run']) is None
+    return start(monkeypatch, [
+        'main', f'--config=configs/custom.py:root={root},runlocal', *QUICKLY,
+        f'--config.train.max_steps={steps}', f'--workdir={workdir}'])
+
+
+VIT_B32 = dict(
+    vision=dict(width=768, heads=12, ffn=3072, num_layers=12, size=224, patch=32),
+    text=dict(width=512, heads=8, ffn=2048, num_layers=12, context=77), projected=512)
+
+
+@pytest.mark.slow
+def test_vit_b32_from_videos_to_moments(source, tmp_path, monkeypatch, capfd):
+    """Extract, train five steps, predict from the file: the same as from its features."""
+    root = tmp_path / 'features'
+    encoder = f'--encoder=clip={clip_folder.write(tmp_path / "clip", sizes=VIT_B32)}'
+    assert start(monkeypatch, arguments(source, root, encoder)) is None
+    assert train(monkeypatch, source, root, tmp_path / 'run') is None
+    vid = f'v0_0.0_{SECONDS}.0'
+    predict = ['main', '--mode=predict', f'--workdir={tmp_path}/run']
+    capfd.readouterr()
+    found = []
+    for given in ([f'--video={source}/videos/{vid}.mp4', f'--query={QUERIES[0]}', encoder],
+                  [f'--video_features={root}/clip/{vid}.npz',
+                   f'--query_features={root}/text/qid0.npz']):
+        assert start(monkeypatch, [*predict, *given]) is None
+        found.append(json.loads(capfd.readouterr().out.splitlines()[-1]))
+    assert len(found[0]['windows']) > 1
+    for key in ('windows', 'saliency'):
+        np.testing.assert_allclose(*(row[key] for row in found), atol=2e-3)
+
+
+def test_from_videos_to_a_model_that_keeps_the_recipe(source, root, tmp_path, monkeypatch, capfd):
+    """Extract, train five steps, predict; then with features by another recipe."""
+    assert train(monkeypatch, source, root, tmp_path / 'run') is None
     predict = ['main', '--mode=predict', f'--workdir={tmp_path}/run', f'--config={tmp_path}/run']
     assert start(monkeypatch, predict) is None
     vid = f'v0_0.0_{SECONDS}.0'
@@ -299,9 +354,8 @@ def test_from_videos_to_a_model_that_keeps_the_recipe(source, root, tmp_path, mo
                          'rule: middle there, legacy here',
                          '--config.evaluate.any_recipe=True')
         assert start(monkeypatch, [*predict, '--config.evaluate.any_recipe=True']) is None
-        again = ['main', f'--config=configs/custom.py:root={root},runlocal', *quickly,
-                 '--config.train.max_steps=6', f'--workdir={tmp_path}/run']
-        assert 'data.recipe.rule: middle there, legacy here' in start(monkeypatch, again)
+        assert 'data.recipe.rule: middle there, legacy here' in train(
+            monkeypatch, source, root, tmp_path / 'run', steps=6)
         (root / 'features.json').unlink()
         capfd.readouterr()
         assert start(monkeypatch, predict) is None
