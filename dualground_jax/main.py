@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import cli, config, runtime
+from dualground_jax import cli, config, runtime, worlds
 
 # Mode -> module with `run(values, config)`, imported for this mode alone, and what it needs.
 # saved: the config of the checkpoint in the workdir, if none is given. world: generated data are
@@ -58,10 +58,8 @@ def run(values: flags.FlagValues, files: Sequence[str]) -> None:
         chosen = chosen or config.load_config(values.workdir)
     if chosen and values.split:
         chosen.evaluate.split = values.split
-    if 'world' in needs and chosen.world:
-        from data_pipelines import world
-
-        runtime.first_alone(lambda: world.generate(chosen.world, chosen.data.root))
+    if 'world' in needs:
+        worlds.prepare(chosen)
     arguments = [files] * ('files' in needs)
     importlib.import_module(module).run(values, chosen, *arguments)
 

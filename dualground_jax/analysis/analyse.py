@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import whole_folder
-from dualground_jax import evaluate, plots, predict, runtime, sharding
+from dualground_jax import evaluate, plots, predict, runtime, sharding, worlds
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -85,10 +85,7 @@ def analyse_run(workdir: pathlib.Path, settings: Settings) -> dict:
         return found
 
     # ---- Data: everything is read and checked before any device time is spent ----------------
-    if config.world:
-        from data_pipelines import world
-
-        world.generate(config.world, config.data.root)
+    worlds.prepare(config)
     with config.unlocked():
         config.data.limit = settings.limit or config.data.limit
     predict.check_split_recipe(workdir, config)
