@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import expit
 
 from benchmarks import common
-from data_pipelines import datasets, files, world
+from data_pipelines import datasets, files, sentences, world
 from dualground_jax.config import load_config
 from dualground_jax.grounding import stretches
 from dualground_jax.grounding.predictor import Moments, Predictor
@@ -77,7 +77,7 @@ class Encoder:
         self.noise = noise
 
     def __call__(self, sentence: str) -> np.ndarray:
-        ids = [world.WORD_IDS[word] for word in sentence.split() if word in world.WORD_CLASS]
+        ids = list(sentences.concept_ids(sentence.split()))
         vector = world.unit(self.vectors[ids].sum(0))
         rng = np.random.default_rng(ids)
         return world.unit(vector + self.noise * world.normal_rows(rng, 1, len(vector))[0])
@@ -123,7 +123,7 @@ def score(moments: list[Moments], truths: list[dict], clip_length: float) -> dic
 def failures(split: datasets.Split, longs: list[Long], truths: list[dict],
              found: dict[str, list[Moments]], clip_length: float) -> str:
     """A table of kinds of queries: how many, how often the video is found, and the moment in it."""
-    named = [sum(word in world.WORD_CLASS for word in row['query'].split()) for row in truths]
+    named = [len(sentences.concept_ids(row['query'].split())) for row in truths]
     single = [len(row['relevant_windows']) == 1 for row in truths]
     kinds = {
         'of 2 to 4 concepts': [n <= 4 for n in named],

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs import common
-from data_pipelines import world
+from data_pipelines import sentences, world
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.world = dataclasses.asdict(planted)
     config.data.update(video_dims=(planted.video_dim,), text_dim=planted.text_dim,
                        max_clips=planted.max_clips,
-                       max_tokens=world.MAX_WORDS + 2)  # beside words start-of-text and [EOS]
+                       max_tokens=sentences.MAX_WORDS + 2)  # beside words start-of-text and [EOS]
     common.resize(
         config, width=64, heads=4, ffn=128, t2v_layers=2, enc_layers=1, dec_layers=2, dummies=3,
         context_layers=1, mlp_layers=2, phrases=3, input_dropout=0.1)

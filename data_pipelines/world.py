@@ -22,32 +22,11 @@ import numpy as np
 
 from data_pipelines import files
 from data_pipelines.errors import UserError
+from data_pipelines.sentences import CONCEPTS, WORD_IDS, concept_ids, draw_sentence, swap_concepts
 
 VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
 SPLITS = ('train', 'val', 'test')
 SALIENCY_SECONDS = 2  # of a clip that annotators grade, in real files; of any clip here
-
-# No noun or attribute starts with a vowel, so that sentences need no 'an'.
-LEXICON = {
-    'actor': ('dog', 'cat', 'woman', 'man', 'girl', 'boy', 'chef', 'dancer'),
-    'motion': ('runs', 'jumps', 'dances', 'sleeps', 'sings', 'waves'),
-    'handling': ('holds', 'washes', 'paints', 'throws', 'carries', 'fixes'),
-    'object': ('ball', 'guitar', 'bicycle', 'basket', 'book', 'bottle', 'hat', 'lamp', 'drum',
-               'kite'),
-    'place': ('kitchen', 'garden', 'beach', 'street', 'forest', 'bridge'),
-    'attribute': ('red', 'blue', 'young', 'small', 'tall', 'wet', 'striped', 'shiny'),
-    'manner': ('fast', 'slowly', 'quietly', 'happily', 'gently', 'alone'),
-}
-ARTICLES = ('a', 'the')
-PREPOSITIONS = ('near', 'by', 'behind', 'beside')
-JOINTS = ('while', 'then', 'and', 'as')
-OPENERS = ('here', 'now', 'in this video', 'we see how', 'the camera shows that')
-WORD_CLASS = {word: name for name, words in LEXICON.items() for word in words}
-CONCEPTS = tuple(WORD_CLASS)
-FUNCTION_WORDS = tuple(sorted({*ARTICLES, *PREPOSITIONS, *JOINTS, *' '.join(OPENERS).split()}))
-WORD_IDS = {word: i for i, word in enumerate(CONCEPTS + FUNCTION_WORDS)}  # concepts come first
-MIN_WORDS, MAX_WORDS = 3, 25
-MAX_CLAUSES, MAX_CLAUSE_CONCEPTS = 3, 5
 MAX_WINDOWS = 4
 
 
@@ -192,63 +171,6 @@ def _write_world(world: World, folder: pathlib.Path) -> None:
                 left -= len(sentences)
 
 
-# Sentences
-
-
-def _draw_sentence(rng, world, seen):
-    """Draws the words of a sentence that names min_concepts to max_concepts different concepts."""
-    while True:
-        count = int(rng.integers(world.min_concepts, world.max_concepts + 1))
-        fewest = math.ceil(count / MAX_CLAUSE_CONCEPTS)
-        sizes = [2] * int(rng.integers(fewest, min(MAX_CLAUSES, count // 2) + 1))
-        for _ in range(count - sum(sizes)):
-            sizes[rng.choice([i for i, n in enumerate(sizes) if n < MAX_CLAUSE_CONCEPTS])] += 1
-        pools = {name: rng.permutation(words).tolist() for name, words in LEXICON.items()}
-        articles = () if rng.random() < 0.3 else ARTICLES
-        words = str(rng.choice(OPENERS)).split() if rng.random() < 0.3 else []
-        for i, size in enumerate(sizes):
-            words += [str(rng.choice(JOINTS))] if i else []
-            words += _draw_clause(rng, size, pools, articles)
-        if MIN_WORDS <= len(words) <= MAX_WORDS and tuple(words) not in seen:
-            return tuple(words)
-
-
-def _draw_clause(rng, size, pools, articles):
-    """Draws a clause with `size` concepts, which it takes out of the pools."""
-    handles = size > 2 and rng.random() < 0.5
-    options = ['actor attribute', 'manner', 'place'] + ['object attribute'] * handles
-    chosen = set(rng.choice(options, size - 2 - handles, replace=False))
-
-    def noun(name):
-        article = [str(rng.choice(articles))] if articles else []
-        attribute = [pools['attribute'].pop()] if f'{name} attribute' in chosen else []
-        return article + attribute + [pools[name].pop()]
-
-    words = noun('actor') + [pools['handling' if handles else 'motion'].pop()]
-    if handles:
-        words += noun('object')
-    if 'manner' in chosen:
-        words.append(pools['manner'].pop())
-    if 'place' in chosen:
-        words += [str(rng.choice(PREPOSITIONS))] + noun('place')
-    return words
-
-
-def _swap_concepts(rng, words, least, most):
-    """Swaps a share of a sentence's concepts, from least to most, at least one, in their class."""
-    places = [i for i, word in enumerate(words) if word in WORD_CLASS]
-    low, high = (max(1, int(share * len(places))) for share in (least, most))
-    swapped = list(words)
-    for i in rng.choice(places, int(rng.integers(low, high + 1)), replace=False):
-        others = [w for w in LEXICON[WORD_CLASS[words[i]]] if w not in {*words, *swapped}]
-        swapped[i] = str(rng.choice(others))
-    return tuple(swapped)
-
-
-def _concept_ids(words):
-    return tuple(WORD_IDS[word] for word in words if word in WORD_CLASS)
-
-
 # Videos
 
 
@@ -257,13 +179,13 @@ def _draw_video(rng, world, may_share, seen):
     several = rng.random() < world.multi_windows
     shared = rng.random() < world.shared_videos and may_share
     while True:
-        sentence = _draw_sentence(rng, world, seen)
-        decoys = [_swap_concepts(rng, sentence, 0, world.swaps) for _ in range(world.distractors)]
+        sentence = draw_sentence(rng, world, seen)
+        decoys = [swap_concepts(rng, sentence, 0, world.swaps) for _ in range(world.distractors)]
         if shared and several:
             decoys = decoys[:1] * len(decoys)  # so that the second query has several windows, too
         # Scenes that resemble one another without the query: likeness alone must not tell.
-        foil = _swap_concepts(rng, sentence, 1, 1)
-        foils = [foil, *(_swap_concepts(rng, foil, 0, world.swaps) for _ in decoys)]
+        foil = swap_concepts(rng, sentence, 1, 1)
+        foils = [foil, *(swap_concepts(rng, foil, 0, world.swaps) for _ in decoys)]
         sentences = [sentence, decoys[0]] if shared else [sentence]
         if not seen.intersection(sentences):
             break
@@ -272,7 +194,7 @@ def _draw_video(rng, world, may_share, seen):
     clips = int(rng.integers(world.min_clips, world.max_clips + 1))
     lengths = [*_draw_lengths(rng, clips, windows),
                *_draw_lengths(rng, clips, len(decoys) + len(foils))]
-    planted = [_concept_ids(words) for words in [sentence] * windows + decoys + foils]
+    planted = [concept_ids(words) for words in [sentence] * windows + decoys + foils]
     order = rng.permutation(len(planted))
     starts, ends = _lay_out(rng, clips, np.array(lengths)[order])
     stretches = list(zip(starts, ends, [planted[i] for i in order], strict=True))
@@ -351,7 +273,7 @@ def _visibility(rng, world, scenes):
 
 def _annotate(rng, world, sentence, scenes, visible):
     """Returns a query's windows, its relevant clips and three annotators' grades 0..4 of each."""
-    ids = _concept_ids(sentence)
+    ids = concept_ids(sentence)
     windows = [(scene.start, scene.end) for scene in scenes if set(scene.concepts) == set(ids)]
     clips = [clip for start, end in windows for clip in range(start, end)]
     share = visible[np.ix_(clips, ids)].mean(axis=1)
@@ -391,7 +313,7 @@ def _text_features(rng, world, maps, sentence):
     words = unit(vectors + world.context / 2 * (around[:-2] + around[2:]))
     noise = normal_rows(rng, len(sentence) + 1, world.text_dim)
     words = unit(world.word_signal * words + (1 - world.word_signal) * noise[1:])
-    summary = unit(maps.text[list(_concept_ids(sentence))].sum(axis=0) @ maps.summary)
+    summary = unit(maps.text[list(concept_ids(sentence))].sum(axis=0) @ maps.summary)
     eos = summary + (world.eos_noise if world.eos_rank else 1) * noise[0]
     return np.concatenate([maps.start[None], words, eos[None]])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import datasets, simulate, world
+from data_pipelines import datasets, sentences, simulate, world
 from tests.helpers.paths import REAL
 
 WORLD = world.World(train_queries=60, val_queries=60, test_queries=10)
@@ -71,8 +71,8 @@ def test_same_seed_same_world_other_seed_another(folder, tmp_path):
 
 def share_shown(folder, record, maps):
     """Least strength with which a clip shows a concept of the query: float[T]."""
-    ids = [world.WORD_IDS[w] for w in record['query'].split() if w in world.WORD_CLASS]
-    return (video(folder, record) @ maps.video[ids].T).min(1)
+    ids = sentences.concept_ids(record['query'].split())
+    return (video(folder, record) @ maps.video[list(ids)].T).min(1)
 
 
 def separation(scores, record):
@@ -86,7 +86,7 @@ def test_words_tell_what_eos_does_not(folder):
     """Planted: concepts separate windows from the rest; the summary in [EOS] does so less."""
     maps = world.concept_maps(WORLD)
     # What [EOS] keeps of a clip: the summary of the concepts that the clip shows.
-    to_text = maps.video.T @ maps.text[: len(world.CONCEPTS)] @ maps.summary
+    to_text = maps.video.T @ maps.text[: len(sentences.CONCEPTS)] @ maps.summary
     words, eos = [], []
     for row in records(folder, 'val'):
         words.append(separation(share_shown(folder, row, maps), row))
