@@ -5,11 +5,12 @@ import pathlib
 from flax import traverse_util
 
 from data_pipelines.files import write_json, write_text
-from dualground_jax.analysis import figures, report
+from dualground_jax.analysis import figures, report, scaling
 from dualground_jax.analysis.ablation import CONDITIONS, TITLES
 from dualground_jax.metrics import summary, tables
 
 CORRELATIONS = ('pearson', 'spearman', 'pearson_pooled', 'spearman_pooled')
+RELIANCE = dict(reliance='reliance, masked', reliance_by_swapping='reliance, swapped')
 PHRASES = ('slot_entropy', 'slot_overlap', 'generator_entropy', 'generator_overlap',
            'effective_phrases', 'variance_within', 'centred_within', 'centred_between',
            'cosine_within', 'cosine_between')
@@ -22,34 +23,66 @@ def write(reports: dict[str, dict], folder: pathlib.Path) -> None:
         reports: name of the run -> its report.
         folder: gets the files.
     """
-    rows = compare(reports)
-    write_json(folder / 'comparison.json', rows)
-    pictures = _draw(rows, folder)
-    pieces = [_markdown(rows, split) for split in dict.fromkeys(row['split'] for row in rows)]
+    found = compare(reports)
+    write_json(folder / 'comparison.json', found)
+    pictures = _draw(found['groups'], folder) + _draw_scaling(found['scaling'], folder)
+    pieces = [_markdown(found, split)
+              for split in dict.fromkeys(row['split'] for row in found['groups'])]
     pieces += [f'![{shows}]({name}.png)\n' for name, shows in pictures]
     text = '# Comparison of runs\n\nMean ± standard deviation over the runs of a row.\n\n'
     write_text(folder / 'comparison.md', text + '\n'.join(pieces))
     print(text + '\n'.join(pieces[: len(pieces) - len(pictures)]))
 
 
-def compare(reports: dict[str, dict]) -> list[dict]:
-    """Groups runs whose configs are equal but for the seed.
+def compare(reports: dict[str, dict]) -> dict[str, list[dict]]:
+    """Compares runs, of each split.
 
     Returns:
-        for each group and split: values, what of its config is not that of all groups; split;
-        runs, their names; numbers, name -> mean, std (ddof 1; None of one run) and n.
+        Lists of dicts, which all have `split`:
+        `groups`, runs whose configs are equal but for the seed: `values`, what of its config is not
+        that of all groups; `runs`, their names; `numbers`, name -> mean, std (ddof 1; None of one
+        run) and n;
+        `differences`, of groups that differ in one value, from that with the first one: `key`,
+        `values`, `first` (that value), `seeds` that both have, `numbers`, name -> a
+        `summary.t_interval` over these;
+        `scaling`, see `scaling.fits`.
     """
     values = distinguishing({name: found['config'] for name, found in reports.items()})
-    measured = [(name, split, numbers_of(part)) for name, found in reports.items()
-                for split, part in found['splits'].items()]
-    groups = summary.over_seeds([(values[name] | dict(split=split), numbers)
-                                 for name, split, numbers in measured])
-    return [dict(
-        values=values[measured[group['runs'][0]][0]],
-        split=group['values']['split'],
-        runs=[measured[place][0] for place in group['runs']],
-        numbers=group['numbers'],
-    ) for group in groups]
+    found = dict(groups=[], differences=[], scaling=[])
+    for split in dict.fromkeys(split for each in reports.values() for split in each['splits']):
+        names = [name for name, each in reports.items() if split in each['splits']]
+        runs = [(values[name], reports[name]['config']['seed'],
+                 numbers_of(reports[name]['splits'][split])) for name in names]
+        groups = summary.over_seeds([(own, numbers) for own, _, numbers in runs])
+        found['groups'] += [dict(
+            split=split, values=group['values'], runs=[names[place] for place in group['runs']],
+            numbers=group['numbers']) for group in groups]
+        by_seed = [(group['values'], {runs[place][1]: runs[place][2] for place in group['runs']})
+                   for group in groups]
+        found['differences'] += [dict(split=split, **row) for row in _differences(by_seed)]
+        found['scaling'] += [dict(split=split, **row) for row in scaling.fits(runs)]
+    return found
+
+
+def _differences(groups: list[tuple[dict, dict]]) -> list[dict]:
+    """See `compare`; groups are (values, seed -> numbers)."""
+    found = []
+    for key in dict.fromkeys(key for values, _ in groups for key in values):
+        first = {}  # what the other values are -> the first group
+        for values, by_seed in groups:
+            if key not in values:
+                continue
+            others = str({name: value for name, value in values.items() if name != key})
+            other, there = first.setdefault(others, (values, by_seed))
+            seeds = sorted(there.keys() & by_seed.keys())
+            if other is values or not seeds:
+                continue
+            names = [name for name in by_seed[seeds[0]] if all(
+                name in part[seed] for part in (there, by_seed) for seed in seeds)]
+            found.append(dict(key=key, values=values, first=other[key], seeds=seeds, numbers={
+                name: summary.t_interval([by_seed[seed][name] - there[seed][name]
+                                          for seed in seeds]) for name in names}))
+    return found
 
 
 def distinguishing(configs: dict[str, dict]) -> dict[str, dict]:
@@ -90,13 +123,17 @@ def numbers_of(part: dict) -> dict[str, float]:
 
 def label(values: dict) -> str:
     """Short name of a group: 'flash_vtg, tokens=eos'."""
-    shown = [str(value) if key == 'model.name' else f'{key.rpartition(".")[2]}={value}'
-             for key, value in values.items()]
-    return ', '.join(shown)
+    return ', '.join(str(value) if key == 'model.name' else f'{_short(key)}={value}'
+                     for key, value in values.items())
 
 
-def _markdown(rows: list[dict], split: str) -> str:
-    rows = [row for row in rows if row['split'] == split]
+def _short(key: str) -> str:
+    return key.rpartition('.')[2]
+
+
+def _markdown(found: dict, split: str) -> str:
+    rows, differences, fits = ([row for row in found[kind] if row['split'] == split]
+                               for kind in ('groups', 'differences', 'scaling'))
     shown = (
         ('Trained so, evaluated on all tokens that the model sees',
          {name: name.removeprefix('MR-full-').removeprefix('HL-min-')
@@ -104,8 +141,7 @@ def _markdown(rows: list[dict], split: str) -> str:
         ('Performance with parts of the text, at inference',
          {name: TITLES[name] for name in CONDITIONS}),
         ('Reliance on [EOS], and correlation of the attention to [EOS] and to the words (sum)',
-         {'reliance': 'reliance, masked', 'reliance_by_swapping': 'reliance, swapped',
-          **{name: name.replace('_pooled', ', all clips') for name in CORRELATIONS}}),
+         {**RELIANCE, **{name: name.replace('_pooled', ', all clips') for name in CORRELATIONS}}),
         ('Phrases', {name: name.replace('_', ', ') for name in PHRASES}),
     )
     pieces = [f'## {split}\n']
@@ -118,6 +154,23 @@ def _markdown(rows: list[dict], split: str) -> str:
                     for row in rows if columns.keys() & row['numbers'].keys()]
             pieces.append(f'{title}:\n\n'
                           + tables.markdown(['', 'runs', *columns.values()], body))
+    followed = {'full': TITLES['full'], **RELIANCE, 'pearson': 'pearson', 'spearman': 'spearman'}
+    paired = [row for row in differences if len(row['seeds']) > 1]
+    if paired:
+        pieces.append('Differences from the runs with the first value, all else alike, paired over '
+                      'seeds, with 95 % intervals:\n\n' + tables.markdown(
+            ['', 'from', 'seeds', *followed.values()],
+            [[label(row['values']), f'{_short(row["key"])}={row["first"]}', len(row['seeds']),
+              *(tables.interval(row['numbers'].get(name)) for name in followed)]
+             for row in paired]))
+    fits = [row for row in fits if row['name'] in followed]
+    if fits:
+        pieces.append('Slope of each doubling, and exponent of a power law; means over seeds, with '
+                      '95 % intervals:\n\n' + tables.markdown(
+            ['', 'size', 'sizes', 'seeds', 'number', 'a doubling', 'exponent'],
+            [[label(row['values']), _short(row['key']), ' '.join(map(str, row['sizes'])),
+              len(row['seeds']), followed[row['name']], tables.interval(row['per_doubling'], 3),
+              tables.interval(row['exponent'], 3)] for row in fits]))
     return '\n'.join(pieces)
 
 
@@ -144,6 +197,24 @@ def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
                 trained.setdefault(f'trained on {tokens}', {})[label(values)] = _bar(row, 'full')
         if trained and len({name for group in trained.values() for name in group}) <= 4:
             draw(f'training_{split}', f'Token ablation by training, {split}', trained)
+    return pictures
+
+
+def _draw_scaling(fits: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
+    """A figure for each split and size: performance and reliance over it."""
+    pictures = []
+    for split, key in dict.fromkeys((row['split'], row['key']) for row in fits):
+        rows = [row for row in fits if (row['split'], row['key']) == (split, key)]
+        panels = {}
+        for name, shows in (('full', 'performance'), *RELIANCE.items()):
+            curves = {label(row['values']): row for row in rows if row['name'] == name}
+            if curves and len(curves) <= len(figures.LOOKS):
+                panels[shows] = curves
+        if panels:
+            name, title = f'scaling_{split}_{_short(key)}', f'Over {_short(key)}, {split}'
+            figures.save_all(
+                figures.scaling_figure(panels, size=_short(key), title=title), folder / name)
+            pictures.append((name, title[0].lower() + title[1:]))
     return pictures
 
 

@@ -187,6 +187,33 @@ def length_figure(bins: dict, *, metric: str, title: str) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
+def scaling_figure(panels: dict, *, size: str, title: str) -> Figure:
+    """Curves over a size, on a scale of doublings.
+
+    Args:
+        panels: what is measured -> {series: dict of `sizes`, `curve` and `std`, n numbers each}, at
+            most 4 series; std None: one seed.
+        size: its name.
+    """
+    looks = _looks(dict.fromkeys(name for curves in panels.values() for name in curves))
+    figure = plots.titled_figure(2.6 * len(panels) + 0.6, 2.6, title)
+    for axes, (shows, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
+                                     panels.items(), strict=True):
+        for name, found in curves.items():
+            look = looks[name]
+            axes.errorbar(found['sizes'], found['curve'], found['std'], color=look.colour,
+                          ls=look.line, marker=look.marker, capsize=2, lw=1.3)
+        axes.set_xscale('log', base=2)
+        sizes = sorted({x for found in curves.values() for x in found['sizes']})
+        axes.set_xticks(sizes, map(str, sizes))
+        axes.set(xlabel=size, ylabel=shows)
+    _legend_above(figure.axes[0], [
+        Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, label=name)
+        for name, look in looks.items()])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def attention_figure(example: dict) -> Figure:
     """One query over time: windows, attention to each role, saliency.
 

@@ -150,7 +150,7 @@ def test_ablations_are_evaluations_of_changed_splits(report, runs, predicted, na
 
 def test_comparison_is_over_seeds(runs):
     folder = runs[0]
-    rows = json.loads((folder / 'analysis' / 'comparison.json').read_text())
+    rows = json.loads((folder / 'analysis' / 'comparison.json').read_text())['groups']
     assert [(row['values'], row['split'], row['runs']) for row in rows] == [
         ({'model.name': 'dualground'}, split, ['seed=1', 'seed=2']) for split in ('train', 'val')]
     single = [json.loads((folder / f'seed={seed}' / 'analysis' / 'report.json').read_text())

@@ -1,6 +1,8 @@
 """Runs side by side: what tells them apart, and means over seeds."""
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from dualground_jax.analysis import comparison
 
@@ -39,10 +41,11 @@ def report_of(value, **fields):
 
 
 def test_means_and_spread_over_seeds():
-    rows = comparison.compare({
+    found = comparison.compare({
         'r1': report_of(10, seed=1), 'r2': report_of(20, seed=2), 'r3': report_of(60, seed=3),
         'r4': report_of(5, tokens='eos'), 'r5': report_of(-1, tokens='words'),
     })
+    rows = found['groups']
     assert [row['runs'] for row in rows] == [['r1', 'r2', 'r3'], ['r4'], ['r5']]
     assert rows[0]['values'] == {'model.name': 'a', 'model.tokens': 'full'}
     assert rows[0]['split'] == 'val'
@@ -52,6 +55,24 @@ def test_means_and_spread_over_seeds():
     assert numbers['mask_eos']['mean'] == 15 and numbers['reliance']['mean'] == pytest.approx(0.3)
     assert rows[1]['numbers']['full'] == dict(mean=5, std=None, n=1)
     assert 'reliance' not in rows[2]['numbers'], 'its interval says nothing'
+
+
+def test_differences_are_paired_over_the_seeds_that_both_have():
+    rng = np.random.default_rng(0)
+    full, eos = rng.uniform(20, 90, (2, 4))
+    reports = {f'full{i}': report_of(x, seed=i) for i, x in enumerate(full)}
+    reports |= {f'eos{i}': report_of(x, seed=i, tokens='eos') for i, x in enumerate(eos)}
+    reports['eos7'] = report_of(1, seed=7, tokens='eos')
+    reports['other'] = report_of(5, name='b')
+    model, tokens = comparison.compare(reports)['differences']
+    assert (model['key'], model['first'], model['seeds']) == ('model.name', 'a', [1])
+    assert model['numbers']['full'] == dict(value=5 - full[1], low=None, high=None)
+    assert (tokens['key'], tokens['first'], tokens['seeds']) == (
+        'model.tokens', 'full', [0, 1, 2, 3])
+    assert tokens['values'] == {'model.name': 'a', 'model.tokens': 'eos'}
+    expected = stats.ttest_rel(eos, full).confidence_interval()
+    assert tokens['numbers']['full'] == pytest.approx(
+        dict(value=(eos - full).mean(), low=expected.low, high=expected.high))
 
 
 def test_files(tmp_path, capsys):
@@ -64,3 +85,16 @@ def test_files(tmp_path, capsys):
     assert any(line.startswith('| a, tokens=eos | 1 | 5.00 |') for line in lines)
     assert text.split('![')[0].strip() == capsys.readouterr().out.strip()
     assert '(training_val.png)' in text and (tmp_path / 'training_val.svg').exists()
+
+
+def test_fits_are_told_and_drawn(tmp_path):
+    reports = {f'{width}_{seed}': report_of(width * 1.0 + seed, width=width, seed=seed)
+               for width in (2, 4, 8) for seed in (1, 2)}
+    comparison.write(reports, tmp_path)
+    text = (tmp_path / 'comparison.md').read_text()
+    lines = [' '.join(line.split()) for line in text.splitlines()]
+    assert any(line.startswith('| a | width | 2 4 8 | 2 | all tokens | 3.000 [3.000, 3.000] |')
+               for line in lines), text
+    assert any(line.startswith('| a, width=8 | width=2 | 2 | 6.00 [6.00, 6.00] |')
+               for line in lines), text
+    assert '(scaling_val_width.png)' in text and (tmp_path / 'scaling_val_width.svg').exists()
