@@ -56,8 +56,10 @@ FLAGS = {
          dict(lower_bound=1)),
     ],
     'sweep': [
-        (SEVERAL, 'sweep', [], 'key=value,value,... with a key of the config; given several times: '
-         'all combinations; default: config.sweep'),
+        (SEVERAL, 'sweep', [], 'key=value,value,... with a key of the config, or with :name for an '
+         'argument of its file; given several times: all combinations; default: config.sweep'),
+        (SWITCH, 'commands', False, 'only print a command for each run that is not finished'),
+        (SWITCH, 'collect', False, 'only tabulate the runs that are finished'),
     ],
     'analyse': [
         (LIST, 'splits', ['train', 'val'], 'splits'),

@@ -59,6 +59,20 @@ def read_file(named: str) -> ConfigDict:
     return module.get_config(arguments or None)
 
 
+def with_arguments(source: str, arguments: Mapping[str, Any], overrides: Mapping[str, Any]
+                   ) -> ConfigDict:
+    """The locked config of a file with more arguments, as of `load_config`.
+
+    Raises:
+        ConfigError: as `load_config`, or `source` is a workdir, which takes no arguments.
+    """
+    path, _, given = source.partition(':')
+    if not path.endswith('.py'):
+        raise ConfigError(f'--config={source}: a workdir takes no arguments, a file does')
+    told = [given] * bool(given) + [f'{name}={value}' for name, value in arguments.items()]
+    return load_config(f'{path}:{",".join(told)}', overrides)
+
+
 def with_recipe(config: ConfigDict) -> ConfigDict:
     """The config to train by: `data.recipe` says how its features were made, where that is known.
 

@@ -1,9 +1,10 @@
 """Mode `sweep`: trains every combination of config values, one by one or many at a time, and
 tabulates them.
 
-A sweep is `key=value,value,...` with a dotted key of the config, given by the flag or the config
-(`configs/sweeps`). Each combination is a run of its own in `<workdir>/<key>=<value>,<key>=<value>`,
-which mode `evaluate` and others take as any run.
+A sweep is `key=value,value,...` with a dotted key of the config, or `:name=value,value,...` with an
+argument of its file, given by the flag or the config (`configs/sweeps`). Each combination is a run
+of its own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any
+run.
 """
 
 import itertools
@@ -11,22 +12,26 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
+from absl.flags import FlagValues
+from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, UserError, one_line
-from dualground_jax import checkpoints, inputs, sharding, state, train
+from dualground_jax import checkpoints, inputs, sharding, state, train, worlds
 from dualground_jax.config import check_key as check_known
-from dualground_jax.config import with_recipe
+from dualground_jax.config import with_arguments, with_recipe
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
 from dualground_jax.runs import check_same_run, is_evaluated_anew
 
+ConfigOf = Callable[[dict[str, Any]], ConfigDict]
+ARGUMENT = ':'  # what keys begin with that are arguments of the config's file
 _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -54,11 +59,15 @@ class Run:
         values: key -> value, in the order of the flags.
         workdir: of the run.
         config: with these values, locked.
+        arguments: those of the config's file among the values, by name.
+        changes: what else is set: the values of keys, and the folder of the run's world.
     """
 
     values: dict
     workdir: pathlib.Path
     config: ConfigDict
+    arguments: dict
+    changes: dict
 
     @property
     def results(self) -> pathlib.Path:
@@ -75,30 +84,65 @@ class Run:
         return there == here
 
 
-def run(values: Any, config: ConfigDict) -> None:
-    """Trains what --sweep or the config names into --workdir; see `train_all`."""
-    train_all(config, values.workdir, values.sweep)
+def run(values: FlagValues, config: ConfigDict) -> None:
+    """Trains what --sweep or the config names into --workdir; see `train_all`.
+
+    With --commands it prints the commands of the runs that are not finished, with --collect it
+    tabulates those that are.
+    """
+    source = config_flags.get_config_filename(values['config'])
+    overrides = config_flags.get_override_values(values['config'])
+    choices, runs = plan(config, values.workdir, values.sweep,
+                         lambda arguments: with_arguments(source, arguments, overrides))
+    if values.commands:
+        check(runs)
+        print('\n'.join(command(one, source, overrides) for one in runs if not one.is_finished))
+    elif values.collect:
+        for one in runs:
+            check_same_config(one)
+        tell(config, values.workdir, choices, runs)
+    else:
+        train_all(config, values.workdir, choices, runs)
 
 
-def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[str]) -> None:
-    """Trains all combinations that are not finished yet; a run that fails does not stop the others.
-
-    Writes `sweep.json` and `sweep.md` into the workdir, anew after every finished run.
+def plan(
+    config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[str],
+    config_of: ConfigOf | None = None,
+) -> tuple[dict[str, list], list[Run]]:
+    """The choices of a sweep, and the runs of all combinations.
 
     Args:
         config: whole config, of which each run changes some values.
         workdir: folder of the runs' folders.
         sweeps: 'key=value,value,...', each; none: those of `config.sweep`.
+        config_of: arguments of the config's file -> config; None: they can't be swept.
 
     Raises:
-        ConfigError: bad sweeps or none, or values that the model refuses; nothing was trained.
+        ConfigError: bad sweeps or none.
+    """
+    choices = parse(config, sweeps or config.sweep)
+    return choices, combinations(config, workdir, choices, config_of)
+
+
+def train_all(config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list],
+              runs: list[Run]) -> None:
+    """Trains all combinations that are not finished yet; a run that fails does not stop the others.
+
+    Writes `sweep.json` and `sweep.md` into the workdir, anew after every finished run.
+
+    Args:
+        config: as in `plan`.
+        workdir: as in `plan`.
+        choices: of `plan`.
+        runs: of `plan`.
+
+    Raises:
+        ConfigError: values that the model refuses; nothing was trained.
         UserError: a run's folder holds a run by another config (nothing was trained), or runs
             failed: all others are finished and tabulated.
     """
     if config.mesh.runs < 1:
         raise ConfigError(f'mesh.runs={config.mesh.runs}: expected 1 or more')
-    choices = parse(config, sweeps or config.sweep)
-    runs = combinations(config, workdir, choices)
     check(runs)
     failures = {}
     for group in groups(runs, config.mesh.runs):
@@ -110,12 +154,29 @@ def train_all(config: ConfigDict, workdir: str | pathlib.Path, sweeps: Sequence[
             for name, text in failed.items():
                 print(f'{name} failed: {text}')
             failures |= failed
-        table = write(config, workdir, choices, runs)
-    if table:
-        print(f'{table}wrote {pathlib.Path(workdir, "sweep.md")} and sweep.json')
+        write(config, workdir, choices, runs)
+    tell(config, workdir, choices, runs)
     if failures:
         named = '; '.join(f'{name} ({text})' for name, text in failures.items())
         raise UserError(f'{len(failures)} of {len(runs)} runs failed: {named}')
+
+
+def command(one: Run, source: str, overrides: Mapping[str, Any]) -> str:
+    """The command that trains a run alone, wherever it is started.
+
+    Args:
+        one: the run.
+        source: of its config, file and arguments.
+        overrides: values of the config that the command line of the sweep gave.
+    """
+    arguments = [f'{key}={spelt(value)}' for key, value in one.arguments.items()]
+    if arguments:
+        source += (',' if ':' in source else ':') + ','.join(arguments)
+    changed = {key: value for key, value in {**overrides, **one.changes}.items()
+               if key not in ('sweep', 'mesh.runs')}
+    return shlex.join([
+        'python', '-m', 'dualground_jax.main', f'--config={source}', f'--workdir={one.workdir}',
+        *(f'--config.{key}={value}' for key, value in changed.items())])
 
 
 def groups(runs: list[Run], most: int) -> list[list[Run]]:
@@ -165,12 +226,13 @@ def parse(config: ConfigDict, sweeps: Sequence[str]) -> dict[str, list]:
     choices = {}
     for sweep in sweeps:
         key, _, listed = sweep.partition('=')
-        check_key(config, key)
+        if not key.startswith(ARGUMENT):
+            check_key(config, key)
         if not listed:
             raise ConfigError(f'--sweep={sweep}: no values, expected key=value,value,...')
         if key in choices:
             raise ConfigError(f'--sweep={sweep}: {key} is swept twice')
-        kind = type(value_of(config, key))
+        kind = str if key.startswith(ARGUMENT) else type(value_of(config, key))
         values = [parse_value(key, kind, text) for text in listed.split(',')]
         if twice := [value for i, value in enumerate(values) if value in values[:i]]:
             raise ConfigError(f'--sweep={sweep}: {spelt(twice[0])} is given twice')
@@ -182,11 +244,8 @@ def check_key(config: ConfigDict, key: str) -> None:
     """Raises ConfigError if the config has no such value, or if one that cannot be swept."""
     check_known(config, key)
     if key == 'model.name':
-        raise ConfigError('--sweep=model.name: models differ in their keys; use one sweep for each '
-                          'model, with --config=...:model=NAME')
-    if key.startswith('world.'):
-        raise ConfigError(f'--sweep={key}: all runs of a sweep read the same world; use one sweep '
-                          'for each world, with its own --config.data.root')
+        raise ConfigError('--sweep=model.name: models differ in their keys; sweep the argument, '
+                          f'--sweep={ARGUMENT}model=NAME,NAME')
     value = value_of(config, key)
     if isinstance(value, ConfigDict):
         raise ConfigError(f'--sweep={key}: config.{key} is a section, with the keys '
@@ -222,27 +281,50 @@ def spelt(value: Any) -> str:
 
 
 def combinations(
-    config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list]
+    config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list],
+    config_of: ConfigOf | None = None,
 ) -> list[Run]:
-    """The runs of all combinations; the last key changes fastest."""
-    runs = []
+    """The runs of all combinations; the last key changes fastest. See `plan`.
+
+    Raises:
+        ConfigError: arguments that the config's file does not take, or with which it lacks a key.
+    """
+    runs, configs = [], {(): config}
     for chosen in itertools.product(*choices.values()):
         values = dict(zip(choices, chosen, strict=True))
-        own = config.copy_and_resolve_references()
+        arguments = {key.removeprefix(ARGUMENT): value for key, value in values.items()
+                     if key.startswith(ARGUMENT)}
+        if arguments and config_of is None:
+            raise ConfigError(f'--sweep={ARGUMENT}{next(iter(arguments))}: no file takes arguments')
+        asked = tuple(arguments.items())
+        own = configs[asked] = configs.get(asked) or config_of(arguments)
+        own = own.copy_and_resolve_references()
+        changes = {key: value for key, value in values.items() if not key.startswith(ARGUMENT)}
+        for key in changes:
+            check_key(own, key)
+        # Another world needs a folder of its own.
+        of_world = [named(key, value) for key, value in changes.items() if key.startswith('world.')]
+        if of_world:
+            changes['data.root'] = ','.join((own.data.root, *of_world))
         with own.unlocked():
-            own.update_from_flattened_dict(values)
+            own.update_from_flattened_dict(changes)
             own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
-        name = ','.join(f'{key}={spelt(value)}' for key, value in values.items())
-        runs.append(Run(values, pathlib.Path(workdir, name), with_recipe(own)))
+        folder = pathlib.Path(workdir, ','.join(itertools.starmap(named, values.items())))
+        runs.append(Run(values, folder, with_recipe(own), arguments, changes))
     return runs
 
 
+def named(key: str, value: Any) -> str:
+    """A value with its key, as in a folder's name."""
+    return f'{key.removeprefix(ARGUMENT)}={spelt(value)}'
+
+
 def check(runs: list[Run]) -> None:
-    """Checks all runs before the first one is trained.
+    """Checks all runs before the first one is trained, and makes their worlds.
 
     Raises:
         ConfigError: a value that the model, the optimiser or the mesh refuses.
-        UserError: a folder holds a run by another config, finished or cut off.
+        UserError: a folder holds a run by another config, finished or cut off, or another world.
     """
     for one in runs:
         check_same_config(one)
@@ -256,6 +338,8 @@ def check(runs: list[Run]) -> None:
             state.abstract_state(one.config, sharding.make_mesh(one.config.mesh))
         except Exception as error:  # flax and jax refuse shapes by errors of several kinds
             raise ConfigError(f'{one.workdir.name}: {one_line(error)}') from error
+    for root in dict.fromkeys(one.config.data.root for one in runs if not one.is_finished):
+        worlds.prepare(next(one.config for one in runs if one.config.data.root == root))
 
 
 def check_same_config(one: Run) -> None:
@@ -303,10 +387,18 @@ def markdown(keys: list[str], names: Iterable[str], table: list[dict]) -> str:
         table: as of `grouped`.
     """
     names = [name for name in names if any(name in row['mean'] for row in table)]
-    return tables.markdown([*keys, *names, 'seeds'], [
+    titles = [key.removeprefix(ARGUMENT) for key in keys]
+    return tables.markdown([*titles, *names, 'seeds'], [
         [*(spelt(row['values'][key]) for key in keys),
          *(tables.spread(row['mean'].get(name), row['std'].get(name)) for name in names),
          row['seeds']] for row in table])
+
+
+def tell(config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list],
+         runs: list[Run]) -> None:
+    """Prints the table of the finished runs, if there are some, and writes it; see `write`."""
+    if table := write(config, workdir, choices, runs):
+        print(f'{table}wrote {pathlib.Path(workdir, "sweep.md")} and sweep.json')
 
 
 def write(
@@ -327,7 +419,8 @@ def write(
     keys = summary.without_seed(choices)
     seeds = choices.get(summary.SEED, [config.seed])
     table = grouped([(entry['values'], entry['brief']) for entry in listed])
-    text = (f'{config.model.name}, best checkpoint on split {config.evaluate.split}, mean ± std '
+    models = ', '.join(dict.fromkeys(one.config.model.name for one in runs))
+    text = (f'{models}, best checkpoint on split {config.evaluate.split}, mean ± std '
             f'(ddof=1) over seeds {", ".join(map(str, seeds))}; {len(listed)} of {len(runs)} runs '
             'are finished\n\n')
     text += markdown(list(keys), dict.fromkeys((*config.evaluate.selection, *MAIN_METRICS)), table)

@@ -1,14 +1,18 @@
 """Mode `sweep`: which runs there are, what is refused before training, what is tabulated."""
 
 import json
+import pathlib
 import re
+import shlex
 import shutil
 import statistics
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +20,11 @@ from configs import synthetic as synthetic_config
 from configs.sweeps import attention_scaling
 from data_pipelines import files, world
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import checkpoints, inputs, sharding, sweep, train
+from dualground_jax import checkpoints, inputs, main, sharding, sweep, train, worlds
 from dualground_jax import runs as runs_lib
 from dualground_jax import state as state_lib
+from dualground_jax.config import with_arguments
+from tests.helpers import command_line
 
 TOKENS, SEEDS = 'model.tokens=full,eos,words', 'seed=1,2,3'
 # What the fake training "measures", and its mean and std (ddof=1) by hand.
@@ -44,7 +50,7 @@ class Training:
     """Stands for train.train_many: notes the calls and leaves what real runs leave."""
 
     def __init__(self):
-        self.calls, self.errors, self.traced, self.groups = [], {}, [], []
+        self.calls, self.errors, self.traced, self.groups, self.worlds = [], {}, [], [], []
 
     def __call__(self, configs, workdirs):
         self.groups.append([workdir.name for workdir in workdirs])
@@ -70,9 +76,14 @@ def fake_training(monkeypatch):
     """The fake, in place of training and of tracing models."""
     training = Training()
     monkeypatch.setattr(train, 'train_many', training)
+    monkeypatch.setattr(worlds, 'prepare', lambda config: training.worlds.append(config.data.root))
     monkeypatch.setattr(state_lib, 'abstract_state', lambda config, _: training.traced.append(
         config.model.tokens))
     return training
+
+
+def train_all(config, workdir, sweeps):
+    sweep.train_all(config, workdir, *sweep.plan(config, workdir, sweeps))
 
 
 def report_of(workdir):
@@ -83,7 +94,7 @@ def report_of(workdir):
 
 
 def test_all_combinations_are_trained_in_order(config, training, tmp_path):
-    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+    train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.calls == [f'model.tokens={tokens},seed={seed}'
                               for tokens in ('full', 'eos', 'words') for seed in (1, 2, 3)]
     for name in training.calls:
@@ -105,32 +116,32 @@ def test_the_last_key_changes_fastest(config, tmp_path):
 
 
 def test_more_epochs_are_trained_and_other_evaluations_refused(config, training, tmp_path):
-    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    train_all(config, tmp_path, ['seed=1,2'])
     training.calls.clear()
     with config.unlocked():
         config.mesh.data, config.train.log_every = 1, 5
-    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    train_all(config, tmp_path, ['seed=1,2'])
     assert not training.calls
     with config.unlocked():
         config.train.epochs += 1
-    sweep.train_all(config, tmp_path, ['seed=1,2'])
+    train_all(config, tmp_path, ['seed=1,2'])
     assert training.calls == ['seed=1', 'seed=2']
     with config.unlocked():
         config.evaluate.nms = 0.3
     with pytest.raises(UserError, match='seed=1: .*evaluate.nms: 0.7 there, 0.3 here'):
-        sweep.train_all(config, tmp_path, ['seed=1,2'])
+        train_all(config, tmp_path, ['seed=1,2'])
 
 
 def test_a_config_brings_its_own_sweep_which_the_flag_replaces(training, tmp_path):
     config = attention_scaling.get_config(f'runlocal,root={tmp_path}').lock()
-    sweep.train_all(config, tmp_path / 'own', [])
+    train_all(config, tmp_path / 'own', [])
     assert training.calls == [f'model.dummies={dummies},model.phrases={phrases},seed={seed}'
                               for dummies in (1, 4, 16) for phrases in (2, 4) for seed in (1, 2)]
     saved = checkpoints.Checkpoints(str(tmp_path / 'own' / training.calls[-1])).config('latest')
     assert (saved.model.dummies, saved.model.phrases, saved.seed) == (16, 4, 2)
     assert saved.sweep == (), 'the run would be a sweep itself'
     training.calls.clear()
-    sweep.train_all(config, tmp_path / 'flag', ['seed=7'])
+    train_all(config, tmp_path / 'flag', ['seed=7'])
     assert training.calls == ['seed=7']
 
 
@@ -149,6 +160,73 @@ def test_values_take_the_type_of_the_config(config, text, values, names, tmp_pat
     runs = sweep.combinations(config, tmp_path, choices)
     assert [run.workdir.name for run in runs] == [f'{key}={name}' for name in names]
     assert [sweep.value_of(run.config, key) for run in runs] == values
+
+
+def test_models_are_swept_as_arguments_of_the_file(training, tmp_path):
+    source = f'configs/synthetic.py:runlocal,root={tmp_path / "world"}'
+    overrides = {'train.epochs': 7}
+    config_of = lambda arguments: with_arguments(source, arguments, overrides)
+    choices, runs = sweep.plan(
+        config_of({}), tmp_path, [':model=flash_vtg,dualground', 'model.width=16,32', 'seed=1'],
+        config_of)
+    assert [(one.config.model.name, one.config.model.width, one.config.train.epochs)
+            for one in runs] == [(model, width, 7) for model in ('flash_vtg', 'dualground')
+                                 for width in (16, 32)]
+    assert runs[3].workdir.name == 'model=dualground,model.width=32,seed=1'
+    assert set(runs[0].config.model) != set(runs[3].config.model)
+    sweep.train_all(config_of({}), tmp_path, choices, runs)
+    table = (tmp_path / 'sweep.md').read_text()
+    assert table.startswith('flash_vtg, dualground, ') and '| model ' in table
+    with pytest.raises(ConfigError, match='config.model has no key .phrases., known are'):
+        sweep.plan(config_of({}), tmp_path, [':model=flash_vtg', 'model.phrases=2'], config_of)
+    with pytest.raises(ConfigError, match="unknown config argument 'modle'"):
+        sweep.plan(config_of({}), tmp_path, [':modle=flash_vtg'], config_of)
+    with pytest.raises(ConfigError, match='a workdir takes no arguments'):
+        with_arguments(str(tmp_path), {'model': 'flash_vtg'}, {})
+
+
+def test_each_world_has_a_folder_of_its_own(config, training, tmp_path):
+    sweeps = ['world.max_concepts=2,10', 'world.train_queries=8', 'seed=1,2']
+    train_all(config, tmp_path, sweeps)
+    roots = [f'{config.data.root},world.max_concepts={most},world.train_queries=8'
+             for most in (2, 10)]
+    assert training.worlds == roots
+    saved = checkpoints.Checkpoints(tmp_path / training.calls[-1]).config('latest')
+    assert saved.data.root == roots[1] and saved.world.max_concepts == 10
+    training.worlds.clear()
+    train_all(config, tmp_path, sweeps)
+    assert not training.worlds, 'all are finished'
+
+
+def test_commands_train_what_the_sweep_would(training, tmp_path, monkeypatch, capsys):
+    """Each is parsed as a shell and the command line do it, and its run is found by the sweep."""
+    asked = [f'--config=configs/synthetic.py:runlocal,root={tmp_path / "a world"}',
+             f'--workdir={tmp_path}', '--config.train.epochs=7', '--sweep=:model=flash_vtg,cg_detr',
+             '--sweep=model.input_dropout=0.1,0.25', '--sweep=world.distractors=2',
+             '--config.mesh.runs=2']
+
+    def parse(*argv):
+        command_line.start(monkeypatch, ['dualground', *argv])
+        flags.FLAGS(sys.argv)
+        return flags.FLAGS
+
+    def told(*further):
+        main.run(parse('--mode=sweep', *asked, *further), [])
+        return capsys.readouterr().out
+
+    lines = told('--commands').splitlines()
+    assert len(lines) == 4 and not training.calls and len(training.worlds) == 1
+    for line in lines[:3]:
+        values = parse(*shlex.split(line)[3:])
+        found, workdir = values.config, pathlib.Path(values.workdir)
+        assert f'model={found.model.name},model.input_dropout={found.model.input_dropout}' in (
+            workdir.name)
+        assert found.train.epochs == 7 and found.world.distractors == 2 and found.mesh.runs == 1
+        training.train(found, workdir)
+    capsys.readouterr()
+    assert told('--commands').splitlines() == lines[3:]
+    assert '3 of 4 runs are finished' in told('--collect')
+    assert len(report_of(tmp_path)['runs']) == 3
 
 
 # What is refused ------------------------------------------------------------------------------
@@ -170,8 +248,7 @@ REFUSED = {
     'the same key twice': (['seed=1', 'seed=2'], ['seed is swept twice']),
     'a tuple': (['evaluate.selection=MR-full-mAP'], ['evaluate.selection is a tuple', 'number']),
     'a section': (['optimizer=adam'], ['is a section', 'learning_rate']),
-    'another model': (['model.name=dualground'], ['one sweep for each model']),
-    'another world': (['world.distractors=1,2'], ['each world', '--config.data.root']),
+    'another model': (['model.name=dualground'], ['--sweep=:model=NAME,NAME']),
     'a folder': (['data.root=here/there'], ["'here/there'", "folder's name"]),
     'a space': (['model.tokens=full, eos'], ["' eos'", "folder's name"]),
 }
@@ -181,7 +258,7 @@ REFUSED = {
 def test_bad_sweeps_are_refused_before_training(case, config, training, tmp_path):
     sweeps, expected = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
-        sweep.train_all(config, tmp_path, sweeps)
+        train_all(config, tmp_path, sweeps)
     message = str(caught.value)
     assert '\n' not in message and all(part in message for part in expected), message
     assert not training.calls and not list(tmp_path.iterdir())
@@ -192,20 +269,20 @@ def test_models_are_traced_once_for_all_seeds_and_not_for_finished_runs(
 ):
     training.errors = {('eos', 2): runs_lib.TrainingError('no')}
     with pytest.raises(UserError):
-        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+        train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.traced == ['full', 'eos', 'words']
     with pytest.raises(UserError):
-        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+        train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.traced == ['full', 'eos', 'words', 'eos']
 
 
 def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatch, tmp_path):
     monkeypatch.setattr(train, 'train_many', lambda *_: pytest.fail('trained'))
     with pytest.raises(ConfigError, match=r"^model.tokens=ful: model.tokens='ful': expected"):
-        sweep.train_all(config, tmp_path, ['model.tokens=full,ful'])
+        train_all(config, tmp_path, ['model.tokens=full,ful'])
     # An error of the library, not of ours.
     with pytest.raises(ConfigError, match='^model.width=30: .*30'):
-        sweep.train_all(config, tmp_path, ['model.width=30'])
+        train_all(config, tmp_path, ['model.width=30'])
 
 
 # Runs that exist ------------------------------------------------------------------------------
@@ -214,11 +291,11 @@ def test_a_value_that_the_model_refuses_stops_before_training(config, monkeypatc
 def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
     config, training, tmp_path, capsys
 ):
-    sweep.train_all(config, tmp_path, ['seed=1,2,3'])
+    train_all(config, tmp_path, ['seed=1,2,3'])
     (tmp_path / 'seed=2' / 'results.json').unlink()  # it was cut off after its checkpoint
     training.calls.clear()
     capsys.readouterr()
-    sweep.train_all(config, tmp_path, ['seed=1,2,3,4'])
+    train_all(config, tmp_path, ['seed=1,2,3,4'])
     assert training.calls == ['seed=2', 'seed=4']
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if 'not trained again' in line] == [
@@ -229,7 +306,7 @@ def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
 
 @pytest.mark.parametrize('finished', [True, False])
 def test_a_run_by_another_config_is_named_with_its_keys(config, training, tmp_path, finished):
-    sweep.train_all(config, tmp_path, ['seed=2'])
+    train_all(config, tmp_path, ['seed=2'])
     if not finished:
         (tmp_path / 'seed=2' / 'results.json').unlink()
     training.calls.clear()
@@ -239,7 +316,7 @@ def test_a_run_by_another_config_is_named_with_its_keys(config, training, tmp_pa
         other.data.annotations.val = 'other.jsonl'
         other.train.extra = 1
     with pytest.raises(UserError) as caught:
-        sweep.train_all(other, tmp_path, ['seed=1,2'])
+        train_all(other, tmp_path, ['seed=1,2'])
     message = str(caught.value)
     assert f'{tmp_path / "seed=2"}: ' in message
     for part in ('data.annotations.val: val.jsonl there, other.jsonl here',
@@ -255,7 +332,7 @@ def test_results_without_a_checkpoint_are_an_error(config, training, tmp_path):
     (tmp_path / 'seed=2').mkdir()
     (tmp_path / 'seed=2' / 'results.json').write_text('{}')
     with pytest.raises(UserError, match='seed=2/results.json: .*without its checkpoint'):
-        sweep.train_all(config, tmp_path, ['seed=1,2'])
+        train_all(config, tmp_path, ['seed=1,2'])
     assert not training.calls
 
 
@@ -267,7 +344,7 @@ def test_runs_that_share_a_program_are_trained_together(config, training, tmp_pa
         f'optimizer.learning_rate={rate},model.tokens={tokens},seed={seed}')
     training.errors = {('eos', 2): runs_lib.TrainingError('no')}
     with pytest.raises(UserError, match='^2 of 12 runs failed: .*=0.1,.*eos,seed=2 .no.; .*=0.2,'):
-        sweep.train_all(config, tmp_path, sweeps)
+        train_all(config, tmp_path, sweeps)
     first, second = [(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1)], [(0.2, 2), (0.2, 3)]
     assert training.groups == [[name(rate, tokens, seed) for rate, seed in group]
                                for group in (first, second) for tokens in ('full', 'eos')]
@@ -275,7 +352,7 @@ def test_runs_that_share_a_program_are_trained_together(config, training, tmp_pa
     assert saved.mesh.runs == 1, 'what it would be by itself'
     training.groups.clear()
     with pytest.raises(UserError):
-        sweep.train_all(config, tmp_path, sweeps)
+        train_all(config, tmp_path, sweeps)
     assert training.groups == [[name(rate, 'eos', 2) for rate in (0.1, 0.2)]]
 
 
@@ -286,7 +363,7 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
     training.errors = {('eos', 1): runs_lib.TrainingError('step 2: loss not finite'),
                        ('words', 3): RuntimeError('out of\nmemory')}
     with pytest.raises(UserError) as caught:
-        sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+        train_all(config, tmp_path, [TOKENS, SEEDS])
     assert str(caught.value) == (
         '2 of 9 runs failed: model.tokens=eos,seed=1 (step 2: loss not finite); '
         'model.tokens=words,seed=3 (out of memory)')
@@ -299,7 +376,7 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
 
     training.calls.clear()
     training.errors = {}
-    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+    train_all(config, tmp_path, [TOKENS, SEEDS])
     assert training.calls == ['model.tokens=eos,seed=1', 'model.tokens=words,seed=3']
     assert [row['seeds'] for row in report_of(tmp_path)['table']] == [3, 3, 3]
 
@@ -307,14 +384,14 @@ def test_a_run_that_fails_does_not_lose_the_others(config, training, tmp_path, c
 def test_if_all_fail_there_is_no_table(config, training, tmp_path, capsys):
     training.errors = {('full', 1): runs_lib.TrainingError('no')}
     with pytest.raises(UserError, match='1 of 1 runs failed'):
-        sweep.train_all(config, tmp_path, ['seed=1'])
+        train_all(config, tmp_path, ['seed=1'])
     assert not list(tmp_path.iterdir()) and 'wrote' not in capsys.readouterr().out
 
 
 def test_a_sweep_that_is_cut_off_leaves_the_table_of_what_it_has(config, training, tmp_path):
     training.errors = {('full', 3): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        sweep.train_all(config, tmp_path, [SEEDS])
+        train_all(config, tmp_path, [SEEDS])
     assert [run['values']['seed'] for run in report_of(tmp_path)['runs']] == [1, 2]
     assert '71.50 ± 2.12' in (tmp_path / 'sweep.md').read_text()
 
@@ -350,7 +427,7 @@ def test_groups_against_the_statistics_module(samples):
 
 
 def test_sweep_files(config, training, tmp_path, capsys):
-    sweep.train_all(config, tmp_path, [TOKENS, SEEDS])
+    train_all(config, tmp_path, [TOKENS, SEEDS])
     report = report_of(tmp_path)
     assert report['keys'] == {'model.tokens': ['full', 'eos', 'words']}
     assert report['seeds'] == [1, 2, 3]
@@ -382,7 +459,7 @@ def test_one_seed_has_no_deviation_and_selection_metrics_come_first(config, trai
     with config.unlocked():
         config.evaluate.selection = ('MR-short-mAP', 'MR-full-R1@0.5')
         config.seed = 2
-    sweep.train_all(config, tmp_path, ['model.tokens=full,eos', 'train.epochs=4'])
+    train_all(config, tmp_path, ['model.tokens=full,eos', 'train.epochs=4'])
     assert report_of(tmp_path)['seeds'] == [2]
     text = (tmp_path / 'sweep.md').read_text()
     table = [line.strip('|').replace(' ', '').split('|') for line in text.splitlines()[2:]]
@@ -436,7 +513,7 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
             shutil.copytree(run.folder, together / 'seed=7')
 
     monkeypatch.setattr(runs_lib.Run, 'score_and_save', save_and_copy)
-    sweep.train_all(config, alone, sweeps)
+    train_all(config, alone, sweeps)
     monkeypatch.setattr(runs_lib.Run, 'score_and_save', save)
     results = [json.loads((alone / name / 'results.json').read_text())
                for name in ('seed=1', 'seed=7')]
@@ -462,4 +539,4 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
     # Real checkpoints tell that the same sweep is done.
     monkeypatch.setattr(train, 'train_many', lambda *_: pytest.fail('trained again'))
     for workdir in (alone, together):
-        sweep.train_all(config, workdir, sweeps)
+        train_all(config, workdir, sweeps)
