@@ -135,8 +135,9 @@ FEATURES = {
         text_layout='clip', normalize_text=False, max_clips=400, max_tokens=77),
     ('youtube_highlights', 'own'): dict(
         text_layout='clip', normalize_text=False, max_clips=800, max_tokens=77),
-    # Widths and limits are those of the generated world.
+    # Widths and limits are those of the generated world, and of the encoder of its pictures.
     ('synthetic', 'planted'): dict(video_dirs=('video',), text_dir='text', text_layout='clip'),
+    ('synthetic', 'pixels'): dict(video_dirs=('clip',), text_dir='text', text_layout='clip'),
     ('custom', 'own'): dict(
         video_dirs=('video',), text_dir='text', text_layout='clip', max_tokens=40),
 }

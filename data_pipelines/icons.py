@@ -214,7 +214,7 @@ def _paint(x: np.ndarray, y: np.ndarray, layers: list) -> np.ndarray:
     return found
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=2048)  # all of pictures of 64 pixels
 def icon(concept: int, attribute: int | None, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws a concept of CONCEPTS, changed by an attribute.
 

@@ -1,4 +1,4 @@
-"""Videos: from a file to the pictures that stand for its clips.
+"""Videos: from a file to the pictures that stand for its clips, and from pictures to a file.
 
 The features that public models were trained on come from linjieli222/HERO_Video_Feature_Extractor,
 which chooses, resizes and crops frames by ffmpeg's filters `fps`, `scale` and `crop`. Here frames
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -27,6 +27,11 @@ RULES = 'middle', 'legacy', 'start'
 _STEP_BACK = 1  # seconds that time stamps may go back; recorders jitter
 _ROUGH = 1  # seconds that the duration in a header may be too long, beside the longest frame
 
+# Ending of a file -> encoder, and its options for a picture in which one sees no loss.
+WRITTEN = {
+    'mp4': ('libx264', dict(crf='20', preset='veryfast')),
+    'webm': ('libvpx-vp9', {'crf': '24', 'b:v': '0', 'deadline': 'realtime', 'cpu-used': '8'}),
+}
 _LISTS = 'hls', 'dash', 'concat'  # formats whose files name others, anywhere on the machine
 
 # From the signs of a display matrix (x to x, x to y, y to x, y to y; y points down) to filters.
@@ -110,6 +115,32 @@ def frames_at(path: str | os.PathLike, *, rate: int, size: int) -> Iterator[np.n
     Args, Yields, Raises: as `clip_frames`.
     """
     return _pictures(path, 'middle', Fraction(1, rate), size)
+
+
+def write(path: str | os.PathLike, frames: Iterable[np.ndarray], rate: int) -> None:
+    """Writes a video without sound, whole or not at all: H.264 in .mp4, VP9 in .webm.
+
+    Args:
+        path: of the file; its ending decides.
+        frames: uint8[H, W, 3] each, RGB; H and W are even.
+        rate: frames a second.
+
+    Raises:
+        ConfigError: another ending.
+    """
+    av = _av()
+    ending = os.path.splitext(path)[1].removeprefix('.')
+    if ending not in WRITTEN:
+        raise ConfigError(f'{path}: expected a name that ends in .{" or .".join(WRITTEN)}')
+    codec, options = WRITTEN[ending]
+    with (files.whole_files(path) as (temporary,),
+          av.open(os.fspath(temporary), 'w', format=ending) as container):
+        stream = container.add_stream(codec, rate=rate, options=options, pix_fmt='yuv420p')
+        for i, frame in enumerate(frames):
+            if i == 0:
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
 
 
 def _pictures(path: str | os.PathLike, rule: str, period: Fraction,
@@ -351,5 +382,5 @@ def _av() -> ModuleType:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError("videos are read by PyAV: pip install 'dualground_jax[video]'") from None
+        raise UserError("videos are for PyAV: pip install 'dualground_jax[video]'") from None
     return av

@@ -12,27 +12,26 @@ paper (https://arxiv.org/abs/2510.20244) in a world that fits on a laptop.
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import files
+from data_pipelines import files, film, pictures, progress, scenes
 from data_pipelines.errors import UserError
-from data_pipelines.sentences import CONCEPTS, WORD_IDS, concept_ids, draw_sentence, swap_concepts
+from data_pipelines.sentences import CONCEPTS, WORD_IDS, concept_ids
 
 VERSION = 1  # recorded beside the parameters: raise it when the same ones begin to give other data
 SPLITS = ('train', 'val', 'test')
-SALIENCY_SECONDS = 2  # of a clip that annotators grade, in real files; of any clip here
-MAX_WINDOWS = 4
+PIXELS = 'encoder', 'attribute_swaps', 'camera_noise'  # parameters that pictures add
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Parameters of the planted world; a noise is the length of what is added to unit vectors."""
+    """Parameters of the generated world; a noise is the length of what is added to unit vectors."""
 
     seed: int = 0
     train_queries: int = 4000
@@ -58,10 +57,13 @@ class World:
     eos_rank: int = 3  # 0: [EOS] is noise
     eos_noise: float = 0.6
     video_noise: float = 0.4
+    encoder: str = ''  # folder of the CLIP that reads pictures of the world; '': planted features
+    attribute_swaps: float = 0.0  # share of distractors that exchange a query's attributes
+    camera_noise: float = pictures.NOISE
 
     def __post_init__(self):
         # Each scene needs a clip, and one before the next.
-        most_scenes = MAX_WINDOWS + 2 * self.distractors + 1
+        most_scenes = scenes.MAX_WINDOWS + 2 * self.distractors + 1
         limits = {
             'video_dim': (1, math.inf),
             'text_dim': (1, math.inf),
@@ -70,7 +72,7 @@ class World:
             'max_concepts': (2, 10),
             'shared_videos': (0, 1 if self.distractors else 0),
             'multi_windows': (0, 1),
-            'distractors': (0, MAX_WINDOWS),
+            'distractors': (0, scenes.MAX_WINDOWS),
             'swaps': (0, 0.5),
             'extras': (0, 1),
             'topic_size': (0, len(CONCEPTS)),
@@ -78,6 +80,8 @@ class World:
             'faintest': (0, 1),
             'word_signal': (0, 1),
             'eos_rank': (0, self.text_dim),
+            'attribute_swaps': (0, 1 if self.encoder else 0),
+            'camera_noise': (0, 255),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -102,16 +106,6 @@ class Maps:
     summary: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """Clips [start, end) that show `concepts` and, whatever their strength, `extras` (ids)."""
-
-    start: int
-    end: int
-    concepts: tuple[int, ...]
-    extras: tuple[int, ...]
-
-
 def concept_maps(world: World) -> Maps:
     """Returns the Maps of a world; with another eos_rank, only `summary` is another one."""
     rng = np.random.default_rng([world.seed, 0])
@@ -123,12 +117,32 @@ def concept_maps(world: World) -> Maps:
     return Maps(*(array.astype(np.float32) for array in (video, text, start, summary)))
 
 
-def generate(world: Any, folder: str | os.PathLike) -> pathlib.Path:
+def parameters(world: World) -> dict[str, Any]:
+    """The world as a section of the config; of a planted one without what pictures add."""
+    return {name: value for name, value in dataclasses.asdict(world).items()
+            if world.encoder or name not in PIXELS}
+
+
+def read(section: Any) -> World:
+    """The World of a section of the config, or of anything with its attributes.
+
+    Raises:
+        UserError: a parameter is out of range.
+    """
+    return World(**{field.name: getattr(section, field.name, field.default)
+                    for field in dataclasses.fields(World)})
+
+
+def generate(world: Any, folder: str | os.PathLike, encode: Any = None) -> pathlib.Path:
     """Writes the world's annotations and features into `folder`, whole or not at all.
 
     Args:
         world: a World, or a config node with the same attributes.
-        folder: gets `{split}.jsonl`, `video/{vid}.npz`, `text/qid{qid}.npz` and `world.json`.
+        folder: gets `{split}.jsonl`, `video/{vid}.npz`, `text/qid{qid}.npz` and `world.json`; with
+            `encode` its streams' folders, and `features.json`.
+        encode: what world.encoder names; encodes the frame in the middle of each clip, and the
+            sentences. `encode_video(pictures) -> [float32[T, D]]`, `encode_text(sentences) ->
+            [float32[L, d] of each]`, `recipe`, as encoders.encoder.Encoder.
 
     Returns:
         The folder's path. A folder that holds this very world already is left as it is.
@@ -136,152 +150,72 @@ def generate(world: Any, folder: str | os.PathLike) -> pathlib.Path:
     Raises:
         UserError: a parameter is out of range, or `folder` holds something else.
     """
-    fields = dataclasses.fields(World)
-    world = World(**{field.name: getattr(world, field.name) for field in fields})
-    record = {'version': VERSION, **dataclasses.asdict(world)}
-    return files.fill_once(folder, 'world.json', record, functools.partial(_write_world, world))
+    world = read(world)
+    record = {'version': VERSION, **parameters(world)}
+    if encode:  # by its weights, wherever these are
+        del record['encoder']
+        record |= {f'recipe.{name}': value for name, value in encode.recipe.flat().items()}
+    return files.fill_once(
+        folder, 'world.json', record, functools.partial(_write_world, world, encode))
 
 
-def _write_world(world: World, folder: pathlib.Path) -> None:
+def _write_world(world: World, encode: Any, folder: pathlib.Path) -> None:
+    if encode:
+        video_dir, text_dir = encode.recipe.streams[0].folder, encode.recipe.text.folder
+        size = encode.recipe.streams[0].size
+    else:
+        video_dir, text_dir = 'video', 'text'
+    records = {split: [] for split in SPLITS}
+    total = sum(getattr(world, f'{split}_queries') for split in SPLITS)
+    with progress.Bar('generating the world', total, 'queries') as bar:
+        for video in videos(world):
+            clips = video.planted
+            if encode:
+                times = film.middles(len(clips))
+                [clips] = encode.encode_video(film.frames(video, times, size, world.camera_noise))
+            save(folder / video_dir, video.name, features=clips)
+            for record, rows in video.queries:
+                records[video.split].append(record)
+                if not encode:
+                    save(folder / text_dir, f'qid{record["qid"]}', last_hidden_state=rows)
+            bar.advance(len(video.queries))
+    if encode:
+        queries = [record for split in SPLITS for record in records[split]]
+        texts = encode.encode_text([query['query'] for query in queries])
+        for query, rows in zip(queries, texts, strict=True):
+            save(folder / text_dir, f'qid{query["qid"]}', last_hidden_state=rows)
+        encode.recipe.write(folder)
+    for split in SPLITS:
+        files.write_jsonl(folder / f'{split}.jsonl', records[split])
+
+
+def videos(world: World) -> Iterator[scenes.Video]:
+    """Draws the world's videos, split by split."""
     maps = concept_maps(world)
     seen = set()
     qids = itertools.count()
     for split_id, split in enumerate(SPLITS, start=1):
         left = getattr(world, f'{split}_queries')
-        with open(folder / f'{split}.jsonl', 'w', encoding='utf-8') as annotations:
-            for index in itertools.count():
-                if left == 0:
-                    break
-                # A stream per video, and no draw hangs on eos_rank, word_signal or a noise: worlds
-                # that differ in these share sentences and windows, a controlled comparison.
-                rng = np.random.default_rng([world.seed, split_id, index])
-                sentences, scenes = _draw_video(rng, world, left > 1, seen)
-                visible = _visibility(rng, world, scenes)
-                vid = f'{split}_{index:05d}'
-                clips = clip_features(rng, visible, maps.video, world.video_noise)
-                save(folder / 'video', vid, features=clips)
-                for sentence in sentences:
-                    qid = next(qids)
-                    row = {'qid': qid, 'query': ' '.join(sentence),
-                           'duration': SALIENCY_SECONDS * len(visible), 'vid': vid,
-                           **_annotate(rng, world, sentence, scenes, visible)}
-                    annotations.write(json.dumps(row) + '\n')
-                    rows = _text_features(rng, world, maps, sentence)
-                    save(folder / 'text', f'qid{qid}', last_hidden_state=rows)
-                left -= len(sentences)
-
-
-# Videos
-
-
-def _draw_video(rng, world, may_share, seen):
-    """Draws a video's one or two sentences, adds them to `seen`, and its scenes from end to end."""
-    several = rng.random() < world.multi_windows
-    shared = rng.random() < world.shared_videos and may_share
-    while True:
-        sentence = draw_sentence(rng, world, seen)
-        decoys = [swap_concepts(rng, sentence, 0, world.swaps) for _ in range(world.distractors)]
-        if shared and several:
-            decoys = decoys[:1] * len(decoys)  # so that the second query has several windows, too
-        # Scenes that resemble one another without the query: likeness alone must not tell.
-        foil = swap_concepts(rng, sentence, 1, 1)
-        foils = [foil, *(swap_concepts(rng, foil, 0, world.swaps) for _ in decoys)]
-        sentences = [sentence, decoys[0]] if shared else [sentence]
-        if not seen.intersection(sentences):
-            break
-    seen.update(sentences)
-    windows = int(rng.integers(2, MAX_WINDOWS + 1)) if several else 1
-    clips = int(rng.integers(world.min_clips, world.max_clips + 1))
-    lengths = [*_draw_lengths(rng, clips, windows),
-               *_draw_lengths(rng, clips, len(decoys) + len(foils))]
-    planted = [concept_ids(words) for words in [sentence] * windows + decoys + foils]
-    order = rng.permutation(len(planted))
-    starts, ends = _lay_out(rng, clips, np.array(lengths)[order])
-    stretches = list(zip(starts, ends, [planted[i] for i in order], strict=True))
-    return sentences, _add_background(rng, world, clips, stretches)
-
-
-def _draw_lengths(rng, clips, count):
-    """Draws lengths of 1 to 0.7 / count of the clips, log-uniform: short ones more often."""
-    longest = 0.7 * clips / max(count, 1)
-    lengths = np.exp(rng.uniform(math.log(1.35), math.log(longest + 0.5), count))
-    return np.rint(lengths).astype(int)
-
-
-def _lay_out(rng, clips, lengths):
-    """Places stretches in order, at random, at least a clip apart: their starts and ends int[K]."""
-    lengths = lengths.copy()
-    between = len(lengths) - 1
-    while lengths.sum() + between > clips:
-        lengths[lengths.argmax()] -= 1
-    spare = clips - lengths.sum() - between
-    gaps = rng.multinomial(spare, rng.dirichlet(np.ones(between + 2)))
-    gaps[1:-1] += 1
-    ends = np.cumsum(gaps[:-1] + lengths)
-    return (ends - lengths).tolist(), ends.tolist()
-
-
-def _add_background(rng, world, clips, stretches):
-    """Makes scenes of the planted (start, end, concepts) and fills the clips between them.
-
-    A background scene shows as many concepts as a planted one, so that only the query tells which
-    is meant, but less than half of those of any planted one.
-    """
-    planted = sorted({concepts for _, _, concepts in stretches})
-    planted_ids = sorted({i for concepts in planted for i in concepts})
-    size = len(planted[0])
-    extras = round(world.extras * size)
-    weights = np.ones(len(CONCEPTS))
-    weights[rng.choice(len(CONCEPTS), world.topic_size, replace=False)] = world.topic_weight
-
-    def draw(count, banned):
-        allowed = weights.copy()
-        allowed[banned] = 0
-        return rng.choice(len(CONCEPTS), count, False, allowed / allowed.sum()).tolist()
-
-    scenes = []
-    end = 0
-    for start, stop, concepts in [*stretches, (clips, clips, ())]:
-        while end < start:
-            begin, end = end, min(start, end + int(rng.integers(2, 9)))
-            banned = [i for ids in planted for i in rng.permutation(ids)[:size // 2 + 1]]
-            shown = draw(size + extras, banned)
-            scenes.append(Scene(begin, end, tuple(shown[:size]), tuple(shown[size:])))
-        if start < stop:
-            scenes.append(Scene(start, stop, concepts, tuple(draw(extras, planted_ids))))
-        end = stop
-    return scenes
-
-
-def _visibility(rng, world, scenes):
-    """Returns the strength float[T, V] with which clips show concepts, 0 where they do not.
-
-    A scene's concepts grow strong and faint together, and one clip shows them at their best; its
-    extras vary on their own, so that the mixture tells the saliency even after normalisation.
-    """
-    visible = np.zeros((scenes[-1].end, len(CONCEPTS)))
-    for scene in scenes:
-        span = scene.end - scene.start
-        quality = world.faintest + (1 - world.faintest) * np.cbrt(rng.random(span))
-        quality[rng.integers(span)] = 1
-        strengths = quality[:, None] + 0.1 * rng.standard_normal((span, len(scene.concepts)))
-        visible[scene.start:scene.end, scene.concepts] = strengths.clip(world.faintest, 1)
-        strengths = rng.uniform(world.faintest, 1, (span, len(scene.extras)))
-        visible[scene.start:scene.end, scene.extras] = strengths
-    return visible
-
-
-def _annotate(rng, world, sentence, scenes, visible):
-    """Returns a query's windows, its relevant clips and three annotators' grades 0..4 of each."""
-    ids = concept_ids(sentence)
-    windows = [(scene.start, scene.end) for scene in scenes if set(scene.concepts) == set(ids)]
-    clips = [clip for start, end in windows for clip in range(start, end)]
-    share = visible[np.ix_(clips, ids)].mean(axis=1)
-    opinions = world.annotator_noise * rng.standard_normal((len(clips), 3))
-    grades = np.rint(4 * share[:, None] + opinions).clip(0, 4).astype(int)
-    seconds = [[SALIENCY_SECONDS * start, SALIENCY_SECONDS * end] for start, end in windows]
-    return {'relevant_clip_ids': clips, 'saliency_scores': grades.tolist(),
-            'relevant_windows': seconds}
+        for index in itertools.count():
+            if left == 0:
+                break
+            # A stream per video, and no draw hangs on eos_rank, word_signal or a noise: worlds
+            # that differ in these share sentences and windows, a controlled comparison. Features
+            # are drawn where pictures replace them, too: so do a planted world and its pictures.
+            seed = world.seed, split_id, index
+            rng = np.random.default_rng(seed)
+            sentences, stretches = scenes.draw_video(rng, world, left > 1, seen)
+            visible = scenes.visibility(rng, world, stretches)
+            name = f'{split}_{index:05d}'
+            clips = clip_features(rng, visible, maps.video, world.video_noise)
+            queries = []
+            for sentence in sentences:
+                record = {'qid': next(qids), 'query': ' '.join(sentence),
+                          'duration': scenes.CLIP_SECONDS * len(visible), 'vid': name,
+                          **scenes.annotate(rng, world, sentence, stretches, visible)}
+                queries.append((record, _text_features(rng, world, maps, sentence)))
+            yield scenes.Video(name, split, seed, stretches, visible, clips, queries)
+            left -= len(queries)
 
 
 # Features

@@ -61,18 +61,23 @@ FLAGS = {
         (SWITCH, 'commands', False, 'only print a command for each run that is not finished'),
         (SWITCH, 'collect', False, 'only tabulate the runs that are finished'),
     ],
-    'analyse': [
+    'analyse, render': [
         (LIST, 'splits', ['train', 'val'], 'splits'),
         (INTEGER, 'limit', 0, 'first queries of each split; 0: all', dict(lower_bound=0)),
+    ],
+    'render': [
+        (CHOICE(*video.WRITTEN), 'container', 'mp4', 'of the videos: mp4 (H.264) or webm (VP9)'),
+    ],
+    'analyse': [
         (INTEGER, 'examples', 3, 'queries of each split with pictures', dict(lower_bound=0)),
         (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
          'marks from words'),
     ],
-    'predict, score, compile, verify-data, convert, import, import-csv, extract': [
+    'predict, score, compile, verify-data, convert, import, import-csv, extract, render': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
-         'for the features'),
+         'for the features; render: folder for videos and annotation files'),
     ],
     'score, extract': [
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers; extract: files of '

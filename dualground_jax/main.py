@@ -33,6 +33,7 @@ MODES = {
     'import': ('data_pipelines.own_data.import_moments', ''),
     'import-csv': ('data_pipelines.own_data.import_moments', ''),
     'extract': ('dualground_jax.extract', 'output processes'),
+    'render': ('data_pipelines.render', 'config output'),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 # What a system says that has no room for a file.

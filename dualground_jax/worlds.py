@@ -1,5 +1,8 @@
 """Generated data of a config."""
 
+import os
+import pathlib
+
 from ml_collections import ConfigDict
 
 from dualground_jax import runtime
@@ -11,9 +14,26 @@ def prepare(config: ConfigDict) -> None:
     Of several processes the first one makes it.
 
     Raises:
-        UserError: a parameter is out of range, or the folder holds something else.
+        UserError: a parameter is out of range, the folder holds something else, or the encoder of
+            a world in pixels can't be read.
     """
     if config.world:
-        from data_pipelines import world
+        runtime.first_alone(lambda: _generate(config))
 
-        runtime.first_alone(lambda: world.generate(config.world, config.data.root))
+
+def _generate(config: ConfigDict) -> None:
+    from data_pipelines import scenes, world
+
+    generated, encode = world.read(config.world), None
+    if generated.encoder:
+        from dualground_jax.encoders import encoder  # takes JAX, for seconds
+
+        encode = encoder.load(
+            [f'clip={encoder_source(generated.encoder)}'], clip_length=float(scenes.CLIP_SECONDS))
+    world.generate(generated, config.data.root, encode)
+
+
+def encoder_source(name: str) -> str:
+    """Where an encoder is: in a folder here, in one that we brought along, or on the hub."""
+    brought = pathlib.Path(__file__).parents[1] / name
+    return str(brought) if not os.path.exists(name) and brought.is_dir() else name
