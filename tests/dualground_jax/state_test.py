@@ -1,12 +1,13 @@
 """The optimiser against AdamW as PyTorch documents and computes it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from configs import synthetic
-from dualground_jax import checkpoints, state
+from dualground_jax import checkpoints, models, sharding, state
 
 STEPS = 100
 
@@ -97,3 +98,14 @@ def test_older_checkpoints_go_on(tmp_path):
         lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), wanted))
     jax.tree.map(np.testing.assert_array_equal, found, saved)
     ours.update(params, found.opt_state, params)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_a_model_in_bfloat16_is_kept_in_float32(name):
+    config = synthetic.get_config(f'model={name},runlocal')
+    config.model.dtype, config.optimizer.ema_decay = 'bfloat16', 0.9
+    abstract = state.abstract_state(config, sharding.one_device())
+    kept = [x.dtype for x in jax.tree.leaves((abstract.params, abstract.opt_state, abstract.ema))
+            if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert len(kept) >= 4 * len(jax.tree.leaves(abstract.params))
+    assert set(kept) == {jnp.dtype('float32')}
