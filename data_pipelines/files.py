@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from data_pipelines.errors import DataError, UserError
+import numpy as np
+
+from data_pipelines.errors import DataError, UserError, one_line
 
 NAME_BYTES = 200  # of a name; file systems allow 255, of which endings take some
 T = TypeVar('T')
@@ -180,6 +182,37 @@ def the_array(arrays: Mapping[str, T], key: str, path: Any) -> T:
         return next(iter(arrays.values()))
     found = ', '.join(map(repr, arrays)) or 'none'
     raise DataError(f'{path}: expected array {key!r} or one alone, found {found}')
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        DataError: it is none.
+    """
+    check_genuine(path)
+    try:
+        found = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read as JSON: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f'{path}: holds {short(found)}, expected a JSON object')
+    return found
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads tensors by name.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    import safetensors.numpy
+
+    check_genuine(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f'{path}: damaged or cut short ({one_line(error)})') from error
 
 
 def load_jsonl(path: str | os.PathLike) -> list[dict]:

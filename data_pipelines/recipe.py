@@ -30,8 +30,8 @@ class Stream:
         size: of the pictures, pixels; 0 for text.
         layout: of text rows, a key of tokens.TEXT_LAYOUTS; '' for video.
         options: what else changes the rows, as in 'float32'.
-        source: name of the weights' folder or file, to be told beside their hash; makes no
-            difference.
+        source: name of the weights' folder or file, or on the Hugging Face hub, to be told beside
+            their hash; of a published model also a path from its folder. Makes no difference.
     """
 
     folder: str

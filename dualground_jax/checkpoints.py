@@ -128,7 +128,7 @@ class Checkpoints:
     def config(self, kind: str) -> ConfigDict:
         """The config that the checkpoint was made by, with keys added since, locked."""
         plain = self._restore(kind, config=ocp.args.JsonRestore()).config
-        return ConfigDict(_tuples(_completed(plain, _added(plain)))).lock()
+        return ConfigDict(completed(plain)).lock()
 
     def progress(self, kind: str) -> dict:
         """The progress that was saved with the checkpoint."""
@@ -139,6 +139,11 @@ class Checkpoints:
         found = self._restore(
             kind, state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         return found.state, found.progress
+
+
+def completed(config: dict) -> dict:
+    """A config that was saved as JSON, with keys added since, as nested dicts."""
+    return _tuples(_completed(config, _added(config)))
 
 
 def _added(config: dict) -> dict:

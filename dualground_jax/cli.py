@@ -33,8 +33,9 @@ CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE chan
           'none is given')
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
-    'train, evaluate, predict, sweep, analyse, convert': [
-        (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions'),
+    'train, evaluate, predict, sweep, analyse, convert, publish': [
+        (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions; evaluate, '
+         'predict, publish: also of a published model'),
     ],
     'train, evaluate, predict, extract': [
         (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
@@ -73,11 +74,13 @@ FLAGS = {
         (TEXT, 'tokenizer', '', "the text encoder's Hugging Face tokenizer, folder or name; tells "
          'marks from words'),
     ],
-    'predict, score, compile, verify-data, convert, import, import-csv, extract, render': [
+    'predict, score, compile, verify-data, convert, import, import-csv, extract, render, '
+    'publish': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
-         'for the features; render: folder for videos and annotation files'),
+         'for the features; render: folder for videos and annotation files; '
+         'publish: new folder for the model'),
     ],
     'score, extract': [
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers; extract: files of '
@@ -131,7 +134,12 @@ FLAGS = {
         (CHOICE('raise', 'skip'), 'on_error', DATA['on_error'], 'raise: write nothing if anything '
          'is wrong; skip: leave it out'),
     ],
-    'predict, extract': [
+    'publish': [
+        (TEXT, 'hub', '', 'OWNER/NAME on the Hugging Face hub, to push the model to'),
+        (TEXT, 'licence', '', "of the model, for its card, as in apache-2.0"),
+        (CHOICE('float32', 'float16'), 'weights_dtype', 'float32', 'of the parameters in files'),
+    ],
+    'predict, extract, publish': [
         (TEXT, 'encoder', None, 'clip=FOLDER, slowfast=FILE, or both in the order in which a model '
          'reads them; CLIP may be a name on the Hugging Face hub'),
     ],

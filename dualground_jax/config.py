@@ -19,7 +19,7 @@ def load_config(
 
     Args:
         source: 'configs/NAME.py' or 'configs/NAME.py:ARGUMENTS', or a workdir, which gives the
-            config of its best checkpoint.
+            config of its best checkpoint, or a pretrained folder.
         overrides: values of dotted keys, as in {'train.epochs': 50}.
 
     Raises:
@@ -30,9 +30,9 @@ def load_config(
     if str(source).partition(':')[0].endswith('.py'):
         config = read_file(str(source))
     else:
-        from dualground_jax.checkpoints import Checkpoints  # imports JAX
+        from dualground_jax import pretrained  # imports JAX
 
-        config = Checkpoints(source).config('best')
+        config = pretrained.config_of(source)
     for key in overrides or ():
         check_key(config, key)
     try:

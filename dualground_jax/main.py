@@ -21,6 +21,7 @@ MODES = {
     'train': ('dualground_jax.train', 'workdir config world processes'),
     'evaluate': ('dualground_jax.evaluate', 'workdir saved world processes'),
     'predict': ('dualground_jax.grounding.ground', 'workdir saved processes'),
+    'publish': ('dualground_jax.publishing.publish', 'workdir'),
     'sweep': ('dualground_jax.sweep', 'workdir config'),
     'analyse': ('dualground_jax.analysis.analyse', 'workdir'),
     'score': ('dualground_jax.metrics.score', 'files'),

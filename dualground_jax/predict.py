@@ -18,12 +18,11 @@ from ml_collections import ConfigDict
 from data_pipelines import annotations, datasets, pipeline, progress, recipe
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import write_jsonl
-from dualground_jax import models, runtime, sharding, spans
-from dualground_jax.checkpoints import CheckpointError, Checkpoints
+from dualground_jax import models, pretrained, runtime, sharding, spans
+from dualground_jax.checkpoints import CheckpointError
 from dualground_jax.config import differences
 from dualground_jax.metrics import official
 from dualground_jax.metrics.moments import MAX_WINDOWS
-from dualground_jax.state import abstract_state
 
 
 def fit(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Array:
@@ -176,7 +175,12 @@ def load_split(
 def restore_best(
     workdir: str | os.PathLike, config: ConfigDict, mesh: Mesh
 ) -> tuple[dict, int, dict]:
-    """Parameters to evaluate, step and progress of a run's best checkpoint.
+    """Parameters to evaluate, step and progress of a run's best checkpoint, or as published.
+
+    Args:
+        workdir: of the run, or a pretrained folder.
+        config: of the same model.
+        mesh: where parameters are placed.
 
     Raises:
         CheckpointError: there is none, or the config's model is another one.
@@ -184,8 +188,7 @@ def restore_best(
     if changed := other_model(workdir, config):
         raise CheckpointError(f'{workdir} holds a run of another model ({", ".join(changed)}); '
                               'leave --config out, or name that of the run')
-    state, told = Checkpoints(workdir).restore('best', abstract_state(config, mesh))
-    return state.eval_params, int(state.step), told
+    return pretrained.best_of(workdir, config, mesh)
 
 
 def other_model(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
@@ -194,7 +197,7 @@ def other_model(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    return differences(_model_of(Checkpoints(workdir).config('best')), _model_of(config))
+    return differences(_model_of(pretrained.config_of(workdir)), _model_of(config))
 
 
 def _model_of(config: ConfigDict) -> dict:
@@ -227,7 +230,7 @@ def check_recipe(model: str, section: ConfigDict, found: recipe.Recipe | None, n
 
 def check_split_recipe(workdir: str | os.PathLike, config: ConfigDict) -> None:
     """As `check_recipe`, of a run's best checkpoint and the features of the config's splits."""
-    check_recipe(Checkpoints(workdir).config('best').data.recipe, config.evaluate,
+    check_recipe(pretrained.config_of(workdir).data.recipe, config.evaluate,
                  datasets.recipe_of(config.data), config.data.records or config.data.root)
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from data_pipelines import datasets, files, progress, recipe
 from data_pipelines.errors import UserError
 from data_pipelines.schedule import Schedule
-from dualground_jax import evaluate, predict, runtime
+from dualground_jax import evaluate, predict, pretrained, runtime
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import differences
 from dualground_jax.metrics import official
@@ -163,9 +163,13 @@ class Run:
         """Checks that there is what train.init_from names, and that it is of such features.
 
         Raises:
-            CheckpointError: it has no checkpoint, or one of another model.
+            CheckpointError: it has no checkpoint, or one of another model; or the workdir is a
+                pretrained folder.
             DataError: its features were made by another recipe.
         """
+        if pretrained.is_folder(self.folder):
+            raise CheckpointError(f'{self.folder}: holds a pretrained model; use another '
+                                  f'--workdir, and start from it by init={self.folder}')
         if not (source := self.config.train.init_from):
             return
         if changed := predict.other_model(source, self.config):
@@ -173,7 +177,7 @@ class Run:
                 f'train.init_from={source}: holds another model ({", ".join(changed)}); the config '
                 f'argument init={source} takes its model; features must be of the same widths')
         predict.check_recipe(
-            Checkpoints(source).config('best').data.recipe, self.config.evaluate,
+            pretrained.config_of(source).data.recipe, self.config.evaluate,
             recipe.parse(self.config.data.recipe), self.config.data.root)
 
     def begin(self, fresh: Callable, abstract: TrainState, total_steps: int, split: datasets.Split
@@ -256,7 +260,7 @@ class Run:
 def start_from(workdir: str | os.PathLike, fresh: TrainState) -> TrainState:
     """The state before the first step, with the parameters that a run's evaluation takes."""
     mesh = jax.tree.leaves(fresh.params)[0].sharding.mesh
-    params, _, _ = predict.restore_best(workdir, Checkpoints(workdir).config('best'), mesh)
+    params, _, _ = predict.restore_best(workdir, pretrained.config_of(workdir), mesh)
     ema = None if fresh.ema is None else jax.tree.map(jnp.copy, params)  # buffers are donated
     return fresh.replace(params=params, ema=ema)
 

@@ -170,12 +170,17 @@ def _set_options(mallopt: Callable, *, mmap_max: int, trim_threshold: int, arena
 def keep_compiled(workdir: str) -> None:
     """Keeps compiled programs in a folder, unless $JAX_COMPILATION_CACHE_DIR says where.
 
-    A resumed run, the next seed of a sweep and an evaluation then start without compiling.
+    A resumed run, the next seed of a sweep and an evaluation then start without compiling. Beside
+    a published model nothing is written: its programs are kept in the user's cache.
     """
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         import jax
 
-        folder = pathlib.Path(workdir).absolute() / 'compiled'
+        folder = pathlib.Path(workdir).absolute()
+        if (folder / 'model.safetensors').exists():
+            cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+            folder = pathlib.Path(cache, 'dualground_jax')
+        folder /= 'compiled'
         jax.config.update('jax_compilation_cache_dir', str(folder))
 
 

@@ -1,6 +1,5 @@
 """Files of CLIP's weights, read without PyTorch: what they say of the sizes, and the tensors."""
 
-import json
 import math
 import os
 import pathlib
@@ -11,11 +10,10 @@ from typing import Any, NamedTuple
 import flax.serialization
 import flax.traverse_util
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from data_pipelines import files, torch_file
 from data_pipelines.errors import DataError, one_line
+from data_pipelines.files import read_json, read_safetensors
 from dualground_jax.state_dict import nest
 
 # Tables of names, see `state_dict`
@@ -112,22 +110,6 @@ def find(source: str, name: str) -> pathlib.Path | None:
                         f'hub: {one_line(error)[:150]}') from error
 
 
-def read_json(path: pathlib.Path) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-        DataError: it is none.
-    """
-    files.check_genuine(path)
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as JSON: {one_line(error)}") from error
-    if not isinstance(found, dict):
-        raise DataError(f'{path}: holds {files.short(found)}, expected a JSON object')
-    return found
-
-
 # Hugging Face
 
 
@@ -184,14 +166,6 @@ def _read_state(source: str) -> dict[str, np.ndarray]:
     raise DataError(f'{source}: no weights, expected one of {", ".join(_FORMATS)}')
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    files.check_genuine(path)
-    try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DataError(f'{path}: damaged or cut short ({one_line(error)})') from error
-
-
 def _read_bin(path: pathlib.Path) -> dict[str, np.ndarray]:
     return _tensors(torch_file.load(path), path)
 
@@ -213,7 +187,7 @@ def _read_msgpack(path: pathlib.Path) -> dict[str, np.ndarray]:
     return _tensors(state, path)
 
 
-_FORMATS = {'model.safetensors': _read_safetensors, 'pytorch_model.bin': _read_bin,
+_FORMATS = {'model.safetensors': read_safetensors, 'pytorch_model.bin': _read_bin,
             'flax_model.msgpack': _read_msgpack}
 
 

@@ -155,7 +155,8 @@ def load(
     found, text, clip_encoder = [], None, None
     for name, source in sources.items():
         options = dict(mesh=mesh, batch_size=BATCH[name] * devices)
-        stem = os.path.basename(os.path.normpath(source))
+        # Of a path the last part: it may be told to others. A model of the hub keeps its name.
+        known = os.path.basename(os.path.normpath(source)) if os.path.exists(source) else source
         if name == 'clip':
             clip_encoder = clip.load(source, dtype, **options)
             own, shape, encode = clip_encoder, (), clip_encoder.encode_frames
@@ -166,14 +167,14 @@ def load(
             text = recipe.Stream(
                 TEXT, name, own.weights_hash, own.text_width, layout='clip',
                 options=f'{dtype}, {tokenizer.cleaning if tokenizer else "no tokenizer"}, '
-                        f'at most {own.max_rows} rows', source=stem)
+                        f'at most {own.max_rows} rows', source=known)
         else:
             own = slowfast.load(source, dtype, **options)
             shape, encode = (FAST_FRAMES,), own.encode_clips
             decode = functools.partial(
                 decoding.motion_clips, clip_length=clip_length, size=own.size)
         record = recipe.Stream(name, name, own.weights_hash, own.width, own.size, options=dtype,
-                               source=stem)
+                               source=known)
         found.append(Stream(record, (*shape, own.size, own.size, 3), own.batch_size, decode,
                             encode))
     return Encoder(

@@ -9,9 +9,15 @@ from ml_collections import ConfigDict
 
 from data_pipelines import features, progress, recipe, release, video
 from data_pipelines.errors import ConfigError, DataError
-from dualground_jax import predict
+from dualground_jax import predict, pretrained
 from dualground_jax.grounding import moment_files
-from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor, check_sentences
+from dualground_jax.grounding.predictor import (
+    EncodedVideo,
+    Moments,
+    Predictor,
+    check_sentences,
+    known_encoder,
+)
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -33,7 +39,8 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         predict.predict_best(config, values.workdir, predict.load_split(config))
         return
     check_sentences(values.query)
-    if (values.video or values.query) and not values.encoder:
+    if (values.video or values.query) and not (values.encoder or known_encoder(
+            pretrained.config_of(values.workdir).data.recipe, values.workdir)):
         raise ConfigError('--video and --query need --encoder=clip=FOLDER, the encoder that made '
                           "the features of the model's training")
     names = values.query or [values.query_features]

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,7 @@ from data_pipelines import features, files, pipeline, progress, recipe, release,
 from data_pipelines import video as video_files
 from data_pipelines.errors import ConfigError, DataError, one_line
 from data_pipelines.recipe import Recipe
-from dualground_jax import predict, runtime, sharding
-from dualground_jax.checkpoints import Checkpoints
+from dualground_jax import predict, pretrained, runtime, sharding
 from dualground_jax.grounding import stretches
 from dualground_jax.metrics.moments import MAX_WINDOWS
 
@@ -100,6 +100,24 @@ def load_encoder(streams: str, data: ConfigDict) -> Any:
                         rule=known.rule, dtype=known.streams[0].options)
 
 
+def known_encoder(text: str, folder: str | os.PathLike) -> str:
+    """The encoders that made a model's features, as `load_encoder` takes them; '' if unknown.
+
+    Args:
+        text: `data.recipe` of the model's config. A stream's source may be a path from the model's
+            folder, or a model of the Hugging Face hub.
+        folder: of the model.
+    """
+    made, found = recipe.parse(text), []
+    for stream in made.streams if made else ():
+        path = os.path.normpath(os.path.join(folder, stream.source))
+        is_here = stream.source and os.path.exists(path)
+        if not is_here and not pretrained.is_hub_name(stream.source):
+            return ''
+        found.append(f'{stream.encoder}={path if is_here else stream.source}')
+    return ','.join(found)
+
+
 def check_sentences(queries: Sequence[Any]) -> None:
     """Raises DataError if a query is an empty text."""
     if any(isinstance(query, str) and not query.strip() for query in queries):
@@ -126,6 +144,9 @@ class Predictor:
         predictor = Predictor.from_checkpoint('runs/mine', encoder='clip=FOLDER')
         video = predictor.encode_video('beach.mp4')
         windows, saliency = predictor.predict(video, 'a dog runs')
+
+        predictor.save_pretrained('mine')
+        predictor = Predictor.from_pretrained('mine', encoder='clip=FOLDER')
     """
 
     config: ConfigDict
@@ -134,42 +155,135 @@ class Predictor:
     stretch_step: Callable
     mesh: Mesh
     encoder: Any = None
+    known_encoder: str = ''  # that is loaded when one is needed
+    progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its run
 
     @classmethod
     def from_checkpoint(
         cls, workdir: str | os.PathLike, config: ConfigDict | None = None,
         encoder: Any = None,
     ) -> 'Predictor':
-        """Loads the best checkpoint of a workdir.
+        """Loads the best checkpoint of a workdir, or a pretrained folder.
 
         Args:
-            workdir: of the run.
+            workdir: of the run, or the folder.
             config: of the same model; default: that of the checkpoint. `load_config(workdir,
               {'data.max_clips': 160})` is that with another value.
             encoder: of videos and sentences: an `encoders.encoder.Encoder`, or what its `load`
-              takes, as in 'clip=FOLDER'. Features need none.
+              takes, as in 'clip=FOLDER'. Features need none. Default: that of the features that
+              the model was trained on, where the model says where it is.
 
         Raises:
             CheckpointError: there is none, or the config's model is another one.
             DataError: an encoder that can't be read, or by another recipe than the features that
               the model was trained on.
         """
-        saved = Checkpoints(workdir).config('best')
+        saved = pretrained.config_of(workdir)
         config = (config or saved).copy_and_resolve_references()
         with config.unlocked():
-            # Of the data set's videos; this one may be longer, and bounds the windows itself.
-            config.evaluate.clip_to = (0.0, math.inf)
             config.data.recipe = saved.data.recipe
         mesh = sharding.one_device()
         if isinstance(encoder, str):
             encoder = load_encoder(encoder, config.data)
         if encoder is not None:
             check_encoder(encoder.recipe, config)
-        params, _, _ = predict.restore_best(workdir, config, mesh)
+        params, _, told = predict.restore_best(workdir, config, mesh)
+        bounded = config.copy_and_resolve_references()
+        with bounded.unlocked():
+            # Of the data set's videos; this one may be longer, and bounds the windows itself.
+            bounded.evaluate.clip_to = (0.0, math.inf)
         steps = (runtime.announced(
-            predict.make_predict_step(config, mesh, suppress=suppress), 'predict')
+            predict.make_predict_step(bounded, mesh, suppress=suppress), 'predict')
             for suppress in (True, False))
-        return cls(config, params, *steps, mesh, encoder)
+        return cls(config, params, *steps, mesh, encoder,
+                   known_encoder(saved.data.recipe, workdir), told)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, config: ConfigDict | None = None, encoder: Any = None,
+        revision: str | None = None,
+    ) -> 'Predictor':
+        """Loads what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            name: a folder, or 'OWNER/NAME' on the Hugging Face hub.
+            config, encoder: as of `from_checkpoint`.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+            DataError: as `from_checkpoint`.
+        """
+        return cls.from_checkpoint(pretrained.find(name, revision), config, encoder)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike, *, dtype: str = 'float32', encoder: str = '',
+        licence: str = '', name: str = '',
+    ) -> None:
+        """Writes the model as a folder that `from_pretrained` and all modes read, see `pretrained`.
+
+        Args:
+            folder: new, or empty.
+            dtype: of the parameters in it: 'float32', or 'float16', which halves it and rounds.
+            encoder: where users find the encoder, as in 'clip=openai/clip-vit-base-patch32' on the
+              hub; a folder here is kept as the path to it from `folder`. It is checked to be that
+              of the model's features. Default: as the features' recipe names it.
+            licence: of the model, an identifier as in 'apache-2.0', for its card.
+            name: of the model in its card; default: the folder's.
+
+        Raises:
+            ConfigError: a folder that is not empty, or parameters that `dtype` cannot hold.
+            DataError: another encoder than that of the model's features.
+        """
+        pretrained.check_new(folder)
+        config = self._naming(encoder, folder) if encoder else self.config
+        pretrained.save(folder, config, self.params, self.progress, dtype=dtype, licence=licence,
+                        name=name)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None,
+        revision: str | None = None, dtype: str = 'float32', encoder: str = '', licence: str = '',
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: 'OWNER/NAME'; made if it is not there.
+            private: whether a new one is.
+            token: to sign in with; default: that of `hf auth login`.
+            revision: branch.
+            dtype, encoder, licence: as of `save_pretrained`; the encoder is one of the hub.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: the hub refuses it or can't be reached, or an encoder that is not on it.
+        """
+        for source in (part.partition('=')[2] for part in filter(None, encoder.split(','))):
+            if not pretrained.is_hub_name(source) or os.path.exists(source):
+                raise ConfigError(f'encoder {source!r}: expected a model of the Hugging Face hub, '
+                                  'which those who load the model can reach')
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = os.path.join(scratch, 'model')
+            self.save_pretrained(folder, dtype=dtype, encoder=encoder, licence=licence,
+                                 name=repo_id)
+            return pretrained.push(folder, repo_id, private=private, token=token, revision=revision)
+
+    def _naming(self, encoder: str, folder: str | os.PathLike) -> ConfigDict:
+        """The config, with a recipe that says where encoders are, after a check of these."""
+        config = self.config.copy_and_resolve_references()
+        found = load_encoder(encoder, config.data).recipe
+        check_encoder(found, config)
+        sources = dict(part.split('=') for part in encoder.split(','))
+        sources = {name: os.path.relpath(source, folder) if os.path.exists(source) else source
+                   for name, source in sources.items()}
+        named = lambda stream: stream and dataclasses.replace(
+            stream, source=sources[stream.encoder])
+        known = recipe.parse(config.data.recipe) or found
+        with config.unlocked():
+            config.data.recipe = dataclasses.replace(
+                known, streams=tuple(map(named, known.streams)), text=named(known.text)).to_json()
+        return config
 
     def encode_video(self, video: str | os.PathLike | Iterable[np.ndarray]) -> EncodedVideo:
         """Encodes a video, once for all sentences; see `Encoder.encode_video`.
@@ -244,8 +358,12 @@ class Predictor:
 
     def _encoder(self) -> Any:
         if self.encoder is None:
-            raise ConfigError("videos and sentences need Predictor.from_checkpoint(..., encoder="
-                              "'clip=FOLDER')")
+            if not self.known_encoder:
+                raise ConfigError("videos and sentences need Predictor.from_checkpoint(..., "
+                                  "encoder='clip=FOLDER')")
+            found = load_encoder(self.known_encoder, self.config.data)
+            check_encoder(found.recipe, self.config)
+            self.encoder = found
         return self.encoder
 
     def _read_queries(self, queries: list[Any], video: EncodedVideo) -> tuple[list, list]:

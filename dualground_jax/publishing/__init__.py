@@ -1,0 +1,1 @@
+"""Trained models for others: modes `publish` and `export`."""
