@@ -44,6 +44,7 @@ setup(
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],
+        'hub': ['huggingface_hub'],
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
         'video': ['av>=16', 'ftfy'],

@@ -165,7 +165,8 @@ DAMAGES = {
                        'model.safetensors: x is not of this model'),
     'another dtype': (tensors(lambda t: t.update(token_types=t['token_types'].astype(np.float64))),
                       r'token_types is float64\[2, 16\], expected float32 or float16\[2, 16\]'),
-    'altered tensor': (tensors(altered), r'altered bytes: the checksum .* \(config.json: pretrained.weights\)'),
+    'altered tensor': (tensors(altered),
+                       r'altered bytes: the checksum .* \(config.json: pretrained.weights\)'),
 }
 
 
@@ -223,7 +224,7 @@ def test_training_starts_from_a_folder_but_not_in_it(workdir, folder):
     state = runs.start_from(folder, fresh)
     for found, expected in ((state.params, fresh.ema), (state.ema, fresh.ema)):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    with pytest.raises(CheckpointError, match='little-model: holds a pretrained model; use another'):
+    with pytest.raises(CheckpointError, match='little-model: holds a pretrained model; use'):
         runs.Run(config, folder, None, (), '').check(())
 
 
