@@ -302,12 +302,15 @@ def combinations(
         changes = {key: value for key, value in values.items() if not key.startswith(ARGUMENT)}
         for key in changes:
             check_key(own, key)
+        with own.unlocked():
+            own.update_from_flattened_dict(changes)
         # Another world needs a folder of its own.
-        of_world = [named(key, value) for key, value in changes.items() if key.startswith('world.')]
+        of_world = [named(f'world.{key}', value) for key, value in own.world.items()
+                    if f'world.{key}' in changes or value != config.world.get(key)]
         if of_world:
             changes['data.root'] = ','.join((own.data.root, *of_world))
         with own.unlocked():
-            own.update_from_flattened_dict(changes)
+            own.data.root = changes.get('data.root', own.data.root)
             own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
         folder = pathlib.Path(workdir, ','.join(itertools.starmap(named, values.items())))
         runs.append(Run(values, folder, with_recipe(own), arguments, changes))

@@ -61,6 +61,17 @@ def test_figures_keep_their_places_in_a_scene_and_move(drawn):
     assert np.median(inside) > 0 and max(inside) < 0.8 * min(across)
 
 
+def test_each_scene_has_a_background_and_each_frame_its_grain(drawn):
+    twice = [dataclasses.replace(drawn[0].scenes[0], start=i, end=i + 1) for i in range(2)]
+    one = dataclasses.replace(drawn[0], scenes=twice, visible=np.zeros_like(drawn[0].visible))
+    first, later, other = film.frames(one, [0, 1, 2], noise=0)
+    np.testing.assert_array_equal(first, later)
+    assert not np.array_equal(first, other)
+    grain = film.frames(one, [0, 1], noise=8).astype(float) - first
+    assert np.corrcoef(*grain.reshape(2, -1))[0, 1] < 0.1
+    np.testing.assert_allclose(grain.std((1, 2, 3)), 8, rtol=0.1)
+
+
 def test_frames_show_a_scenes_figures_by_their_strengths(drawn):
     """What a frame shows beside its background is what `visible` says."""
     one = drawn[0]
@@ -75,23 +86,24 @@ def test_frames_show_a_scenes_figures_by_their_strengths(drawn):
 
 
 def test_features_of_pictures_beside_the_planted_worlds_annotations(tmp_path):
+    noisy = dataclasses.replace(PIXELS, camera_noise=60)
     planted = world.generate(dataclasses.replace(PIXELS, encoder=''), tmp_path / 'planted')
-    seen = world.generate(PIXELS, tmp_path / 'seen', Colours())
-    drawn = {one.name: one for one in world.videos(PIXELS)}
+    seen = world.generate(noisy, tmp_path / 'seen', Colours())
+    drawn = {one.name: one for one in world.videos(noisy)}
     for split in world.SPLITS:
         assert (planted / f'{split}.jsonl').read_bytes() == (seen / f'{split}.jsonl').read_bytes()
     rows = [json.loads(line) for line in (seen / 'train.jsonl').read_text().splitlines()]
     for row in rows:
         found = np.load(seen / 'clip' / f'{row["vid"]}.npz')['features']
         middles = 2 * np.arange(row['duration'] // 2) + 1 - 1 / 8
-        expected = film.frames(drawn[row['vid']], middles, 24).mean((1, 2))
+        expected = film.frames(drawn[row['vid']], middles, 24, 60).mean((1, 2))
         np.testing.assert_allclose(found[:, :3], expected, atol=0.1)
         text = np.load(seen / 'text' / f'qid{row["qid"]}.npz')['last_hidden_state']
         assert text[:, 0].tolist() == [len(word) for word in row['query'].split()]
     assert recipe.read(seen) == Colours().recipe
-    assert world.generate(dataclasses.replace(PIXELS, encoder='moved'), seen, Colours()) == seen
+    assert world.generate(dataclasses.replace(noisy, encoder='moved'), seen, Colours()) == seen
     with pytest.raises(UserError, match="holds other data.*: recipe.clip.weights '0', asked for"):
-        world.generate(PIXELS, seen, Colours('1'))
+        world.generate(noisy, seen, Colours('1'))
 
 
 def bound(words):
@@ -125,12 +137,12 @@ def test_scenes_with_exchanged_attributes_are_no_answer():
 @pytest.mark.parametrize('ending, codec', [('mp4', 'h264'), ('webm', 'vp9')])
 def test_rendered_files_are_the_videos(ending, codec, tmp_path):
     """Their middle frames, read back, are those that features are made of."""
-    small = dataclasses.replace(PIXELS, train_queries=1, val_queries=3, min_clips=13,
-                                max_clips=13, camera_noise=2.0)
-    folder = render.render(small, tmp_path / 'r', ['val'], 2, ending)
+    small = dataclasses.replace(PIXELS, train_queries=1, val_queries=4, min_clips=13,
+                                max_clips=13, camera_noise=2.0, shared_videos=1.0)
+    folder = render.render(small, tmp_path / 'r', ['val'], 1, ending)
     generated = world.generate(dataclasses.replace(small, encoder=''), tmp_path / 'w')
     lines = (folder / 'val.jsonl').read_text().splitlines()
-    assert lines == (generated / 'val.jsonl').read_text().splitlines()[:2]
+    assert lines == (generated / 'val.jsonl').read_text().splitlines()[:1]
     drawn = {one.name: one for one in world.videos(small)}
     names = {json.loads(line)['vid'] for line in lines}
     assert {path.stem for path in (folder / 'videos').iterdir()} == names
@@ -144,10 +156,10 @@ def test_rendered_files_are_the_videos(ending, codec, tmp_path):
         error, other = (np.abs(found.astype(float) - x).mean() for x in (expected, later))
         assert error < 6 and error < 0.6 * other
     made = path.stat().st_mtime_ns
-    assert render.render(small, folder, ['val'], 2, ending) == folder
+    assert render.render(small, folder, ['val'], 1, ending) == folder
     assert path.stat().st_mtime_ns == made
-    with pytest.raises(UserError, match='holds other data.*limit 2, asked for 1'):
-        render.render(small, folder, ['val'], 1, ending)
+    with pytest.raises(UserError, match='holds other data.*limit 1, asked for 2'):
+        render.render(small, folder, ['val'], 2, ending)
 
 
 def test_a_written_video_is_what_ffmpeg_reads(tmp_path):

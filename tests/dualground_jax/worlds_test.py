@@ -8,7 +8,7 @@ import pytest
 from configs import pixels
 from data_pipelines import datasets, film, recipe, world
 from data_pipelines.errors import UserError
-from dualground_jax import worlds
+from dualground_jax import sweep, worlds
 from dualground_jax.encoders import clip
 from tests.helpers import clip_folder
 
@@ -52,6 +52,18 @@ def test_a_world_is_known_by_its_encoders_weights(config, encoder, tmp_path):
     clip_folder.write(moved, seed=1)
     with pytest.raises(UserError, match=r'holds other data, .*recipe\.clip\.weights'):
         worlds.prepare(config)
+
+
+def test_a_sweep_over_encoders_has_a_world_of_each(config, encoder, monkeypatch):
+    monkeypatch.chdir(encoder.parent)
+    config_of = lambda arguments: pixels.get_config(f'encoder={arguments["encoder"]},root=own')
+    shutil.copytree(encoder, 'clip_b', dirs_exist_ok=True)
+    _, runs = sweep.plan(config_of(dict(encoder='clip')), 'runs', [
+        f'{sweep.ARGUMENT}encoder=clip,clip_b', 'world.seed=1,2'], config_of)
+    roots = [one.config.data.root for one in runs]
+    assert roots == [f'own{of_encoder},world.seed={seed}'
+                     for of_encoder in ('', ',world.encoder=clip_b') for seed in (1, 2)]
+    assert [one.changes['data.root'] for one in runs] == roots
 
 
 def test_mistakes_are_told_in_a_line(config, tmp_path):
