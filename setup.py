@@ -6,6 +6,8 @@ import re
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+VIDEO = ['av>=16', 'ftfy']
+SERVE = [*VIDEO, 'prometheus-client', 'starlette>=1', 'uvicorn']
 
 setup(
     name='dualground_jax',
@@ -16,7 +18,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['dualground_jax*', 'configs*', 'data_pipelines*']),
     entry_points={'console_scripts': ['dualground = dualground_jax.main:start']},
-    package_data={'data_pipelines': ['citations.bib']},
+    package_data={'data_pipelines': ['citations.bib'], 'dualground_jax.serve': ['static/*']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -39,14 +41,15 @@ setup(
         'transformers',  # brings huggingface-hub, regex, safetensors, tokenizers
     ],
     extras_require={
-        'test': ['av>=16', 'ftfy', 'h5py', 'hypothesis', 'imageio-ffmpeg', 'import-linter',
-                 'pytest', 'pytest-xdist', 'ruff'],
+        'test': [*SERVE, 'h5py', 'httpx2', 'hypothesis', 'imageio-ffmpeg', 'import-linter',
+                 'jsonschema', 'playwright', 'pytest', 'pytest-xdist', 'ruff'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],
         'hub': ['huggingface_hub'],
+        'serve': SERVE,
         'tpu': ['jax[tpu]'],
         'torch': ['torch'],
-        'video': ['av>=16', 'ftfy'],
+        'video': VIDEO,
     },
 )

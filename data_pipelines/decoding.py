@@ -63,7 +63,8 @@ def _rate(path: str) -> float:
 
 
 def decoded(
-    jobs: Sequence[Job], decode: Decode, shape: tuple[int, ...], *, workers: int, slots: int
+    jobs: Sequence[Job], decode: Decode, shape: tuple[int, ...], *, workers: int, slots: int,
+    attempts: int = ATTEMPTS, patience: float | None = None,
 ) -> Iterator[tuple[Job, np.ndarray | str | None]]:
     """Decodes videos in several processes.
 
@@ -73,6 +74,9 @@ def decoded(
         shape: of a picture.
         workers: number of processes.
         slots: pictures that a worker's ring holds; decoding waits where nobody reads them.
+        attempts: at a video whose process dies.
+        patience: seconds; where no process tells anything for so long, one of them is killed. None:
+            for ever.
 
     Yields:
         (job, None) where a video begins, anew if its process has died; then (job, uint8[shape])
@@ -87,20 +91,25 @@ def decoded(
                 worker.take(left, ahead)
         yield from ((worker.jobs[0], None) for worker in crew)
         while crew:
-            ready = connection.wait([worker.pipe for worker in crew])
-            worker = next(worker for worker in crew if worker.pipe is ready[0])
+            ready = connection.wait([worker.pipe for worker in crew], patience)
+            worker = next(worker for worker in crew if not ready or worker.pipe is ready[0])
             crew.remove(worker)
             crew.append(worker)  # the others come first now
             try:
+                if not ready:
+                    raise TimeoutError
                 told = worker.pipe.recv()
             except (EOFError, OSError):  # it is dead
                 job = worker.jobs.popleft()
                 left.extendleft(reversed(worker.jobs))
                 deaths[job] += 1
-                if deaths[job] < ATTEMPTS:
+                if deaths[job] < attempts:
                     left.appendleft(job)
                 else:
-                    yield job, f'{job.path}: decoding it ended its process {ATTEMPTS} times'
+                    times = f' {attempts} times' * (attempts > 1)
+                    reason = (f'ended its process{times}' if ready else
+                              f'gave no picture in {patience:g} s')
+                    yield job, f'{job.path}: decoding it {reason}'
                 crew.pop().close()
                 if left:
                     crew.append(_Worker(decode, shape, slots))

@@ -118,7 +118,8 @@ class Sample:
     duration: float
 
 
-def pad(data: Any, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+def pad(data: Any, samples: Sequence[Sample], bucket: Bucket | None = None, rows: int = 0
+        ) -> dict[str, np.ndarray]:
     """Pads samples to one batch.
 
     Sizes are powers of two, those of clips and tokens up to the limits of the config: few programs
@@ -127,15 +128,17 @@ def pad(data: Any, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
     Args:
         data: the `data` section of the config.
         samples: one or more.
+        bucket: T and L, in place of these powers.
+        rows: B, in place of its.
 
     Returns:
         Arrays as in `batch_spec`; rows without a sample are empty, as `collate` has them.
     """
     longest = (max(len(rows) for rows in column)
                for column in zip(*((sample.video, sample.text) for sample in samples), strict=True))
-    bucket = Bucket(*(min(max(power_of_two(n), 8), most)
-                      for n, most in zip(longest, limits(data), strict=True)))
-    batch = _empty_batch(data, power_of_two(len(samples)), bucket=bucket)
+    bucket = bucket or Bucket(*(min(max(power_of_two(n), 8), most)
+                                for n, most in zip(longest, limits(data), strict=True)))
+    batch = _empty_batch(data, rows or power_of_two(len(samples)), bucket=bucket)
     batch['index'][len(samples):] = -1
     for name in FEATURES:
         batch[name][len(samples):] = 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import av
 
 RULES = 'middle', 'legacy', 'start'
+PIXELS = 2**26  # of a picture at most: twice as many as 8K has
 _STEP_BACK = 1  # seconds that time stamps may go back; recorders jitter
 _ROUGH = 1  # seconds that the duration in a header may be too long, beside the longest frame
 
@@ -334,6 +335,7 @@ def _video_stream(path: str | os.PathLike,
     if streams[0].codec_context is None:
         raise DataError(f'{path}: FFmpeg has no decoder for its video')
     streams[0].thread_type = 'AUTO'
+    streams[0].codec_context.options = dict(max_pixels=str(PIXELS))
     return streams[0]
 
 

@@ -33,9 +33,10 @@ CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE chan
           'none is given')
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
-    'train, evaluate, predict, sweep, analyse, convert, publish': [
+    'train, evaluate, predict, sweep, analyse, convert, publish, '
+    'serve': [
         (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions; evaluate, '
-         'predict, publish: also of a published model'),
+         'predict, publish, serve: also of a published model'),
     ],
     'train, evaluate, predict, extract': [
         (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
@@ -75,12 +76,13 @@ FLAGS = {
          'marks from words'),
     ],
     'predict, score, compile, verify-data, convert, import, import-csv, extract, render, '
-    'publish': [
+    'publish, serve': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
          'for the features; render: folder for videos and annotation files; '
-         'publish: new folder for the model'),
+         'publish: new folder for the model; serve: folder for uploads and features, by default '
+         'WORKDIR/served'),
     ],
     'score, extract': [
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers; extract: files of '
@@ -139,21 +141,42 @@ FLAGS = {
         (TEXT, 'licence', '', "of the model, for its card, as in apache-2.0"),
         (CHOICE('float32', 'float16'), 'weights_dtype', 'float32', 'of the parameters in files'),
     ],
-    'predict, extract, publish': [
+    'predict, extract, publish, serve': [
         (TEXT, 'encoder', None, 'clip=FOLDER, slowfast=FILE, or both in the order in which a model '
          'reads them; CLIP may be a name on the Hugging Face hub'),
     ],
+    'extract, serve': [
+        (TEXT, 'videos', None, 'folder of videos, or text file with a path on each line; serve: '
+         'folder whose videos may be chosen in place of an upload'),
+        (INTEGER, 'decoders', 0, 'processes that decode; 0: one for each CPU',
+         dict(lower_bound=0)),
+    ],
     'extract': [
-        (TEXT, 'videos', None, 'folder of videos, or text file with a path on each line'),
         (CHOICE(*video.RULES), 'rule', 'middle', 'which frame stands for a clip, of '
          + ', '.join(video.RULES)),
         (INTEGER, 'clip_frames', 0, 'clips of so many frames, in place of --clip_length',
          dict(lower_bound=0)),
         (CHOICE('float32', 'bfloat16'), 'encoder_dtype', 'float32', 'that encoders compute in, '
          'float32 or bfloat16'),
-        (INTEGER, 'decoders', 0, 'processes that decode; 0: one for each CPU',
-         dict(lower_bound=0)),
         (SWITCH, 'dry_run', False, 'only count'),
+    ],
+    'serve': [
+        (TEXT, 'host', '127.0.0.1', 'address to listen on; 0.0.0.0 lets other machines in'),
+        (INTEGER, 'port', 8000, 'port to listen on; 0: any that is free',
+         dict(lower_bound=0, upper_bound=65535)),
+        (TEXT, 'token_file', None, 'file of the token that clients must send'),
+        (FLOAT, 'upload_mb', 2000.0, 'megabytes of an upload at most', dict(lower_bound=0)),
+        (FLOAT, 'video_minutes', 180.0, 'minutes of a video at most', dict(lower_bound=0)),
+        (FLOAT, 'store_gb', 20.0, 'gigabytes of uploads and features at most; the least recently '
+         'used ones give way', dict(lower_bound=0)),
+        (INTEGER, 'queue', 256, 'sentences, and videos, that may wait at most',
+         dict(lower_bound=1)),
+        (FLOAT, 'rate', 20.0, 'requests a second that a client may make, twice as many at once; '
+         '0: any number', dict(lower_bound=0)),
+        (FLOAT, 'timeout', 60.0, 'seconds that an answer may take, an upload may stall, or a '
+         'picture may take to decode', dict(lower_bound=0.1)),
+        (FLOAT, 'grace', 120.0, 'seconds after SIGTERM for videos that are being encoded; the next '
+         'start goes on with those that are not done', dict(lower_bound=0)),
     ],
     'build, extract': [
         (TEXT, 'beam', '', 'options of Apache Beam, as in '
@@ -215,8 +238,10 @@ READ_OF_ONE = (
 
 def check_effect(values: flags.FlagValues) -> None:
     """Raises ConfigError for what is given to `evaluate` or `predict` and would change nothing."""
-    of_one = any(values[name].value for name in ONE)
+    of_one = values.mode == 'serve' or any(values[name].value for name in ONE)
     read = READ_OF_ONE if of_one else READ
+    if values.mode == 'serve':  # which has sizes of its own
+        read = tuple(key for key in read if key != 'evaluate.batch_size')
     for key in overrides():
         if not any(key == known or key.startswith(f'{known}.') for known in read):
             raise ConfigError(f'--config.{key} changes nothing in this --mode={values.mode}, which '

@@ -35,6 +35,7 @@ MODES = {
     'import-csv': ('data_pipelines.own_data.import_moments', ''),
     'extract': ('dualground_jax.extract', 'output processes'),
     'render': ('data_pipelines.render', 'config output'),
+    'serve': ('dualground_jax.serve.server', 'workdir saved'),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 # What a system says that has no room for a file.

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import regex
 import tokenizers
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, DataError, one_line
@@ -93,16 +93,32 @@ class Tokenizer:
         Raises:
             DataError: OpenAI's cleaning of a sentence needs ftfy, which is not installed.
         """
-        split = self.cleaning == 'openai'
-        texts = [_WORDS.findall(clean(text)) for text in sentences] if split else list(sentences)
-        found = self._model.encode_batch(texts, is_pretokenized=split)
-        ids = np.full((len(texts), max_rows), self.padding, np.int32)
-        lengths = np.zeros(len(texts), np.int32)
+        found = self._encode(sentences)
+        ids = np.full((len(found), max_rows), self.padding, np.int32)
+        lengths = np.zeros(len(found), np.int32)
         for i, encoding in enumerate(found):
             row = [self.start, *encoding.ids[: max_rows - 2], self.end]
             lengths[i] = len(row)
             ids[i, : len(row)] = row
         return ids, lengths
+
+    def words(self, sentence: str) -> list[tuple[str, int]]:
+        """The words of a sentence, cleaned, each with the number of its pieces; DataError as above.
+
+        Together they have a piece for each id of the sentence between start and end, uncut.
+        """
+        found, pieces = [], []
+        for piece in self._encode([sentence])[0].tokens:
+            pieces.append(piece.removesuffix(_WORD_END))
+            if piece.endswith(_WORD_END) or piece in (START, END):
+                found.append((decoders.ByteLevel().decode(pieces), len(pieces)))
+                pieces = []
+        return found
+
+    def _encode(self, sentences: Sequence[str]) -> list[tokenizers.Encoding]:
+        split = self.cleaning == 'openai'
+        texts = [_WORDS.findall(clean(text)) for text in sentences] if split else list(sentences)
+        return self._model.encode_batch(texts, is_pretokenized=split)
 
 
 def clean(sentence: str) -> str:

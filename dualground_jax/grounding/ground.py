@@ -64,8 +64,8 @@ def run(values: FlagValues, config: ConfigDict) -> None:
             failed.append(str(error))
             continue
         for name, moments in zip(names, found, strict=True):
-            row = _row(path, name, moments, encoded.duration, predictor.config.data.clip_length,
-                       values.top)
+            row = make_row(path, name, moments, encoded.duration, predictor.config.data.clip_length,
+                           values.top)
             if rates:
                 row['frame_rate'] = rates[number]
             if values.save_plot:
@@ -91,8 +91,8 @@ def _read_features(paths: Sequence[str], config: ConfigDict) -> EncodedVideo:
     return EncodedVideo(streams, min(map(len, streams)) * data.clip_length, made)
 
 
-def _row(path: str, query: str, moments: Moments, duration: float, clip_length: float, top: int
-         ) -> dict:
+def make_row(path: str, query: str, moments: Moments, duration: float, clip_length: float, top: int
+             ) -> dict:
     """What is told of a query in a video, see `moment_files`."""
     told = lambda values: values.astype(float).round(4).tolist()
     return dict(

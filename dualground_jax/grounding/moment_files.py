@@ -35,15 +35,19 @@ def to_csv(rows: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-def to_ffconcat(rows: Sequence[dict]) -> str:
+def to_ffconcat(rows: Sequence[dict], *, absolute: bool = True) -> str:
     """A script of FFmpeg's concat demuxer: `ffmpeg -f concat -safe 0 -i FILE cuts.mp4`.
+
+    Args:
+        rows: as everywhere here.
+        absolute: whether paths are made so; else they are what the rows have.
 
     Raises:
         DataError: a path with a line break, which the format cannot hold.
     """
     lines = ['ffconcat version 1.0']
     for row, (start, end, score) in _cuts(rows):
-        path = os.path.abspath(row['video'])
+        path = os.path.abspath(row['video']) if absolute else row['video']
         if len(path.splitlines()) > 1:
             raise DataError(f'{path!r}: a path with a line break, which .ffconcat cannot hold')
         quoted = path.replace("'", r"'\''")

@@ -17,6 +17,7 @@ from data_pipelines import features, files, pipeline, progress, recipe, release,
 from data_pipelines import video as video_files
 from data_pipelines.errors import ConfigError, DataError, one_line
 from data_pipelines.recipe import Recipe
+from data_pipelines.schedule import Bucket
 from dualground_jax import predict, pretrained, runtime, sharding
 from dualground_jax.grounding import stretches
 from dualground_jax.metrics.moments import MAX_WINDOWS
@@ -133,6 +134,18 @@ def check_encoder(found: Recipe, config: ConfigDict) -> None:
                             f'{config.data[key]} (data.{key})')
 
 
+def make_steps(config: ConfigDict, mesh: Mesh, observe: Callable | None = None
+               ) -> tuple[Callable, Callable]:
+    """The steps of a Predictor for whole videos and for stretches; see `make_predict_step`."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        # Of the data set's videos; this one may be longer, and bounds the windows itself.
+        config.evaluate.clip_to = (0.0, math.inf)
+    whole, stretch = (predict.make_predict_step(config, mesh, observe, suppress=suppress)
+                      for suppress in (True, False))
+    return whole, stretch
+
+
 @dataclasses.dataclass(repr=False)
 class Predictor:
     """A trained model with its config, ready to ground sentences in videos.
@@ -157,6 +170,9 @@ class Predictor:
     encoder: Any = None
     known_encoder: str = ''  # that is loaded when one is needed
     progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its run
+    # What batches are padded to, their clips and tokens, and their rows; default: powers of two.
+    bucket: Bucket | None = None
+    sizes: Sequence[int] = ()
 
     @classmethod
     def from_checkpoint(
@@ -188,13 +204,7 @@ class Predictor:
         if encoder is not None:
             check_encoder(encoder.recipe, config)
         params, _, told = predict.restore_best(workdir, config, mesh)
-        bounded = config.copy_and_resolve_references()
-        with bounded.unlocked():
-            # Of the data set's videos; this one may be longer, and bounds the windows itself.
-            bounded.evaluate.clip_to = (0.0, math.inf)
-        steps = (runtime.announced(
-            predict.make_predict_step(bounded, mesh, suppress=suppress), 'predict')
-            for suppress in (True, False))
+        steps = (runtime.announced(step, 'predict') for step in make_steps(config, mesh))
         return cls(config, params, *steps, mesh, encoder,
                    known_encoder(saved.data.recipe, workdir), told)
 
@@ -295,7 +305,7 @@ class Predictor:
             ConfigError: there is no encoder.
             DataError: it can't be read as a video.
         """
-        streams = self._encoder().encode_video(video)
+        streams = self.require_encoder().encode_video(video)
         duration = min(map(len, streams)) * self.config.data.clip_length
         if isinstance(video, str | os.PathLike):
             duration = video_files.probe(video).duration or duration
@@ -329,34 +339,69 @@ class Predictor:
         """
         if duration is not None and not 0 < duration < math.inf:
             raise DataError(f'duration is {duration}, expected seconds above 0')
-        several, data = isinstance(query, list | tuple), self.config.data
-        check_sentences(query if several else [query])
+        several = isinstance(query, list | tuple)
+        queries = list(query) if several else [query]
+        check_sentences(queries)
         if isinstance(video, str | os.PathLike):
             video = self.encode_video(video)
         if not isinstance(video, EncodedVideo):
             video = EncodedVideo(video if isinstance(video, list) else [video], 0.0)
-        elif video.recipe:
+        if duration is not None:
+            video = dataclasses.replace(video, duration=duration)
+        found = [moments for moments, _ in self.predict_pairs([video] * len(queries), queries)]
+        return found if several else found[0]
+
+    def predict_pairs(
+        self, videos: Sequence[EncodedVideo], queries: Sequence[str] | Sequence[np.ndarray]
+    ) -> list[tuple[Moments, Any]]:
+        """Finds the moments of each query in the video at its place; short videos share batches.
+
+        Args:
+            videos: n of `encode_video`, the same one as often as wanted.
+            queries: n sentences, or n times features, as of `predict`.
+
+        Returns:
+            Of each the moments, and what the steps' `observe` says of its stretches, with a first
+            axis of them; None where they have none.
+
+        Raises:
+            ConfigError, DataError: as `predict`.
+        """
+        most, found = self.config.data.max_clips, {}
+        read = {key: self._read_video(video) for key, video in {id(v): v for v in videos}.items()}
+        samples = [pipeline.Sample(clips, *text, duration) for (clips, duration), text in zip(
+            (read[id(video)] for video in videos), self._read_queries(list(queries)), strict=True)]
+        short = [i for i, sample in enumerate(samples) if len(sample.video) <= most]
+        for i, (windows, saliency, *rest) in zip(
+                short, self._run(self.predict_step, [samples[i] for i in short]), strict=True):
+            moments = _moments(windows, saliency[:len(samples[i].video)])
+            found[i] = moments, jax.tree.map(lambda x: x[None], rest[0]) if rest else None
+        for key, (clips, duration) in read.items():
+            own = [i for i, video in enumerate(videos) if id(video) == key and i not in found]
+            if not own:
+                continue
+            windows, saliency, *rest = self.read_stretches(
+                clips, [(samples[i].text, samples[i].roles) for i in own], duration)
+            cosines = self._cosines([queries[i] for i in own], videos[own[0]])
+            for n, i in enumerate(own):
+                weights = None if cosines[n] is None else stretches.best_of_each(
+                    cosines[n], stretches.starts(len(clips), most), most)
+                moments = self.fuse(windows[n], saliency[n], len(clips), weights)
+                found[i] = moments, jax.tree.map(lambda x, n=n: x[n], rest[0]) if rest else None
+        return [found[i] for i in range(len(videos))]
+
+    def _read_video(self, video: EncodedVideo) -> tuple[np.ndarray, float]:
+        """The clips of a video, as the model reads them, and its duration in seconds."""
+        data = self.config.data
+        if video.recipe:
             predict.check_recipe(data.recipe, self.config.evaluate, video.recipe, 'video')
         names = [f'video_features[{i}]' for i in range(len(video.streams))]
         clips = release.join_streams(
             data, list(map(features.check_rows, video.streams, names)), names)
-        duration = duration or video.duration or len(clips) * data.clip_length
-        texts, cosines = self._read_queries(list(query) if several else [query], video)
-        if not texts:
-            found = []
-        elif len(clips) <= data.max_clips:
-            found = [_moments(windows, saliency[:len(clips)])
-                     for windows, saliency in self._run(self.predict_step, [
-                         pipeline.Sample(clips, *text, duration) for text in texts])]
-        else:
-            first = stretches.starts(len(clips), data.max_clips)
-            found = [
-                self.fuse(*read, len(clips), None if own is None else stretches.best_of_each(
-                    own, first, data.max_clips))
-                for *read, own in zip(*self.read_stretches(clips, texts, duration), cosines)]
-        return found if several else found[0]
+        return clips, video.duration or len(clips) * data.clip_length
 
-    def _encoder(self) -> Any:
+    def require_encoder(self) -> Any:
+        """The encoder, which is loaded if it is not yet; ConfigError if there is none."""
         if self.encoder is None:
             if not self.known_encoder:
                 raise ConfigError("videos and sentences need Predictor.from_checkpoint(..., "
@@ -366,23 +411,21 @@ class Predictor:
             self.encoder = found
         return self.encoder
 
-    def _read_queries(self, queries: list[Any], video: EncodedVideo) -> tuple[list, list]:
-        """Text and roles of sentences or features; cosines float32[T] with clips, where known."""
-        if not (queries and all(isinstance(query, str) for query in queries)):
+    def _read_queries(self, queries: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Text and roles of sentences or features."""
+        if queries and _are_sentences(queries):
+            names, rows = queries, self.require_encoder().encode_text(queries)
+        else:
             names = [f'query_features[{i}]' if len(queries) > 1 else 'query_features'
                      for i in range(len(queries))]
             rows = list(map(features.check_rows, map(np.asarray, queries), names))
-            cosines = [None] * len(queries)
-        else:
-            names, rows = queries, self._encoder().encode_text(queries)
-            cosines = self._cosines(queries, video)
         return [release.label_query(self.config.data, own, name)
-                for own, name in zip(rows, names)], cosines
+                for own, name in zip(rows, names)]
 
-    def _cosines(self, sentences: list[str], video: EncodedVideo) -> Sequence[np.ndarray | None]:
+    def _cosines(self, sentences: list[Any], video: EncodedVideo) -> Sequence[np.ndarray | None]:
         """Of each sentence and clip, float32[n, T]; None where nothing brings them together."""
         known = [stream.encoder for stream in video.recipe.streams] if video.recipe else []
-        if 'clip' not in known:
+        if 'clip' not in known or not _are_sentences(sentences):
             return [None] * len(sentences)
         clips = video.streams[known.index('clip')]
         own = self.encoder.encode_sentences(sentences)
@@ -395,7 +438,8 @@ class Predictor:
 
         Returns:
             (windows float32[Q, N, K, 3], not suppressed, in seconds of the stretch; saliency
-            float32[Q, N, data.max_clips]), stretches as `stretches.starts` has them.
+            float32[Q, N, data.max_clips]), stretches as `stretches.starts` has them; a third one
+            where the step observes.
         """
         most, clip_length = self.config.data.max_clips, self.config.data.clip_length
         first = stretches.starts(len(clips), most)
@@ -404,8 +448,8 @@ class Predictor:
         found = self._run(self.stretch_step, [
             pipeline.Sample(clips[start : start + most], *text, max(seconds, 0))
             for text in texts for start, seconds in zip(first, left)])
-        return tuple(np.stack(values).reshape(len(texts), len(first), *values[0].shape)
-                     for values in zip(*found))
+        return jax.tree.map(
+            lambda *rows: np.stack(rows).reshape(len(texts), len(first), *rows[0].shape), *found)
 
     def fuse(
         self, windows: np.ndarray, saliency: np.ndarray, n_clips: int,
@@ -429,18 +473,23 @@ class Predictor:
             threshold=section.nms, kind=section.nms_kind)
         return _moments(fused.astype(np.float32), stretches.average(saliency, first, n_clips))
 
-    def _run(self, step: Callable, samples: Sequence[pipeline.Sample]
-             ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _run(self, step: Callable, samples: Sequence[pipeline.Sample]) -> list[tuple]:
         """What a step says of each sample, evaluate.batch_size of them at a time at most."""
         most = pipeline.power_of_two(self.config.evaluate.batch_size + 1) // 2
         placement = sharding.batch_sharding(self.mesh)
         found, starts = [], range(0, len(samples), most)
         for start in starts if len(starts) == 1 else progress.track(starts, 'reading', 'batches'):
             part = samples[start : start + most]
-            batch = jax.device_put(pipeline.pad(self.config.data, part), placement)
-            windows, saliency = jax.device_get(step(self.params, batch))
-            found += zip(windows[:len(part)], saliency[:len(part)])
+            size = min((size for size in self.sizes if size >= len(part)), default=0)
+            batch = pipeline.pad(self.config.data, part, self.bucket, size)
+            batch = jax.device_put(batch, placement)
+            rows = jax.device_get(step(self.params, batch))
+            found += [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(len(part))]
         return found
+
+
+def _are_sentences(queries: Sequence[Any]) -> bool:
+    return all(isinstance(query, str) for query in queries)
 
 
 def _moments(windows: np.ndarray, saliency: np.ndarray) -> Moments:

@@ -1,0 +1,487 @@
+"""The HTTP service: routes, and what guards them. `openapi` documents it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Future
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import dualground_jax
+from data_pipelines.errors import DataError, UserError, one_line
+from dualground_jax.grounding import ground, moment_files
+from dualground_jax.metrics.moments import MAX_WINDOWS
+from dualground_jax.serve import openapi, reading
+from dualground_jax.serve.device import Full
+from dualground_jax.serve.service import Answer, Limits, Service, check_sentence
+from dualground_jax.serve.store import Busy, Video
+
+LOG = logging.getLogger('dualground.serve')
+PAGE = pathlib.Path(__file__).with_name('static')
+BODY = 64 * 1024  # bytes of JSON at most
+PAGE_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css; charset=utf-8',
+              '.js': 'text/javascript; charset=utf-8', '.svg': 'image/svg+xml'}
+OPEN = ('/', '/healthz', '/openapi.json')  # and the page's files: these need no token
+HEADERS = {
+    'content-security-policy': "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
+    'cross-origin-resource-policy': 'same-origin', 'cross-origin-opener-policy': 'same-origin',
+    'cache-control': 'no-cache', 'permissions-policy': 'camera=(), microphone=(), geolocation=()'}
+# Format of a query's answer -> media type and text of rows.
+FORMATS: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
+    'csv': ('text/csv', moment_files.to_csv),
+    'ffconcat': ('text/plain', lambda rows: moment_files.to_ffconcat(rows, absolute=False)),
+    'edl': ('text/plain', moment_files.to_edl)}
+
+
+class Refused(HTTPException):
+    """An answer of one line."""
+
+    def __init__(self, status: int, text: str, retry: float = 0):
+        super().__init__(status, text, {'retry-after': f'{max(retry, 1):.0f}'} if retry else None)
+
+
+def make(service: Service, hosts: Collection[str] = ()) -> ASGIApp:
+    """The application; it starts the service and stops it.
+
+    Args:
+        service: that it serves.
+        hosts: names that requests may call it by; none: any.
+    """
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        LOG.info('ready', extra=dict(videos=len(service.store.videos)))
+        yield
+        LOG.info('stopping')
+        await run_in_threadpool(service.stop)
+        LOG.info('stopped')
+
+    own = _Api(service)
+    page = [Route(f'/{path.name}', own.page) for path in PAGE.iterdir()
+            if path.suffix in PAGE_TYPES]
+    app = Starlette(lifespan=lifespan, routes=[
+        Route('/', own.page), *page, Route('/healthz', own.health), Route('/metrics', own.metrics),
+        Route('/openapi.json', own.document), Route('/v1', own.about),
+        Route('/v1/samples', own.samples), Route('/v1/videos', own.videos),
+        Route('/v1/videos', own.add, methods=['POST']), Route('/v1/videos/{id}', own.video),
+        Route('/v1/videos/{id}', own.delete, methods=['DELETE']),
+        Route('/v1/videos/{id}/cancel', own.cancel, methods=['POST']),
+        Route('/v1/videos/{id}/content', own.content),
+        Route('/v1/videos/{id}/queries', own.ask, methods=['POST']),
+    ], exception_handlers={
+        HTTPException: lambda _, error: _error(error.status_code, error.detail, error.headers),
+        UserError: _on_user_error, OSError: _on_os_error})
+    return _Guard(app, service, hosts)
+
+
+def _on_user_error(_: Request, error: Exception) -> Response:
+    status = {Full: 503, Busy: 409}.get(type(error), 422)
+    return _error(status, str(error), {'retry-after': '1'} if status == 503 else None)
+
+
+def _on_os_error(_: Request, error: Exception) -> Response:
+    LOG.error('disk', extra=dict(error=one_line(error)))
+    return _error(507, f'the disk of the service: {error.strerror or one_line(error)}')
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(dict(error=text), status, headers)
+
+
+class _Api:
+    """What answers; a method for each route."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    @property
+    def limits(self) -> Limits:
+        return self.service.limits
+
+    async def page(self, request: Request) -> Response:
+        path = PAGE / (request.url.path.rpartition('/')[2] or 'index.html')
+        return FileResponse(path, media_type=PAGE_TYPES[path.suffix])
+
+    async def health(self, _: Request) -> Response:
+        return JSONResponse(dict(status='ok'))
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self.service.metrics.text(), media_type='text/plain; version=0.0.4')
+
+    async def document(self, _: Request) -> Response:
+        return JSONResponse(openapi.document(self.limits))
+
+    async def about(self, _: Request) -> Response:
+        service, limits = self.service, self.limits
+        return JSONResponse(dict(
+            version=dualground_jax.__version__, model=service.predictor.config.model.name,
+            clip_length=service.clip_length, upload_bytes=limits.upload_bytes,
+            video_seconds=limits.video_seconds, sentences=limits.sentences,
+            sentence_length=limits.sentence_length, samples=bool(service.videos)))
+
+    async def samples(self, _: Request) -> Response:
+        return JSONResponse(dict(samples=await run_in_threadpool(self._samples)))
+
+    def _samples(self) -> list[dict]:
+        if not self.service.videos:
+            return []
+        found = []
+        for name in sorted(os.listdir(self.service.videos)):
+            with contextlib.suppress(OSError, ValueError):  # no video, or a name that is no text
+                path = self._allowed(name)
+                _media_type(path)
+                found.append(dict(path=name.encode().decode(), bytes=path.stat().st_size))
+        return found
+
+    async def videos(self, _: Request) -> Response:
+        known = list(self.service.store.videos.values())
+        return JSONResponse(dict(videos=[self.service.describe(video) for video in known[::-1]]))
+
+    async def video(self, request: Request) -> Response:
+        return JSONResponse(self.service.describe(self._find(request)))
+
+    async def add(self, request: Request) -> Response:
+        kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
+        if kind != 'application/json' and kind != 'application/octet-stream' and (
+                not kind.startswith('video/')):
+            raise Refused(415, f'content type {kind or "none"}, expected video/*, '
+                          'application/octet-stream, or application/json with a path')
+        self.service.jobs.check_room()
+        if kind == 'application/json':
+            body = await self._body(request, dict(path=str))
+            video, upload = await run_in_threadpool(self._choose, body['path']), None
+        else:
+            video, upload = await self._receive(request)
+        try:
+            found = await run_in_threadpool(self.service.store.add, video, upload)
+        finally:
+            if upload:
+                upload.unlink(missing_ok=True)
+        if found is video:
+            self.service.jobs.submit(video)
+            LOG.info('added', extra=dict(video=video.id, bytes=video.bytes))
+        return JSONResponse(self.service.describe(found), 202 if found is video else 200)
+
+    def _choose(self, name: str) -> Video:
+        """A video of the allowed folder."""
+        try:
+            path = self._allowed(name)
+            kind = _media_type(path)
+            with open(path, 'rb') as file:
+                digest = hashlib.file_digest(file, 'sha256')
+        except (OSError, ValueError):
+            raise Refused(404, 'no such sample') from None
+        return Video(_id(digest), _clean(name), kind, path.stat().st_size, source=str(path))
+
+    def _allowed(self, name: str) -> pathlib.Path:
+        """A file in the allowed folder, where links end; ValueError if it is not there."""
+        if not self.service.videos:
+            raise ValueError
+        folder = pathlib.Path(self.service.videos).resolve()
+        path = (folder / name).resolve()
+        if not (path.is_relative_to(folder) and path.is_file()):
+            raise ValueError
+        return path
+
+    async def _receive(self, request: Request) -> tuple[Video, pathlib.Path]:
+        """An upload, in the store's folder."""
+        service, most = self.service, self.limits.upload_bytes
+        too_large = Refused(413, f'the upload has more than {most / 1e6:g} MB, the limit')
+        length = request.headers.get('content-length', '')
+        if length.isdigit() and int(length) > most:
+            raise too_large
+        if service.uploads >= self.limits.uploads:
+            raise Refused(503, f'{service.uploads} uploads run, expected at most '
+                          f'{self.limits.uploads}', retry=2)
+        service.store.make_room(int(length or 0) if length.isdigit() else 0)
+        name = _clean(request.query_params.get('name', ''))
+        service.uploads += 1
+        handle, path = tempfile.mkstemp('.part', '.', service.store.folder)
+        path, size, digest, head, kind = pathlib.Path(path), 0, hashlib.sha256(), b'', ''
+        chunks = request.stream()
+        try:
+            with open(handle, 'wb') as file:
+                while True:
+                    try:
+                        chunk = await asyncio.wait_for(anext(chunks), self.limits.timeout)
+                    except StopAsyncIteration:
+                        break
+                    size += len(chunk)
+                    if size > most:
+                        raise too_large
+                    if not kind:
+                        head += chunk[:reading.HEAD]
+                        if len(head) >= reading.HEAD:
+                            kind = reading.media_type(head)
+                    digest.update(chunk)
+                    await run_in_threadpool(file.write, chunk)
+            kind = kind or reading.media_type(head)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, TimeoutError):
+                raise Refused(408, f'the upload stalled for {self.limits.timeout:g} s') from None
+            if isinstance(error, DataError):
+                raise Refused(415, str(error)) from None
+            raise
+        finally:
+            service.uploads -= 1
+        return Video(_id(digest), name, kind, size), path
+
+    async def delete(self, request: Request) -> Response:
+        await run_in_threadpool(self.service.store.remove, self._find(request).id)
+        return Response(status_code=204)
+
+    async def cancel(self, request: Request) -> Response:
+        video = self._find(request)
+        if not await run_in_threadpool(self.service.jobs.cancel, video):
+            raise Busy(f'the video is {video.state}, expected queued or encoding')
+        return JSONResponse(self.service.describe(video))
+
+    async def content(self, request: Request) -> Response:
+        video = self._find(request)
+        path = self.service.store.path(video)
+        if not path.is_file():
+            raise Refused(404, 'the video is not here any more')
+        return FileResponse(path, media_type=video.media_type, headers={
+            'content-security-policy': "sandbox; default-src 'none'",
+            'cache-control': 'private, max-age=3600'})
+
+    async def ask(self, request: Request) -> Response:
+        video, limits = self._find(request), self.limits
+        body = await self._body(request, dict(queries=list), dict(top=int, attention=bool,
+                                                                 format=str))
+        queries, top = body['queries'], body.get('top', MAX_WINDOWS)
+        form, attention = body.get('format', 'json'), body.get('attention', False)
+        if not 1 <= len(queries) <= limits.sentences:
+            raise DataError(f'{len(queries)} queries, expected 1 to {limits.sentences}')
+        for query in queries:
+            check_sentence(query, limits)
+        if not 1 <= top <= MAX_WINDOWS:
+            raise DataError(f'top is {top}, expected 1 to {MAX_WINDOWS}')
+        if form != 'json' and form not in FORMATS:
+            raise DataError(f'format {form!r}, expected one of json, {", ".join(FORMATS)}')
+        rate = video.facts.frame_rate if video.facts else 0
+        if form == 'edl' and not rate:
+            raise DataError('an EDL needs a video that says its frame rate')
+        encoded = await run_in_threadpool(self.service.store.load, video)  # can it be asked?
+        answers = await self._wait(self.service.device.ask(video, queries))
+
+        def rows() -> list[dict]:
+            return [self._row(video, *pair, encoded.duration, top, attention and form == 'json')
+                    for pair in zip(queries, answers, strict=True)]
+
+        found = await run_in_threadpool(rows)
+        if form == 'json':
+            return JSONResponse(dict(id=video.id, results=found))
+        kind, text = FORMATS[form]
+        return Response(text(found), media_type=kind, headers={
+            'content-disposition': f'attachment; filename="moments.{form}"'})
+
+    def _row(self, video: Video, query: str, answer: Answer, duration: float, top: int,
+             attention: bool) -> dict:
+        row = ground.make_row(video.name, query, answer.moments, duration,
+                              self.service.clip_length, top)
+        row['frame_rate'] = video.facts.frame_rate if video.facts else 0
+        return row | (self.service.attention(answer, query) if attention else {})
+
+    async def _wait(self, futures: list[Future]) -> list[Answer]:
+        """Their results; those that nobody waits for any more are cancelled."""
+        try:
+            return await asyncio.wait_for(
+                asyncio.gather(*map(asyncio.wrap_future, futures)), self.limits.timeout)
+        except TimeoutError:
+            raise Refused(504, f'no answer in {self.limits.timeout:g} s', retry=5) from None
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise
+            raise Refused(503, 'the service stops', retry=5) from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _find(self, request: Request) -> Video:
+        video = self.service.store.find(request.path_params['id'])
+        if video is None:
+            raise Refused(404, 'no such video')
+        return video
+
+    async def _body(self, request: Request, needed: dict[str, type],
+                    optional: dict[str, type] | None = None) -> dict[str, Any]:
+        """The request's JSON object, with fields of these types alone."""
+        if request.headers.get('content-type', '').partition(';')[0] != 'application/json':
+            raise Refused(415, 'expected content type application/json')
+        text = b''
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                async for chunk in request.stream():
+                    text += chunk
+                    if len(text) > BODY:
+                        raise Refused(413, f'more than {BODY} bytes of JSON')
+            body = json.loads(text)
+        except TimeoutError:
+            raise Refused(408, f'the request stalled for {self.limits.timeout:g} s') from None
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, f'no JSON: {one_line(error)[:100]}') from None
+        known = needed | (optional or {})
+        if not isinstance(body, dict):
+            raise DataError(f'expected a JSON object with {", ".join(known)}')
+        for name, value in body.items():
+            if type(value) is not known.get(name):
+                raise DataError(f'unknown field {name[:40]!r}, known are {", ".join(known)}'
+                                if name not in known else
+                                f'{name} is {json.dumps(value)[:40]}, expected '
+                                f'{known[name].__name__}')
+        for name in needed:
+            if name not in body:
+                raise DataError(f'{name} is missing')
+        return body
+
+
+def _id(digest: Any) -> str:
+    return digest.hexdigest()[:32]
+
+
+def _clean(name: str) -> str:
+    """A file's name for people and cut lists: no folders, no marks that control anything."""
+    kept = ''.join(c for c in name.replace('\\', '/').rpartition('/')[2] if c.isprintable())
+    return kept.strip()[:100] or 'video'
+
+
+def _media_type(path: pathlib.Path) -> str:
+    with open(path, 'rb') as file:
+        return reading.media_type(file.read(reading.HEAD))
+
+
+@dataclasses.dataclass
+class _Bucket:
+    """Requests that a client may make; fills with time."""
+
+    left: float
+    at: float
+
+
+class _Guard:
+    """Stands before the application: who may ask, how often; headers, metrics and a line of log."""
+
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str]):
+        self._app, self._service, self._hosts = app, service, hosts
+        self._buckets: dict[str, _Bucket] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] != 'http':
+            await self._app(scope, receive, send)
+            return
+        request, started = Request(scope), time.monotonic()
+        status, told = 500, b''
+
+        async def guarded(message: Message) -> None:
+            nonlocal status, told
+            if message['type'] == 'http.response.start':
+                status = message['status']
+                headers = HEADERS | {name.decode('latin-1').lower(): value.decode('latin-1')
+                                     for name, value in message['headers']}
+                if status >= 400 and headers.get('content-type') != 'application/json':
+                    # Of the framework, in plain text.
+                    reason = 'no such range of bytes' if status == 416 else 'the service failed'
+                    told = json.dumps(dict(error=reason)).encode()
+                    headers |= {'content-type': 'application/json',
+                                'content-length': str(len(told))}
+                if status >= 400 and scope['method'] == 'POST':
+                    headers['connection'] = 'close'  # its body may not have been read
+                message = message | dict(headers=[
+                    (name.encode('latin-1'), value.encode('latin-1'))
+                    for name, value in headers.items()])
+            elif told:
+                message = dict(type='http.response.body', body=told)
+            await send(message)
+
+        try:
+            if refused := self._refusal(request):
+                await refused(scope, receive, guarded)
+            else:
+                await self._app(scope, receive, guarded)
+        except ClientDisconnect:
+            status = 499
+        finally:
+            route = scope.get('route')
+            path = route.path if route else 'none'
+            seconds = time.monotonic() - started
+            metrics = self._service.metrics
+            metrics.requests.labels(scope['method'] if route else 'any', path, status).inc()
+            metrics.seconds.labels(path).observe(seconds)
+            if path.startswith('/v1') or status >= 400:
+                LOG.info('request', extra=dict(
+                    method=scope['method'], route=path, status=status,
+                    client=request.client.host if request.client else '',
+                    milliseconds=round(seconds * 1000, 1)))
+
+    def _refusal(self, request: Request) -> Response | None:
+        """Why the request is refused before anybody looks at it."""
+        path, headers = request.url.path, request.headers
+        if self._hosts and _host(headers.get('host', '')) not in self._hosts:
+            return _error(421, 'unknown host name')
+        origin = headers.get('origin')
+        if origin and request.method not in ('GET', 'HEAD') and (
+                urlsplit(origin).netloc != headers.get('host')):
+            return _error(403, 'asked for by a page of another origin')
+        if path.startswith('/v1') and (wait := self._wait(request)):
+            return _error(429, f'more than {self._service.limits.rate:g} requests a second, the '
+                          'limit', {'retry-after': f'{max(wait, 1):.0f}'})
+        if path in OPEN or not path.startswith(('/v1', '/metrics')) or self._is_known(request):
+            return None
+        return _error(401, 'expected the header Authorization: Bearer TOKEN',
+                      {'www-authenticate': 'Bearer'})
+
+    def _is_known(self, request: Request) -> bool:
+        token = self._service.token
+        if not token:
+            return True
+        given = request.headers.get('authorization', '').encode()
+        if hmac.compare_digest(given, f'Bearer {token}'.encode()):
+            return True
+        _, _, videos, key, *rest = (*request.url.path.split('/'), '', '', '')
+        return videos == 'videos' and rest[:1] == ['content'] and request.method == 'GET' and (
+            hmac.compare_digest(request.query_params.get('key', '').encode(),
+                                self._service.key(key).encode()))
+
+    def _wait(self, request: Request) -> float:
+        """Seconds until the client may ask again; 0: now."""
+        rate = self._service.limits.rate
+        if not rate:
+            return 0
+        now, client = time.monotonic(), request.client.host if request.client else ''
+        if len(self._buckets) > 10_000:
+            self._buckets = {name: bucket for name, bucket in self._buckets.items()
+                             if bucket.left + (now - bucket.at) * rate < 2 * rate}
+        bucket = self._buckets.setdefault(client, _Bucket(2 * rate, now))
+        bucket.left = min(bucket.left + (now - bucket.at) * rate, 2 * rate)
+        bucket.at = now
+        if bucket.left < 1:
+            return (1 - bucket.left) / rate
+        bucket.left -= 1
+        return 0
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without the port."""
+    return urlsplit(f'//{header}').hostname or ''

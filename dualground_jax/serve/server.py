@@ -1,0 +1,146 @@
+"""Mode `serve`: reads the flags, loads the model, runs the server until SIGTERM or SIGINT."""
+
+import asyncio
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+from typing import Any
+
+import uvicorn
+from absl.flags import FlagValues
+from ml_collections import ConfigDict
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from data_pipelines import progress
+from data_pipelines.errors import ConfigError, one_line
+from dualground_jax.grounding.predictor import Predictor
+from dualground_jax.serve import api
+from dualground_jax.serve.service import Limits, Service
+
+LOOPBACK = {'localhost', '127.0.0.1', '::1'}
+HEADER_SECONDS = 20.0  # from a connection, or the start of a request, to the end of its headers
+KEEP_ALIVE = 20  # seconds between two requests of a connection
+CONNECTIONS = 2000  # at the same time
+
+
+def run(values: FlagValues, config: ConfigDict) -> None:
+    """Serves until it is stopped.
+
+    Args:
+        values: parsed flags, those of `serve`.
+        config: that of the checkpoint.
+
+    Raises:
+        ConfigError: a flag is missing or names what is not there, or the port is taken.
+    """
+    if not values.encoder:
+        raise ConfigError('--mode=serve needs --encoder=clip=FOLDER, the encoder that made the '
+                          "features of the model's training")
+    token = read_token(values.token_file)
+    if values.videos and not os.path.isdir(values.videos):
+        raise ConfigError(f'--videos={values.videos}: no such folder')
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: sys.exit())  # uvicorn has its own while it runs
+    predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
+    limits = Limits.of(values, values.decoders or len(os.sched_getaffinity(0)))
+    folder = values.output or os.path.join(values.workdir, 'served')
+    service = Service(predictor, folder, limits, token, values.videos or '')
+    hosts = set() if token else LOOPBACK | {values.host.lower()}
+    if values.host in ('0.0.0.0', '::'):
+        hosts = set()
+        if not token:
+            progress.say(f'--host={values.host} without --token_file: whoever reaches this machine '
+                         'may use it')
+    log_json()
+    progress.silence()
+    serve(api.make(service, hosts), values.host, values.port, limits.grace)
+
+
+def read_token(path: str | None) -> str:
+    """The token in a file; '' if there is none.
+
+    Raises:
+        ConfigError: it can't be read, or holds no token.
+    """
+    if not path:
+        return ''
+    try:
+        token = pathlib.Path(path).read_text(encoding='utf-8').strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--token_file={path}: can't be read: {one_line(error)}") from error
+    if len(token) < 16 or not token.isascii() or len(token.split()) != 1:
+        raise ConfigError(f'--token_file={path}: expected one word of 16 or more plain characters')
+    return token
+
+
+def serve(app: Any, host: str, port: int, grace: float) -> None:
+    """Runs the application; returns when it was stopped by a signal."""
+    server = uvicorn.Server(uvicorn.Config(
+        app, host, port, http=Protocol, ws='none', loop='asyncio', lifespan='on', log_config=None,
+        access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(int(grace), 1)))
+    server.run()
+
+
+class Protocol(H11Protocol):
+    """Closes a connection whose request does not come; answers in JSON what is no request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._patience = None
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait_for_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(json.dumps(dict(error=msg)))
+
+    def _wait_for_headers(self) -> None:
+        """Starts or ends the wait for the rest of a request's headers."""
+        open_request = self.cycle is not None and not self.cycle.response_complete
+        if open_request and self._patience:
+            self._patience.cancel()
+            self._patience = None
+        elif not open_request and not self._patience:
+            self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def log_json() -> None:
+    """Sends the service's log and uvicorn's to stderr, an object of JSON a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json())
+    for name, level in (('dualground.serve', logging.INFO), ('uvicorn', logging.INFO)):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(level)
+
+
+_PLAIN = set(vars(logging.makeLogRecord({}))) | {'message', 'color_message'}
+
+
+class _Json(logging.Formatter):
+    """A record as JSON: time, level, event and what else was told."""
+
+    default_msec_format = '%s.%03d'
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {key: value for key, value in vars(record).items() if key not in _PLAIN}
+        if record.exc_info:
+            told['trace'] = self.formatException(record.exc_info)
+        return json.dumps(dict(time=self.formatTime(record), level=record.levelname.lower(),
+                               event=record.getMessage()) | told, default=str)
