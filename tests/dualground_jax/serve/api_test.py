@@ -54,8 +54,9 @@ def test_the_document_names_every_route(running, client):
     assert {route for route in routes if route[1] != 'HEAD'} - page == told
 
 
-def test_an_upload_is_encoded_and_asked(running, client, files, schema, predictor):
+def test_an_upload_is_encoded_and_asked(running, client, files, schema):
     """What is found is what the predictor finds without a service."""
+    predictor = running.service.predictor
     path = videos.make(files / 'upload.mp4', 21)
     answer = client.post('/v1/videos?name=../../home/a%0Ab.mp4', content=path.read_bytes(),
                          headers={'content-type': 'video/mp4'})
