@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from data_pipelines import progress
 from data_pipelines.errors import ConfigError, one_line
-from dualground_jax.grounding.predictor import Predictor
+from dualground_jax.grounding.predictor import Predictor, known_encoder
 from dualground_jax.serve import api
 from dualground_jax.serve.service import Limits, Service
 
@@ -34,9 +34,10 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         config: that of the checkpoint.
 
     Raises:
-        ConfigError: a flag is missing or names what is not there, or the port is taken.
+        ConfigError: a flag names what is not there, or there is no encoder.
+        DataError: an encoder that can't read sentences, or by another recipe than the model's.
     """
-    if not values.encoder:
+    if not values.encoder and not known_encoder(config.data.recipe, values.workdir):
         raise ConfigError('--mode=serve needs --encoder=clip=FOLDER, the encoder that made the '
                           "features of the model's training")
     token = read_token(values.token_file)

@@ -12,8 +12,7 @@ from absl.flags import FlagValues
 
 from data_pipelines import schedule
 from data_pipelines.errors import DataError
-from dualground_jax import predict
-from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor
+from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor, make_steps
 from dualground_jax.serve import jobs, reading, words
 from dualground_jax.serve.device import Device
 from dualground_jax.serve.metrics import Metrics
@@ -65,7 +64,7 @@ class Service:
     """A predictor at work for many.
 
     Args:
-        predictor: with an encoder.
+        predictor: with an encoder, or one that knows its own.
         folder: of the store.
         limits: what it takes.
         token: that clients must send; '': none.
@@ -75,9 +74,11 @@ class Service:
     def __init__(self, predictor: Predictor, folder: str, limits: Limits, token: str = '',
                  videos: str = ''):
         self.limits, self.token, self.videos = limits, token, videos
+        encoder = predictor.require_encoder()
+        encoder.encode_text([])  # can it?
         self.predictor = shared(predictor)
         self.metrics = metrics = Metrics()
-        self.store = Store(folder, limits.store_bytes, predictor.encoder.recipe)
+        self.store = Store(folder, limits.store_bytes, encoder.recipe)
         self.device = Device(self._answer, SIZES[-1], limits.queue, metrics)
         self.jobs: jobs.Jobs | None = None
         self.uploads = 0
@@ -167,9 +168,7 @@ def shared(predictor: Predictor) -> Predictor:
     config, mesh = predictor.config.copy_and_resolve_references(), predictor.mesh
     with config.unlocked():
         config.evaluate.batch_size = SIZES[-1]
-    predict_step, stretch_step = (
-        predict.make_predict_step(config, mesh, words.observe, suppress=suppress)
-        for suppress in (True, False))
+    predict_step, stretch_step = make_steps(config, mesh, words.observe)
     return dataclasses.replace(
         predictor, config=config, predict_step=predict_step, stretch_step=stretch_step, sizes=SIZES,
         bucket=schedule.Bucket(*schedule.limits(config.data)))
