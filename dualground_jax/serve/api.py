@@ -36,6 +36,7 @@ from dualground_jax.serve.store import Busy, Video
 LOG = logging.getLogger('dualground.serve')
 PAGE = pathlib.Path(__file__).with_name('static')
 BODY = 64 * 1024  # bytes of JSON at most
+SLOWEST = 10_000  # bytes a second of an upload
 PAGE_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css; charset=utf-8',
               '.js': 'text/javascript; charset=utf-8', '.svg': 'image/svg+xml'}
 OPEN = ('/', '/healthz', '/openapi.json')  # and the page's files: these need no token
@@ -218,7 +219,7 @@ class _Api:
         service.uploads += 1
         handle, path = tempfile.mkstemp('.part', '.', service.store.folder)
         path, size, digest, head, kind = pathlib.Path(path), 0, hashlib.sha256(), b'', ''
-        chunks = request.stream()
+        chunks, started = request.stream(), time.monotonic()
         try:
             with open(handle, 'wb') as file:
                 while True:
@@ -227,6 +228,9 @@ class _Api:
                     except StopAsyncIteration:
                         break
                     size += len(chunk)
+                    seconds = time.monotonic() - started
+                    if seconds > self.limits.timeout and size < seconds * SLOWEST:
+                        raise TimeoutError
                     if size > most:
                         raise too_large
                     if not kind:
@@ -239,7 +243,8 @@ class _Api:
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, TimeoutError):
-                raise Refused(408, f'the upload stalled for {self.limits.timeout:g} s') from None
+                raise Refused(408, f'the upload stalled for {self.limits.timeout:g} s, or '
+                              f'came slower than {SLOWEST} bytes a second') from None
             if isinstance(error, DataError):
                 raise Refused(415, str(error)) from None
             raise

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import re
+import select
 import socket
 import struct
 import time
@@ -143,12 +144,15 @@ def test_an_upload_beyond_the_limit_is_not_read(running, client, limited):
     assert not left_over(running)
 
 
-def test_an_upload_that_stalls_is_given_up(running, limited):
+@pytest.mark.parametrize('pause', [10, 0.1], ids=['stalls', 'trickles'])
+def test_an_upload_that_stalls_is_given_up(running, limited, pause):
     limited(timeout=0.3)
     with socket.create_connection(('127.0.0.1', running.port)) as link:
         link.settimeout(10)
         link.sendall(b'POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: video/mp4\r\n'
                      b'content-length: 100000\r\n\r\n' + MP4)
+        while not select.select([link], [], [], pause)[0]:
+            link.sendall(b'x')
         answer = link.recv(10**5)
         assert b' 408 ' in answer and b'the upload stalled for 0.3 s' in answer
         assert link.recv(10) == b''
