@@ -41,6 +41,7 @@ BATCH = {
 
 BATCHES = 4  # of an evaluation that pay for the compilation of another size
 OWN_TOKENS = 64  # that models have at most beside clips and text: dummies, moment queries
+SHORTEST = 8  # clips or tokens that `pad` pads to at least, if the limits of the config allow it
 PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
 
@@ -136,7 +137,7 @@ def pad(data: Any, samples: Sequence[Sample], bucket: Bucket | None = None, rows
     """
     longest = (max(len(rows) for rows in column)
                for column in zip(*((sample.video, sample.text) for sample in samples), strict=True))
-    bucket = bucket or Bucket(*(min(max(power_of_two(n), 8), most)
+    bucket = bucket or Bucket(*(min(max(power_of_two(n), SHORTEST), most)
                                 for n, most in zip(longest, limits(data), strict=True)))
     batch = _empty_batch(data, rows or power_of_two(len(samples)), bucket=bucket)
     batch['index'][len(samples):] = -1

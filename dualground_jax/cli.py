@@ -33,10 +33,10 @@ CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE chan
           'none is given')
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
-    'train, evaluate, predict, sweep, analyse, convert, publish, '
+    'train, evaluate, predict, sweep, analyse, convert, publish, export, '
     'serve': [
         (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions; evaluate, '
-         'predict, publish, serve: also of a published model'),
+         'predict, publish, export, serve: also of a published model'),
     ],
     'train, evaluate, predict, extract': [
         (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
@@ -76,13 +76,13 @@ FLAGS = {
          'marks from words'),
     ],
     'predict, score, compile, verify-data, convert, import, import-csv, extract, render, '
-    'publish, serve': [
+    'publish, export, serve': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
          'for the features; render: folder for videos and annotation files; '
-         'publish: new folder for the model; serve: folder for uploads and features, by default '
-         'WORKDIR/served'),
+         'publish, export: new folder for the model; serve: folder for uploads and features, by '
+         'default WORKDIR/served'),
     ],
     'score, extract': [
         (TEXT, 'annotations', None, '.jsonl[.gz] file of the true answers; extract: files of '
@@ -139,6 +139,8 @@ FLAGS = {
     'publish': [
         (TEXT, 'hub', '', 'OWNER/NAME on the Hugging Face hub, to push the model to'),
         (TEXT, 'licence', '', "of the model, for its card, as in apache-2.0"),
+    ],
+    'publish, export': [
         (CHOICE('float32', 'float16'), 'weights_dtype', 'float32', 'of the parameters in files'),
     ],
     'predict, extract, publish, serve': [

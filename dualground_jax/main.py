@@ -22,6 +22,7 @@ MODES = {
     'evaluate': ('dualground_jax.evaluate', 'workdir saved world processes'),
     'predict': ('dualground_jax.grounding.ground', 'workdir saved processes'),
     'publish': ('dualground_jax.publishing.publish', 'workdir'),
+    'export': ('dualground_jax.publishing.export', 'workdir output'),
     'sweep': ('dualground_jax.sweep', 'workdir config'),
     'analyse': ('dualground_jax.analysis.analyse', 'workdir'),
     'score': ('dualground_jax.metrics.score', 'files'),

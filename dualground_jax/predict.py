@@ -45,20 +45,16 @@ def fit(windows: jax.Array, duration: jax.Array, section: ConfigDict) -> jax.Arr
     return jnp.concatenate([bounds, score], -1)
 
 
-def make_predict_step(
-    config: ConfigDict, mesh: Mesh, observe: Callable | None = None, *, suppress: bool = True
+def make_prediction(
+    config: ConfigDict, observe: Callable | None = None, *, suppress: bool = True
 ) -> Callable:
-    """Compiles (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T]).
+    """A function (params, batch) -> (windows float32[B, K, 3], saliency float32[B, T]), to trace.
 
     Args:
         config: whole config.
-        mesh: batches are split over it.
         observe: (out, batch) -> what is returned as a third result.
         suppress: whether overlaps are suppressed as evaluate.nms says, and the best MAX_WINDOWS are
             returned; else all that the model decodes.
-
-    Where the mesh has an axis of runs, parameters and results have a first axis of them; the batch
-    is the same for all.
     """
     model = models.build(config.model)
     decode = models.MODELS[config.model.name].decode
@@ -74,9 +70,20 @@ def make_predict_step(
         found = windows, saliency
         return found if observe is None else (*found, observe(out, batch))
 
+    return predict_step
+
+
+def make_predict_step(
+    config: ConfigDict, mesh: Mesh, observe: Callable | None = None, *, suppress: bool = True
+) -> Callable:
+    """Compiles `make_prediction` for batches that are split over a mesh.
+
+    Where the mesh has an axis of runs, parameters and results have a first axis of them; the batch
+    is the same for all.
+    """
     # Parameters stay where they are.
     return jax.jit(
-        sharding.over_runs(predict_step, mesh, (0, None)),
+        sharding.over_runs(make_prediction(config, observe, suppress=suppress), mesh, (0, None)),
         in_shardings=(None, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh))
 

@@ -134,14 +134,21 @@ def check_encoder(found: Recipe, config: ConfigDict) -> None:
                             f'{config.data[key]} (data.{key})')
 
 
+def unbounded(config: ConfigDict) -> ConfigDict:
+    """The config without `evaluate.clip_to`, which is of the data set's videos.
+
+    One that is predicted may be longer, and bounds the windows itself.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluate.clip_to = (0.0, math.inf)
+    return config
+
+
 def make_steps(config: ConfigDict, mesh: Mesh, observe: Callable | None = None
                ) -> tuple[Callable, Callable]:
     """The steps of a Predictor for whole videos and for stretches; see `make_predict_step`."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        # Of the data set's videos; this one may be longer, and bounds the windows itself.
-        config.evaluate.clip_to = (0.0, math.inf)
-    whole, stretch = (predict.make_predict_step(config, mesh, observe, suppress=suppress)
+    whole, stretch = (predict.make_predict_step(unbounded(config), mesh, observe, suppress=suppress)
                       for suppress in (True, False))
     return whole, stretch
 

@@ -213,7 +213,7 @@ class Model(GroundingModel):
                 [energy.swapaxes(1, 2), out['summary_energy'][..., None],
                  jnp.einsum('bnt,bnl->btl', energy, shares)], -1)[:, None, None]
             like = maps[0].shape[1:3] if maps else (1, 1)
-            maps.append(jnp.broadcast_to(series, (len(series), *like, *series.shape[3:])))
+            maps.append(jnp.broadcast_to(series, (series.shape[0], *like, *series.shape[3:])))
             added = jnp.array([tokens.PHRASE] * energy.shape[1] + [tokens.P_EOS])
             roles += [jnp.where(words_mask.any(1)[:, None], added, tokens.PADDING),
                       text.key_roles(batch, words_mask)]

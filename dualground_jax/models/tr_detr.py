@@ -80,7 +80,7 @@ class GRU(nn.Module):
             following = (1 - keep) * following + keep * state
             return jnp.where(is_there, following, state), None
 
-        start = jnp.zeros((len(x), self.features), jnp.float32)
+        start = jnp.zeros((x.shape[0], self.features), jnp.float32)
         steps = jnp.arange(x.shape[1])[:, None, None] < length[:, None]
         return jax.lax.scan(step, start, (dense('input')(x).swapaxes(0, 1), steps))[0]
 
