@@ -18,7 +18,11 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['dualground_jax*', 'configs*', 'data_pipelines*']),
     entry_points={'console_scripts': ['dualground = dualground_jax.main:start']},
-    package_data={'data_pipelines': ['citations.bib'], 'dualground_jax.serve': ['static/*']},
+    package_data={
+        'data_pipelines': ['citations.bib'],
+        'dualground_jax': ['demo/**/*'],
+        'dualground_jax.serve': ['static/**/*'],
+    },
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -42,7 +46,8 @@ setup(
     ],
     extras_require={
         'test': [*SERVE, 'h5py', 'httpx2', 'hypothesis', 'imageio-ffmpeg', 'import-linter',
-                 'jsonschema', 'playwright', 'pytest', 'pytest-xdist', 'ruff'],
+                 'jsonschema', 'playwright', 'pytest', 'pytest-xdist', 'ruff',
+                 'setuptools>=70.1'],
         'beam': ['apache-beam'],
         'cuda': ['jax[cuda12]'],
         'hdf5': ['h5py'],

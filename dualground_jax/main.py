@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 def start() -> None:
     """The console script."""
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
+    sys.path.append(os.getcwd())  # a config may import its neighbours, which hide nothing of ours
     app.run(main, flags_parser=cli.parse)
 
 
