@@ -111,7 +111,7 @@ def _data(config: dict, told: dict) -> str:
     what = f'{data["dataset"]}, features `{data["features"]}`'
     if config['world']:
         what = 'The generated world of dualground_jax (`configs/synthetic.py` and its like)'
-    seen = f' Training queries: {told["training_data"]}.' if told['training_data'] else ''
+    seen = f' Trained on {told["training_data"]}.' if told['training_data'] else ''
     return f'{what}.{seen} Seed {config["seed"]}. `config.json` has all settings.'
 
 
