@@ -1,8 +1,11 @@
-"""CLIP's byte-pair tokenizer, by the rules of OpenAI's code or of Hugging Face's.
+"""CLIP's byte-pair tokenizer, by the rules of OpenAI's code or of Hugging Face's; and whole words.
 
 The two clean sentences otherwise: OpenAI's mends text by ftfy and resolves HTML's entities, twice;
 Hugging Face's composes characters (NFC). They split words alike, but for what stands beside a
 special token.
+
+An encoder that knows few words has a tokenizer of whole ones, in a `tokenizer.json` of the same
+library. Words of any case are known, marks are left out, and an unknown word is an error.
 """
 
 import gzip
@@ -16,13 +19,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import regex
 import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, DataError, one_line
 from dualground_jax.encoders import clip_weights
 
 CLEANINGS = 'openai', 'huggingface'
+WORDS = 'words'  # in place of a cleaning, where tokens are whole words
 START, END = '<|startoftext|>', '<|endoftext|>'
 OPENAI_FILE = 'bpe_simple_vocab_16e6.txt.gz'
 _WORD_END = '</w>'
@@ -38,7 +42,7 @@ class Tokenizer:
     """Splits sentences as the text encoder was trained to.
 
     Attributes:
-        cleaning: 'openai' or 'huggingface'.
+        cleaning: 'openai', 'huggingface' or 'words'.
         start, end: ids of start-of-text and end-of-text.
         padding: id after end-of-text: 0 in OpenAI's code, end-of-text in Hugging Face's.
     """
@@ -53,9 +57,7 @@ class Tokenizer:
         """
         if cleaning not in CLEANINGS:
             raise ConfigError(f'cleaning={cleaning!r}: expected one of {", ".join(CLEANINGS)}')
-        for token in (START, END):
-            if token not in vocabulary:
-                raise DataError(f'the vocabulary has no {token}')
+        self._name_ends(vocabulary)
         try:
             model = tokenizers.models.BPE(
                 dict(vocabulary), list(merges), continuing_subword_prefix='',
@@ -76,22 +78,28 @@ class Tokenizer:
             self._model.pre_tokenizer = pre_tokenizers.Sequence([
                 pre_tokenizers.Split(tokenizers.Regex(_WORD), 'removed', invert=True), to_bytes])
         self.cleaning = cleaning
-        self.start, self.end = vocabulary[START], vocabulary[END]
         self.padding = 0 if cleaning == 'openai' else self.end
+
+    def _name_ends(self, vocabulary: Mapping[str, int]) -> None:
+        for token in (START, END):
+            if token not in vocabulary:
+                raise DataError(f'the vocabulary has no {token}')
+        self.start, self.end = vocabulary[START], vocabulary[END]
 
     def __call__(self, sentences: Sequence[str], max_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of sentences.
 
         Args:
             sentences: n texts.
-            max_rows: longer sentences lose their last word pieces; end-of-text stays.
+            max_rows: longer sentences lose their last pieces or words; end-of-text stays.
 
         Returns:
             (ids int32[n, max_rows]: start-of-text, word pieces, end-of-text, padding; lengths
             int32[n] without padding).
 
         Raises:
-            DataError: OpenAI's cleaning of a sentence needs ftfy, which is not installed.
+            DataError: OpenAI's cleaning of a sentence needs ftfy, which is not installed; or a word
+                is not known, where tokens are words.
         """
         found = self._encode(sentences)
         ids = np.full((len(found), max_rows), self.padding, np.int32)
@@ -121,6 +129,66 @@ class Tokenizer:
         return self._model.encode_batch(texts, is_pretokenized=split)
 
 
+class WordTokenizer(Tokenizer):
+    """Takes whole words for tokens; attributes as of `Tokenizer`."""
+
+    def __init__(self, text: str):
+        """`text` is the content of a `tokenizer.json` with a model of the type WordLevel.
+
+        Raises:
+            DataError: it is no such thing, or lacks a special token.
+        """
+        try:
+            self._model = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library has no class of its own
+            raise DataError(f'no tokenizer of words: {one_line(error)}') from error
+        ids = self._model.get_vocab()
+        self._name_ends(ids)
+        self._known = sorted(ids.keys() - {START, END})
+        self.cleaning, self.padding = WORDS, self.end
+
+    def words(self, sentence: str) -> list[tuple[str, int]]:
+        """As `Tokenizer.words`: each word is one piece."""
+        return [(word, 1) for word in self._encode([sentence])[0].tokens]
+
+    def _encode(self, sentences: Sequence[str]) -> list[tokenizers.Encoding]:
+        clean, split = self._model.normalizer, self._model.pre_tokenizer
+        for sentence in sentences:
+            text = clean.normalize_str(sentence) if clean else sentence
+            words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
+            if unknown := [word for word in words if word not in self._known]:
+                raise DataError(f'sentence {files.short(sentence)}: unknown word {unknown[0]!r}; '
+                                f'the text encoder knows {", ".join(self._known)}')
+        return self._model.encode_batch(list(sentences), add_special_tokens=False)
+
+
+def words_file(words: Sequence[str]) -> str:
+    """The `tokenizer.json` of whole words; their ids are their places, special tokens follow."""
+    ids = {word: i for i, word in enumerate((*words, START, END))}
+    found = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids))
+    found.add_special_tokens([START, END])
+    found.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    found.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation('removed')])
+    found.post_processor = processors.TemplateProcessing(
+        single=f'{START} $A {END}', special_tokens=[(name, ids[name]) for name in (START, END)])
+    return found.to_str(pretty=True) + '\n'
+
+
+def write_words(folder: pathlib.Path, words: Sequence[str], context: int) -> None:
+    """Writes the files by which this module and transformers load a tokenizer of whole words.
+
+    Args:
+        folder: gets the files.
+        words: see `words_file`.
+        context: most rows of a sentence.
+    """
+    files.write_text(folder / 'tokenizer.json', words_file(words))
+    files.write_json(folder / 'tokenizer_config.json', dict(
+        tokenizer_class='PreTrainedTokenizerFast', bos_token=START, eos_token=END, pad_token=END,
+        model_max_length=context))
+
+
 def clean(sentence: str) -> str:
     """A sentence as OpenAI's code hands it to its tokenizer.
 
@@ -146,7 +214,7 @@ def load(source: str | os.PathLike, size: int, cleaning: str) -> Tokenizer | Non
             `vocab.json` and `merges.txt`; OpenAI's `bpe_simple_vocab_16e6.txt.gz`; or a file
             beside it.
         size: of the vocabulary that the text encoder knows.
-        cleaning: 'openai' or 'huggingface'.
+        cleaning: 'openai' or 'huggingface'; of whole words the file says what is done to text.
 
     Returns:
         The tokenizer, or None where `source` has no vocabulary.
@@ -162,13 +230,15 @@ def load(source: str | os.PathLike, size: int, cleaning: str) -> Tokenizer | Non
     if len(vocabulary) != size or set(vocabulary.values()) != set(range(size)):
         raise DataError(f'{path}: {len(vocabulary)} tokens, the text encoder knows {size}')
     try:
+        if merges is None:
+            return WordTokenizer(path.read_text(encoding='utf-8'))
         return Tokenizer(vocabulary, merges, cleaning)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
 
 
 def _read(source, size):
-    """(path, (vocabulary, merges) or None) of what `source` has."""
+    """(path, (vocabulary, merges or, of words, None) or None) of what `source` has."""
     if os.path.isfile(source):
         path = pathlib.Path(source)
         if '.txt' not in path.suffixes:
@@ -176,6 +246,8 @@ def _read(source, size):
         return path, _read_openai(path, size) if path.is_file() else None
     if path := clip_weights.find(str(source), 'tokenizer.json'):
         model = clip_weights.read_json(path).get('model') or {}
+        if model.get('type') == 'WordLevel':
+            return path, (model.get('vocab') or {}, None)
         pairs = [pair.split(' ') if isinstance(pair, str) else pair
                  for pair in model.get('merges', ())]
         return path, (model.get('vocab') or {}, [tuple(pair) for pair in pairs])

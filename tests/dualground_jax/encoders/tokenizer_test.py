@@ -167,3 +167,55 @@ def test_merges_are_not_taken_for_comments(tmp_path):
     assert json.loads((tmp_path / 'vocab.json').read_text())['##</w>'] == 512
     found = tokenizer.load(tmp_path, len(PIECES) + 1, 'huggingface')
     assert found(['##'], 4)[0].tolist() == [[found.start, 512, found.end, found.end]]
+
+
+# Whole words
+
+
+LEXICON = ('dog', 'a', 'runs', 'red')
+
+
+@pytest.fixture(name='words')
+def words_folder(tmp_path):
+    tokenizer.write_words(tmp_path, LEXICON, 8)
+    return tmp_path
+
+
+def test_words_are_those_of_a_plain_split(words):
+    found = tokenizer.load(words, 6, 'huggingface')
+    assert found.cleaning == 'words' and (found.start, found.end, found.padding) == (4, 5, 5)
+    given = ['a red dog runs', 'RUNS  Dog\n', '', 'a, red: "dog"!', ' '.join(['red'] * 9)]
+    ids, lengths = found(given, 8)
+    for sentence, row, length in zip(given, ids, lengths, strict=True):
+        plain = ''.join(c for c in sentence.lower() if c not in ',:"!').split()
+        expected = [4, *map(LEXICON.index, plain[:6]), 5]
+        assert row.tolist() == expected + [5] * (8 - len(expected)) and length == len(expected)
+    assert found.words('A red, dog') == [('a', 1), ('red', 1), ('dog', 1)]
+    theirs = transformers.AutoTokenizer.from_pretrained(words)
+    for sentence, row, length in zip(given[:4], ids, lengths, strict=False):
+        assert theirs(sentence)['input_ids'] == row[:length].tolist()
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (4, 5, 5)
+
+
+@pytest.mark.parametrize('sentence, word', [
+    ('a dragon runs', 'dragon'), ("the dog's", 'the'), ('a dog 12', '12'),
+    ('a <|endoftext|> dog', 'endoftext'), ('a dög', 'dög')])
+def test_an_unknown_word_is_named_with_what_is_known(words, sentence, word):
+    found = tokenizer.load(words, 6, 'huggingface')
+    with pytest.raises(DataError, match=r'unknown word .*; the text encoder knows a, dog, red, '
+                       'runs$') as info:
+        found(['a dog', sentence], 8)
+    assert f'unknown word {word!r}' in str(info.value) and sentence in str(info.value)
+
+
+def test_bad_vocabularies_of_words(words):
+    with pytest.raises(DataError, match='tokenizer.json: 6 tokens, the text encoder knows 7$'):
+        tokenizer.load(words, 7, 'huggingface')
+    path = words / 'tokenizer.json'
+    text = path.read_text()
+    path.write_text(text.replace('<|startoftext|>', '<s>'))
+    with pytest.raises(DataError, match=r'tokenizer.json: the vocabulary has no <\|startoftext'):
+        tokenizer.load(words, 6, 'huggingface')
+    path.write_text(json.dumps(json.loads(text) | dict(pre_tokenizer=3)))
+    with pytest.raises(DataError, match='tokenizer.json: no tokenizer of words: '):
+        tokenizer.load(words, 6, 'huggingface')
