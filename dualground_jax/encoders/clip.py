@@ -28,6 +28,11 @@ MEAN = 0.48145466, 0.4578275, 0.40821073
 STD = 0.26862954, 0.26130258, 0.27577711
 
 
+def pixels_of(frames: jax.Array) -> jax.Array:
+    """What `Vision` takes of pictures uint8[B, S, S, 3]."""
+    return (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x sigmoid(1.702 x): the activation of OpenAI's weights."""
     return x * nn.sigmoid(1.702 * x)
@@ -81,6 +86,25 @@ class Tower(layers.Block):
         return layers.Linear(self.projected, self.dtype, use_bias=False, name='projection')(x)
 
 
+class Patches(nn.Module):
+    """A convolution whose stride is its window, by one product: faster on CPUs, and exact alike."""
+
+    width: int
+    size: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Maps [B, S, S, 3] to [B, (S / size)^2, width]."""
+        size, count = self.size, pixels.shape[1] // self.size
+        kernel = self.param(
+            'kernel', layers.partitioned(layers.normal, (None, None, *layers.SQUARE[::-1])),
+            (size, size, pixels.shape[-1], self.width)).astype(self.dtype)
+        x = pixels[:, : count * size, : count * size].astype(self.dtype)
+        x = x.reshape(len(x), count, size, count, size, -1).swapaxes(2, 3)
+        return x.reshape(len(x), count * count, -1) @ kernel.reshape(-1, self.width)
+
+
 class Vision(Tower):
     """The tower of pictures: a Vision Transformer."""
 
@@ -100,12 +124,7 @@ class Vision(Tower):
         Returns:
           `rows` [B, 1 + patches, D] after the last layer, `pooled` [B, D], `features` [B, P].
         """
-        x = nn.Conv(
-            self.width, (self.patch, self.patch), (self.patch, self.patch), 'VALID',
-            use_bias=False, dtype=self.dtype, name='patches',
-            kernel_init=layers.partitioned(layers.normal, (None, None, *layers.SQUARE[::-1])),
-        )(pixels)
-        x = x.reshape(len(x), -1, self.width)
+        x = Patches(self.width, self.patch, self.dtype, name='patches')(pixels)
         start = self.param('class', layers.embedding(0.02), (self.width,)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(start, (len(x), 1, self.width)), x], 1)
         positions = self.param('positions', layers.embedding(0.02), x.shape[1:])
@@ -199,7 +218,8 @@ class ClipEncoder:
         if frames.dtype != np.uint8 or frames.shape[1:] != expected or frames.ndim != 4:
             raise DataError(f'frames are {frames.dtype}{list(frames.shape)}, expected '
                             f'uint8[N, {self.size}, {self.size}, 3]')
-        found = [out[:count] for count, out in self._batches(self._encode_frames, frames)]
+        step = _frames_step(self.vision, self.mesh)
+        found = [out[:count] for count, out in self._batches(step, frames)]
         return np.concatenate([np.zeros((0, self.width), np.float32), *found])
 
     def encode_text(self, sentences: Sequence[str]) -> list[np.ndarray]:
@@ -216,7 +236,7 @@ class ClipEncoder:
             DataError: there is no tokenizer, or it can't take a sentence.
         """
         ids, lengths = self._tokenize(sentences)
-        found = self._batches(self._encode_ids, ids)
+        found = self._batches(self._ids_step, ids)
         rows = [row for count, out in found for row in out['rows'][:count]]
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
@@ -226,7 +246,8 @@ class ClipEncoder:
         Raises:
             DataError: as `encode_text`.
         """
-        found = self._batches(self._encode_ids, self._tokenize(sentences)[0])
+        ids, _ = self._tokenize(sentences)
+        found = self._batches(self._ids_step, ids)
         vectors = [out['features'][:count] for count, out in found]
         return np.concatenate([np.zeros((0, self.width), np.float32), *vectors])
 
@@ -238,21 +259,30 @@ class ClipEncoder:
     def _batches(self, step: Callable, rows: np.ndarray) -> Iterator[tuple[int, Any]]:
         return batches.run(step, self.params, rows, self.mesh, self.batch_size)
 
-    @functools.cached_property
-    def _encode_frames(self) -> Callable:
-        def encode(params, frames):
-            pixels = (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
-            return self.vision.apply({'params': params['vision']}, pixels)['features']
+    @property
+    def _ids_step(self) -> Callable:
+        return _ids_step(self.text, self.mesh, self.tokenizer.end)
 
-        return batches.compiled(encode, self.mesh)
 
-    @functools.cached_property
-    def _encode_ids(self) -> Callable:
-        def encode(params, ids):
-            end = jnp.argmax(ids == self.tokenizer.end, 1)  # the first, as in both codes
-            return self.text.apply({'params': params['text']}, ids, end)
+# Encoders that differ in their weights alone share programs.
 
-        return batches.compiled(encode, self.mesh)
+
+@functools.lru_cache(maxsize=8)
+def _frames_step(vision: Vision, mesh: Mesh) -> Callable:
+    return batches.compiled(
+        lambda params, frames: vision.apply(
+            {'params': params['vision']}, pixels_of(frames))['features'], mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _ids_step(text: Text, mesh: Mesh, end: int) -> Callable:
+    return batches.compiled(
+        lambda params, ids: text.apply({'params': params['text']}, ids, end_of(ids, end)), mesh)
+
+
+def end_of(ids: jax.Array, end: int) -> jax.Array:
+    """Row of end-of-text in ids [B, L], the first one, as in both codes."""
+    return jnp.argmax(ids == end, 1)
 
 
 def load(
