@@ -147,7 +147,9 @@ def completed(config: dict) -> dict:
 
 
 def _added(config: dict) -> dict:
-    """What a saved config may lack, as nested dicts."""
+    """What a saved config may lack, as nested dicts; that of an encoder lacks nothing."""
+    if 'data' not in config:
+        return {}
     added = dict(ADDED)
     data, name = config['data'], config['model']['name']
     if name in models.MODELS:

@@ -44,9 +44,9 @@ class History:
 
     Args:
         workdir: of the run.
-        steps_per_epoch: what epochs are counted by.
+        steps_per_epoch: what epochs are counted by; 0: there are none.
         first_step: steps that were done before.
-        qids_of: step -> the queries of its batch.
+        qids_of: step -> the queries of its batch; [] where they have no ids.
         place: see `Run`.
     """
 
@@ -96,8 +96,8 @@ class History:
                 qids = self.qids_of(step)
                 lost = [qid for qid, well in zip(qids, rows[first]) if not well]
                 which = 'with such predictions' if lost else 'of the batch'
-                raise TrainingError(
-                    f'step {step}: {names} not finite; qids {which}: {lost or qids}')
+                told = f'; qids {which}: {lost or qids}' if qids else ''
+                raise TrainingError(f'step {step}: {names} not finite{told}')
         mean = {f'train/{k}': float(np.mean(np.concatenate([np.atleast_1d(v[k]) for v in found])))
                 for k in found[0]}
         step = self.pending[-1][0]
@@ -107,7 +107,8 @@ class History:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one row."""
-        row = dict(step=step, epoch=round(step / self.steps_per_epoch, 4), **values)
+        each = self.steps_per_epoch
+        row = dict(step=step) | (dict(epoch=round(step / each, 4)) if each else {}) | values
         self.rows.append(row)
         if self.writes:
             with files.named(self.path), open(self.path, 'a') as file:
@@ -287,8 +288,9 @@ def check_same_run(
     flat = [traverse_util.flatten_dict(x.to_dict(), sep='.') for x in (saved, config)]
     for values in flat:
         for key in ('data.root', 'train.init_from'):
-            values[key] = os.path.realpath(values[key])
-        if found := recipe.parse(values.pop('data.recipe')):
+            if key in values:
+                values[key] = os.path.realpath(values[key])
+        if found := recipe.parse(values.pop('data.recipe', '')):
             values |= {f'data.recipe.{key}': value for key, value in found.flat().items()}
     changed = [text for text in differences(*flat) if not text.startswith(unused)]
     if refused := [text for text in changed

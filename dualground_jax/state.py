@@ -38,6 +38,15 @@ class TrainState(flax.struct.PyTreeNode):
         """The parameters that are evaluated."""
         return self.params if self.ema is None else self.ema
 
+    def updated(self, grads: Any, tx: optax.GradientTransformation, ema_decay: float
+                ) -> 'TrainState':
+        """The state a step further; `ema_decay` is that of `ema`, if there is one."""
+        updates, opt_state = tx.update(grads, self.opt_state, self.params)
+        params, ema = optax.apply_updates(self.params, updates), self.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, ema=ema)
+
 
 def make_optimizer(section: ConfigDict, total_steps: int) -> optax.GradientTransformation:
     """AdamW on all parameters behind a clip of the global gradient norm.
@@ -114,22 +123,27 @@ def abstract_batch(
     }
 
 
-def _boxed_state(
-    config: ConfigDict, tx: optax.GradientTransformation, seed: int | jax.Array
-) -> TrainState:
-    """Fresh state whose arrays know their logical axes."""
-    model = models.build(config.model)
-    batch = dummy_batch(config, 2)
+def init_model(config: ConfigDict, key: jax.Array) -> Any:
+    """Fresh parameters of the config's model, which know their logical axes."""
     # Some parameters are of training alone.
-    params = model.init(jax.random.key(seed), batch, train=True)['params']
+    return models.build(config.model).init(key, dummy_batch(config, 2), train=True)['params']
+
+
+def _boxed_state(
+    config: ConfigDict, tx: optax.GradientTransformation, seed: int | jax.Array, init: Callable
+) -> TrainState:
+    """Fresh state whose arrays know their logical axes; `init` as `init_model`."""
+    params = init(config, jax.random.key(seed))
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 
 
-def abstract_state(config: ConfigDict, mesh: Mesh, total_steps: int = 1) -> TrainState:
-    """Shapes and placement of the train state; nothing is computed."""
+def abstract_state(
+    config: ConfigDict, mesh: Mesh, total_steps: int = 1, init: Callable = init_model
+) -> TrainState:
+    """Shapes and placement of the train state; nothing is computed. `init`: see `init_model`."""
     tx = make_optimizer(config.optimizer, total_steps)
-    return sharding.placed(jax.eval_shape(lambda: _boxed_state(config, tx, 0)), mesh)
+    return sharding.placed(jax.eval_shape(lambda: _boxed_state(config, tx, 0, init)), mesh)
 
 
 def of_runs(abstract: Any, runs: int) -> Any:
@@ -166,11 +180,12 @@ def make_stack(abstract: TrainState, runs: int) -> tuple[TrainState | None, Call
 
 
 def make_fresh_state(
-    config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState
+    config: ConfigDict, tx: optax.GradientTransformation, abstract: TrainState,
+    init: Callable = init_model,
 ) -> Callable:
     """Compiles seed uint32[] -> the state before the first step, where `abstract` places it."""
     return jax.jit(
-        lambda seed: nn.unbox(_boxed_state(config, tx, seed)),
+        lambda seed: nn.unbox(_boxed_state(config, tx, seed, init)),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
 
 

@@ -79,13 +79,7 @@ def make_train_step(
         (loss, (parts, out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         windows, saliency = module.decode(out, batch)
         is_finite = jnp.isfinite(windows).all((1, 2)) & jnp.isfinite(saliency).all(1)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - own.optimizer.ema_decay)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-        return state, dict(
+        return state.updated(grads, tx, own.optimizer.ema_decay), dict(
             parts, loss=loss, grad_norm=optax.tree.norm(grads), is_finite=is_finite)
 
     def train_steps(state, batches, values, store):
