@@ -34,11 +34,11 @@ CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE chan
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
     'train, evaluate, predict, sweep, analyse, convert, publish, export, '
-    'serve': [
+    'serve, train-encoder': [
         (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions; evaluate, '
          'predict, publish, export, serve: also of a published model'),
     ],
-    'train, evaluate, predict, extract': [
+    'train, evaluate, predict, extract, train-encoder': [
         (TEXT, 'coordinator', None, 'several processes: HOST:PORT of the first one, or auto on TPU '
          'pods, Slurm and Open MPI'),
         (INTEGER, 'num_processes', None, 'with --coordinator=HOST:PORT: how many'),

@@ -37,6 +37,7 @@ MODES = {
     'extract': ('dualground_jax.extract', 'output processes'),
     'render': ('data_pipelines.render', 'config output'),
     'serve': ('dualground_jax.serve.server', 'workdir saved'),
+    'train-encoder': ('dualground_jax.train_encoder', 'workdir config processes'),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 # What a system says that has no room for a file.
@@ -60,6 +61,9 @@ def run(values: flags.FlagValues, files: Sequence[str]) -> None:
     if 'saved' in needs:
         cli.check_effect(values)
         chosen = chosen or config.load_config(values.workdir)
+    if chosen and ('data' in chosen) == (values.mode == 'train-encoder'):
+        raise ConfigError(f'--mode={values.mode}: --config is of the other kind; train-encoder '
+                          'takes that of an encoder, configs/tiny_clip.py, others that of a model')
     if chosen and values.split:
         chosen.evaluate.split = values.split
     if 'world' in needs:

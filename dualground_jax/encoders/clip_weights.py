@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.serialization
 import flax.traverse_util
 import numpy as np
+import safetensors.numpy
 
 from data_pipelines import files, torch_file
 from data_pipelines.errors import DataError, one_line
@@ -86,6 +87,32 @@ def read(source: str | os.PathLike) -> Weights:
         DataError: there is no such thing, or it is damaged or of another kind.
     """
     return _read_openai(source) if os.path.isfile(source) else _read_hugging_face(str(source))
+
+
+def write(folder: pathlib.Path, vision: Any, text: Any, state: Mapping[str, np.ndarray],
+          start: int, end: int) -> None:
+    """Writes config.json and model.safetensors of a Hugging Face model.
+
+    Args:
+        folder: gets the files.
+        vision: the tower of pictures.
+        text: the tower of sentences.
+        state: tensors by names of `HUGGING_FACE`, and logit_scale.
+        start: id of start-of-text.
+        end: id of end-of-text, which also pads.
+    """
+    def section(tower, **others):
+        fields = {key: getattr(tower, name) for key, name in FIELDS.items() if hasattr(tower, name)}
+        return fields | others | dict(projection_dim=tower.projected)
+
+    config = dict(
+        architectures=['CLIPModel'], model_type='clip', projection_dim=vision.projected,
+        dtype='float32', torch_dtype='float32',  # of activations, whatever the file holds
+        vision_config=section(vision, model_type='clip_vision_model'),
+        text_config=section(text, model_type='clip_text_model', bos_token_id=start,
+                            eos_token_id=end, pad_token_id=end))
+    files.write_json(folder / 'config.json', config)
+    safetensors.numpy.save_file(dict(state), folder / 'model.safetensors', {'format': 'pt'})
 
 
 def find(source: str, name: str) -> pathlib.Path | None:
