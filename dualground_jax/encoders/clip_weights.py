@@ -112,7 +112,8 @@ def write(folder: pathlib.Path, vision: Any, text: Any, state: Mapping[str, np.n
         text_config=section(text, model_type='clip_text_model', bos_token_id=start,
                             eos_token_id=end, pad_token_id=end))
     files.write_json(folder / 'config.json', config)
-    safetensors.numpy.save_file(dict(state), folder / 'model.safetensors', {'format': 'pt'})
+    content = safetensors.numpy.save(dict(state), {'format': 'pt'})
+    (folder / 'model.safetensors').write_bytes(content)
 
 
 def find(source: str, name: str) -> pathlib.Path | None:
