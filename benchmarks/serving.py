@@ -58,7 +58,6 @@ def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tup
         [sys.executable, '-m', 'dualground_jax.main', '--mode=serve', f'--workdir={workdir}',
          f'--encoder={encoder}', f'--output={store}', '--port=0', '--rate=0', *flags],
         stderr=subprocess.PIPE, text=True)
-    service = None
     try:
         for line in process.stderr:
             if 'Uvicorn running on' in line:
@@ -67,6 +66,8 @@ def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tup
                 break
             if line.startswith('error'):
                 sys.exit(line)
+            if '"compiled"' in line:
+                print(line, end='', file=sys.stderr)
         threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would block
         yield service, time.perf_counter() - begin
     finally:
@@ -210,6 +211,7 @@ def main() -> None:
             start = [dict(start_seconds=seconds, encode_seconds=encode, videos=options.videos,
                           video_seconds=options.video_seconds, memory_mb=service.memory_mb())]
             single = latencies(client, keys[0])
+            print(common.markdown(start), common.markdown(single), sep='\n', file=sys.stderr)
             rows, memory = load(service, keys, short, options.clients, options.seconds)
         stopped = stop_at_work(options, folder, content)
     common.write(options.output, start=start, latency=single, load=rows, memory=memory,

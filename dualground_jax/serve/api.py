@@ -62,16 +62,14 @@ class Refused(HTTPException):
 
 
 def make(service: Service, hosts: Collection[str] = ()) -> ASGIApp:
-    """The application; it starts the service and stops it.
+    """The application.
 
     Args:
-        service: that it serves.
+        service: that it serves, started; it is stopped with the application.
         hosts: names that requests may call it by; none: any.
     """
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await run_in_threadpool(service.start)
-        LOG.info('ready', extra=dict(videos=len(service.store.videos)))
         yield
         LOG.info('stopping')
         await run_in_threadpool(service.stop)
@@ -209,12 +207,11 @@ class _Api:
         service, most = self.service, self.limits.upload_bytes
         too_large = Refused(413, f'the upload has more than {most / 1e6:g} MB, the limit')
         length = request.headers.get('content-length', '')
-        if length.isdigit() and int(length) > most:
+        if length.isdecimal() and int(length) > most:
             raise too_large
         if service.uploads >= self.limits.uploads:
             raise Refused(503, f'{service.uploads} uploads run, expected at most '
                           f'{self.limits.uploads}', retry=2)
-        service.store.make_room(int(length or 0) if length.isdigit() else 0)
         name = _clean(request.query_params.get('name', ''))
         service.uploads += 1
         handle, path = tempfile.mkstemp('.part', '.', service.store.folder)
@@ -447,7 +444,7 @@ class _Guard:
             return _error(421, 'unknown host name')
         origin = headers.get('origin')
         if origin and request.method not in ('GET', 'HEAD') and (
-                urlsplit(origin).netloc != headers.get('host')):
+                origin.partition('//')[2] != headers.get('host')):
             return _error(403, 'asked for by a page of another origin')
         if path.startswith('/v1') and (wait := self._wait(request)):
             return _error(429, f'more than {self._service.limits.rate:g} requests a second, the '
@@ -488,5 +485,8 @@ class _Guard:
 
 
 def _host(header: str) -> str:
-    """The name in a Host header, without the port."""
-    return urlsplit(f'//{header}').hostname or ''
+    """The name in a Host header, without the port; '' if there is none."""
+    try:
+        return urlsplit(f'//{header}').hostname or ''
+    except ValueError:
+        return ''

@@ -57,6 +57,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
                          'may use it')
     log_json()
     progress.silence()
+    service.start()
     serve(api.make(service, hosts), values.host, values.port, limits.grace)
 
 

@@ -100,6 +100,7 @@ class Service:
             self.store, self.predictor.encoder, self.device, self.metrics, count=limits.decoders,
             waiting=limits.queue, bounds=reading.Bounds(
                 limits.video_seconds, self.clip_length, limits.timeout))
+        LOG.info('ready', extra=dict(videos=len(self.store.videos)))
 
     def stop(self) -> None:
         """Finishes running jobs, and ends."""

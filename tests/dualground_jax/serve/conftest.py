@@ -40,6 +40,7 @@ def running_service(files, predictor):
         own = service.Service(
             predictor, files / 'served', service.Limits(rate=0, timeout=20, decoders=2),
             videos=str(files / 'videos'))
+        own.start()
         config = uvicorn.Config(
             api.make(own, server.LOOPBACK), '127.0.0.1', 0, http=server.Protocol, ws='none',
             lifespan='on', log_config=None, server_header=False)

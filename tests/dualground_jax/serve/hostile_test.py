@@ -270,10 +270,11 @@ def test_other_methods_and_types(client, beach):
 
 
 def test_pages_of_others_are_kept_out(client, beach):
-    other = client.post('/v1/videos', json=dict(path='beach.webm'),
-                        headers={'origin': 'http://evil.example'})
-    assert other.status_code == 403
-    assert client.get('/v1', headers={'host': 'evil.example'}).status_code == 421
+    for origin in ('http://evil.example', 'null', 'http://['):
+        other = client.post('/v1/videos', json=dict(path='beach.webm'), headers=dict(origin=origin))
+        assert other.status_code == 403
+    for host in ('evil.example', '[', '127.0.0.1.evil.example', ''):
+        assert client.get('/v1', headers=dict(host=host)).status_code == 421
 
 
 def test_a_token_is_asked_for(client, beach, running, monkeypatch):

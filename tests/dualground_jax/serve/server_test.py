@@ -1,0 +1,63 @@
+"""The flags of mode serve, and its log."""
+
+import io
+import json
+import logging
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import ConfigError
+from dualground_jax import cli
+from dualground_jax.serve import server
+from dualground_jax.serve.service import Limits
+
+
+@pytest.mark.parametrize('content', ['', 'short', 'two words that are long', 'ü' * 20])
+def test_bad_tokens(tmp_path, content):
+    path = tmp_path / 'token'
+    path.write_text(content)
+    with pytest.raises(ConfigError, match='expected one word of 16 or more plain characters'):
+        server.read_token(str(path))
+    with pytest.raises(ConfigError, match="nowhere: can't be read"):
+        server.read_token(str(tmp_path / 'nowhere'))
+
+
+def test_what_is_not_there_is_told_first(tmp_path):
+    values = types.SimpleNamespace(workdir=str(tmp_path), encoder=None, token_file=None,
+                                   videos=str(tmp_path / 'nowhere'))
+    config = ConfigDict(dict(data=dict(recipe='')))
+    with pytest.raises(ConfigError, match='--mode=serve needs --encoder=clip=FOLDER'):
+        server.run(values, config)
+    values.encoder = 'clip=x'
+    with pytest.raises(ConfigError, match='--videos=.*nowhere: no such folder'):
+        server.run(values, config)
+
+
+def test_tokens(tmp_path):
+    (tmp_path / 'token').write_text('correct-horse-battery\n')
+    assert server.read_token(str(tmp_path / 'token')) == 'correct-horse-battery'
+    assert server.read_token(None) == ''
+
+
+def test_limits_of_the_flags():
+    """The flags' defaults are those of `Limits`."""
+    names = {name: default for _, name, default, *_ in cli.FLAGS['serve']}
+    assert Limits.of(types.SimpleNamespace(**names), 2) == Limits()
+
+
+def test_the_log_has_an_object_a_line():
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(server._Json())
+    log = logging.Logger('own')
+    log.addHandler(handler)
+    log.info('request', extra=dict(status=200, path=types))
+    try:
+        raise ValueError('a\nb')
+    except ValueError:
+        log.exception('job')
+    first, second = map(json.loads, text.getvalue().splitlines())
+    assert (first['level'], first['event'], first['status']) == ('info', 'request', 200)
+    assert 'ValueError: a\nb' in second['trace'] and first['time'] < second['time'] + 'x'
