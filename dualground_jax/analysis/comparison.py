@@ -44,7 +44,7 @@ def compare(reports: dict[str, dict]) -> dict[str, list[dict]]:
         run) and n;
         `differences`, of groups that differ in one value, from that with the first one: `key`,
         `values`, `first` (that value), `seeds` that both have, `numbers`, name -> a
-        `summary.t_interval` over these;
+        `scaling.t_interval` over these;
         `scaling`, see `scaling.fits`.
     """
     values = distinguishing({name: found['config'] for name, found in reports.items()})
@@ -80,7 +80,7 @@ def _differences(groups: list[tuple[dict, dict]]) -> list[dict]:
             names = [name for name in by_seed[seeds[0]] if all(
                 name in part[seed] for part in (there, by_seed) for seed in seeds)]
             found.append(dict(key=key, values=values, first=other[key], seeds=seeds, numbers={
-                name: summary.t_interval([by_seed[seed][name] - there[seed][name]
+                name: scaling.t_interval([by_seed[seed][name] - there[seed][name]
                                           for seed in seeds]) for name in names}))
     return found
 

@@ -5,8 +5,7 @@ sizes, and the intervals are over the seeds: runs of one seed are no independent
 """
 
 import numpy as np
-
-from dualground_jax.metrics import summary
+from scipy import stats
 
 LEAST_SIZES = 3  # that a fit needs
 
@@ -22,7 +21,7 @@ def fits(runs: list[tuple[dict, int, dict]]) -> list[dict]:
         A dict for each size, what the others of the values are, and number, where there are
         LEAST_SIZES sizes at least: `key`, `values` (the others), `name`, `sizes`, `seeds` (those
         that have the number at all sizes), `curve` and `std`, over these, of each size (std None of
-        one seed), and two `summary.t_interval`s over the seeds: `per_doubling`, slope of the number
+        one seed), and two `t_interval`s over the seeds: `per_doubling`, slope of the number
         over log2 of the size; `exponent`, that of log number over log size, None where a number is
         not above 0.
     """
@@ -60,6 +59,19 @@ def _fits_of(key: str, others: dict, sizes: list[float], by_seed: dict[int, dict
             key=key, values=others, name=name, sizes=sizes, seeds=sorted(curves),
             curve=table.mean(0).tolist(),
             std=table.std(0, ddof=1).tolist() if len(table) > 1 else None,
-            per_doubling=summary.t_interval([slope(y) for y in table]),
-            exponent=exponents and summary.t_interval(exponents)))
+            per_doubling=t_interval([slope(y) for y in table]),
+            exponent=exponents and t_interval(exponents)))
     return found
+
+
+def t_interval(values: list[float]) -> dict:
+    """Mean of independent numbers and its 95 % interval by Student's t.
+
+    Returns:
+        `value`, and `low` and `high`, None of one number.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return dict(value=mean, low=None, high=None)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return dict(value=mean, low=mean - half, high=mean + half)

@@ -1,7 +1,6 @@
 """Numbers of many queries and of many runs: bins of length, bootstrap, means over seeds."""
 
 import numpy as np
-from scipy import stats
 
 SEED = 'seed'  # the config key that means are taken over
 # Words of a query, as in the paper: (0, 10], (10, 15], (15, 20], (20, inf).
@@ -43,19 +42,6 @@ def mean_std(values: list[float]) -> dict:
     """Returns mean, std (ddof=1; None of one number) and n of the numbers that runs gave."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return dict(mean=float(np.mean(values)), std=std, n=len(values))
-
-
-def t_interval(values: list[float]) -> dict:
-    """Mean of independent numbers and its 95 % interval by Student's t.
-
-    Returns:
-        `value`, and `low` and `high`, None of one number.
-    """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return dict(value=mean, low=None, high=None)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return dict(value=mean, low=mean - half, high=mean + half)
 
 
 def without_seed(values: dict) -> dict:
