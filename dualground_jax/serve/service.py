@@ -20,6 +20,7 @@ from dualground_jax.serve.store import QUEUED, Store, Video
 
 LOG = logging.getLogger('dualground.serve')
 SIZES = 1, 4, 16  # of batches: each is a program, compiled before the first request
+TEXT_BATCH = 8  # sentences that CLIP reads together: its 32 take long for one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +168,14 @@ class Service:
 def shared(predictor: Predictor) -> Predictor:
     """A predictor with one size of clips and tokens for all, which observes attention."""
     config, mesh = predictor.config.copy_and_resolve_references(), predictor.mesh
+    encoder = predictor.require_encoder()
+    text = dataclasses.replace(encoder.clip, batch_size=TEXT_BATCH)
     with config.unlocked():
         config.evaluate.batch_size = SIZES[-1]
     predict_step, stretch_step = make_steps(config, mesh, words.observe)
     return dataclasses.replace(
-        predictor, config=config, predict_step=predict_step, stretch_step=stretch_step, sizes=SIZES,
+        predictor, config=config, encoder=dataclasses.replace(encoder, clip=text),
+        predict_step=predict_step, stretch_step=stretch_step, sizes=SIZES,
         bucket=schedule.Bucket(*schedule.limits(config.data)))
 
 
