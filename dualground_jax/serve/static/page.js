@@ -242,9 +242,15 @@ async function answer(query) {
     if (turn !== latest) return;
     query.item.classList.add('bad');
     state.textContent = error.message;
-    const again = Object.assign(document.createElement('button'), { className: 'quiet', textContent: 'Try again' });
-    again.addEventListener('click', () => answer(query));
-    state.append(' ', again);
+    const mendable = error.status === 422; // by another sentence
+    const button = Object.assign(document.createElement('button'), {
+      className: 'quiet', textContent: mendable ? 'Change it' : 'Try again' });
+    button.addEventListener('click', () => {
+      if (!mendable) { answer(query); return; }
+      $('sentence').value = query.text;
+      remove(query);
+    });
+    state.append(' ', button);
     say(`“${query.text}”: ${error.message}`);
     return;
   }

@@ -106,7 +106,9 @@ export class Timeline {
   /** Moves the playhead. */
   moveTo(seconds) {
     this.now = seconds;
-    this.head.style.left = `${100 * Math.min(seconds / this.duration, 1)}%`;
+    const place = `${100 * Math.min(seconds / this.duration, 1)}%`;
+    this.head.style.left = place;
+    this.head.firstElementChild.style.transform = `translateX(-${place})`; // stays in the timeline
     this.head.firstElementChild.textContent = clock(seconds);
     this.axis.setAttribute('aria-valuemax', this.duration.toFixed(1));
     this.axis.setAttribute('aria-valuenow', seconds.toFixed(1));

@@ -172,6 +172,13 @@ def test_errors_are_told(open_page, tmp_path, running, beach):
     page.unroute('**/queries')
     page.get_by_role('button', name='Try again').click()
     page.wait_for_selector('.moments button')
+    page.route('**/queries', lambda route: route.fulfill(
+        status=422, body='{"error": "unknown word"}', content_type='application/json'))
+    page.fill('#sentence', 'a helicopter')
+    page.keyboard.press('Enter')
+    page.get_by_role('button', name='Change it').click()
+    assert page.input_value('#sentence') == 'a helicopter'
+    assert page.locator('.query').count() == 1
 
 
 def test_keyboard_alone(open_page, beach):
