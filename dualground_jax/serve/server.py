@@ -24,6 +24,8 @@ LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 HEADER_SECONDS = 20.0  # from a connection, or the start of a request, to the end of its headers
 KEEP_ALIVE = 20  # seconds between two requests of a connection
 CONNECTIONS = 2000  # at the same time
+FULL = (b'HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n'
+        b'connection: close\r\n\r\n{"error": "too many connections"}')
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -82,18 +84,22 @@ def serve(app: Any, host: str, port: int, grace: float) -> None:
     """Runs the application; returns when it was stopped by a signal."""
     server = uvicorn.Server(uvicorn.Config(
         app, host, port, http=Protocol, ws='none', loop='asyncio', lifespan='on', log_config=None,
-        access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
+        access_log=False, server_header=False, proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(int(grace), 1)))
     server.run()
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose request does not come; answers in JSON what is no request."""
+    """Closes a connection whose request does not come, or that is one too many; errors are JSON."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._patience = None
-        self._wait_for_headers()
+        if len(self.connections) > CONNECTIONS:
+            transport.write(FULL)
+            transport.close()
+        else:
+            self._wait_for_headers()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -168,6 +168,14 @@ def test_a_client_that_hangs_is_hung_up_on(running, monkeypatch, sent):
         assert link.recv(10) == b''
 
 
+def test_connections_are_counted(running, monkeypatch):
+    monkeypatch.setattr(server, 'CONNECTIONS', 0)
+    with socket.create_connection(('127.0.0.1', running.port)) as link:
+        link.settimeout(10)
+        answer = b''.join(iter(lambda: link.recv(10**5), b''))
+    assert answer.startswith(b'HTTP/1.1 503 ') and answer.endswith(b'"too many connections"}')
+
+
 def test_what_is_no_request_is_told_so(running):
     with socket.create_connection(('127.0.0.1', running.port)) as link:
         link.sendall(b'\x16\x03\x01\x02\x00\x01\x00\r\n\r\n')
