@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
@@ -37,7 +38,8 @@ SENTENCES = 256  # that are encoded before their files are written
 BEAM_VIDEOS = 32  # of an element of Beam
 T = TypeVar('T')
 QUERY, SENTENCE = 'query', 'pooler_output'  # in a query's file, beside its rows
-BYTES = 'bytes'  # in a video's file: the size of the video that its rows are of
+SOURCE = 'source'  # in a video's file: mark of the video that its rows are of
+ENDS = 2**16  # bytes at the beginning and the end of a video that make its mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +187,19 @@ def _file(output: pathlib.Path, stream: Stream, job: Job) -> pathlib.Path:
 
 
 def _is_of(path: pathlib.Path, job: Job) -> bool:
-    """Whether there are rows of this very video, by its size; rows of one that is gone count."""
+    """Whether there are rows of this very video, by its mark; rows of one that is gone count."""
     if not os.path.exists(job.path):
         return path.exists()
-    return _noted(path, BYTES) == os.path.getsize(job.path)
+    return np.array_equal(_noted(path, SOURCE), _mark(job.path))
+
+
+def _mark(path: str) -> np.ndarray:
+    """Tells a video from others without reading all of it: int64[2], size and checksum of ENDS."""
+    size = os.path.getsize(path)
+    with open(path, 'rb') as file:
+        start = file.read(ENDS)
+        file.seek(max(size - ENDS, 0))
+        return np.array([size, zlib.crc32(file.read(ENDS), zlib.crc32(start))])
 
 
 def _noted(path: pathlib.Path, name: str) -> np.ndarray | None:
@@ -271,7 +282,7 @@ def extract(encoder: Encoder, work: Work, output: pathlib.Path, decoders: int) -
                     raise DataError(rows)
                 rows = encoder_lib.stored(rows, job.path)
                 _write(_file(output, stream, job), **{
-                    features.VIDEO_KEY: rows, BYTES: np.array(os.path.getsize(job.path))})
+                    features.VIDEO_KEY: rows, SOURCE: _mark(job.path)})
             except DataError as error:
                 fail(job.vid, str(error))
     with progress.Bar('encoding sentences', len(work.queries), 'queries') as bar:
