@@ -15,7 +15,6 @@ from typing import Any
 import flax.traverse_util
 import jax
 import numpy as np
-import safetensors.numpy
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -166,7 +165,7 @@ def save(folder: str | os.PathLike, config: ConfigDict, params: dict, progress: 
         plain, _finite(told), licence=licence, name=name or pathlib.Path(folder).absolute().name,
         parameters=sum(value.size for value in flat.values()))
     with files.whole_folder(folder) as unfinished:
-        safetensors.numpy.save_file(flat, unfinished / WEIGHTS)
+        files.write_safetensors(unfinished / WEIGHTS, flat)
         files.write_text(unfinished / CARD, card)
         files.write_json(unfinished / CONFIG, plain | {SECTION: _finite(told)})
 

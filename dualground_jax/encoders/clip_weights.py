@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import flax.serialization
 import flax.traverse_util
 import numpy as np
-import safetensors.numpy
 
 from data_pipelines import files, torch_file
 from data_pipelines.errors import DataError, one_line
@@ -112,8 +111,7 @@ def write(folder: pathlib.Path, vision: Any, text: Any, state: Mapping[str, np.n
         text_config=section(text, model_type='clip_text_model', bos_token_id=start,
                             eos_token_id=end, pad_token_id=end))
     files.write_json(folder / 'config.json', config)
-    content = safetensors.numpy.save(dict(state), {'format': 'pt'})
-    (folder / 'model.safetensors').write_bytes(content)
+    files.write_safetensors(folder / 'model.safetensors', state, {'format': 'pt'})
 
 
 def find(source: str, name: str) -> pathlib.Path | None:
