@@ -26,7 +26,7 @@ __version__ = '0.2.0'
 # Name -> module, and the name there; modules are offered as they are.
 _PUBLIC = {
     'Predictor': ('dualground_jax.grounding.predictor', 'Predictor'),
-    'EncodedVideo': ('dualground_jax.grounding.predictor', 'EncodedVideo'),
+    'EncodedVideo': ('dualground_jax.grounding.encoded', 'EncodedVideo'),
     'load_config': ('dualground_jax.config', 'load_config'),
     'load_split': ('data_pipelines.datasets', 'load_split'),
     'MODELS': ('dualground_jax.models', 'MODELS'),

@@ -11,13 +11,8 @@ from data_pipelines import features, progress, recipe, release, video
 from data_pipelines.errors import ConfigError, DataError
 from dualground_jax import predict, pretrained
 from dualground_jax.grounding import moment_files
-from dualground_jax.grounding.predictor import (
-    EncodedVideo,
-    Moments,
-    Predictor,
-    check_sentences,
-    known_encoder,
-)
+from dualground_jax.grounding.encoded import EncodedVideo, known_encoder
+from dualground_jax.grounding.predictor import Moments, Predictor, check_sentences
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:

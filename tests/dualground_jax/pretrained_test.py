@@ -18,7 +18,8 @@ from dualground_jax import cli, main, pretrained, runs, sharding
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
 from dualground_jax.config import load_config
 from dualground_jax.encoders import encoder as encoders
-from dualground_jax.grounding.predictor import Predictor, known_encoder
+from dualground_jax.grounding.encoded import known_encoder
+from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.state import abstract_state
 from tests.helpers import clip_folder, command_line, fresh_runs
 from tests.helpers.paths import REPO
@@ -63,6 +64,10 @@ def random_inputs():
     rng = np.random.default_rng(0)
     return dict(video=rng.normal(size=(9, 96)).astype(np.float32),
                 queries=rng.normal(size=(2, 5, 64)).astype(np.float32))
+
+
+def test_who_may_read_the_card_may_read_the_weights(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_another_process_predicts_bit_for_bit(workdir, folder, inputs, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from data_pipelines import video
 from data_pipelines.errors import ConfigError, DataError
 from dualground_jax.grounding import ground
-from dualground_jax.grounding.predictor import EncodedVideo, Moments
+from dualground_jax.grounding.encoded import EncodedVideo
+from dualground_jax.grounding.predictor import Moments
 from tests.helpers import fresh_runs
 
 

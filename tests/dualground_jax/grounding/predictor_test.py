@@ -8,7 +8,8 @@ from data_pipelines.errors import ConfigError, DataError
 from data_pipelines.recipe import Recipe, Stream
 from dualground_jax.config import load_config
 from dualground_jax.grounding import stretches
-from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor
+from dualground_jax.grounding.encoded import EncodedVideo
+from dualground_jax.grounding.predictor import Moments, Predictor
 from tests.helpers import fresh_runs
 
 MOST = 12  # clips of a stretch
