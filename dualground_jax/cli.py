@@ -20,6 +20,7 @@ from data_pipelines.errors import ConfigError, UserError
 from dualground_jax import config, nms
 from dualground_jax.metrics import official, score
 from dualground_jax.metrics.moments import MAX_WINDOWS
+from dualground_jax.serve.limits import Limits
 
 
 def CHOICE(*values: str) -> Callable[[str, str | None, str], None]:
@@ -28,6 +29,7 @@ def CHOICE(*values: str) -> Callable[[str, str | None, str], None]:
 
 
 DATA = datasets.defaults('custom', 'own')
+SERVED = Limits()
 CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE changes a value; '
           'a workdir stands for the config of its checkpoint, which evaluate and predict take if '
           'none is given')
@@ -167,18 +169,20 @@ FLAGS = {
         (INTEGER, 'port', 8000, 'port to listen on; 0: any that is free',
          dict(lower_bound=0, upper_bound=65535)),
         (TEXT, 'token_file', None, 'file of the token that clients must send'),
-        (FLOAT, 'upload_mb', 2000.0, 'megabytes of an upload at most', dict(lower_bound=0)),
-        (FLOAT, 'video_minutes', 180.0, 'minutes of a video at most', dict(lower_bound=0)),
-        (FLOAT, 'store_gb', 20.0, 'gigabytes of uploads and features at most; the least recently '
-         'used ones give way', dict(lower_bound=0)),
-        (INTEGER, 'queue', 256, 'sentences, and videos, that may wait at most',
+        (FLOAT, 'upload_mb', SERVED.upload_mb, 'megabytes of an upload at most',
+         dict(lower_bound=0)),
+        (FLOAT, 'video_minutes', SERVED.video_minutes, 'minutes of a video at most',
+         dict(lower_bound=0)),
+        (FLOAT, 'store_gb', SERVED.store_gb, 'gigabytes of uploads and features at most; the least '
+         'recently used ones give way', dict(lower_bound=0)),
+        (INTEGER, 'queue', SERVED.queue, 'sentences, and videos, that may wait at most',
          dict(lower_bound=1)),
-        (FLOAT, 'rate', 20.0, 'requests a second that a client may make, twice as many at once; '
-         '0: any number', dict(lower_bound=0)),
-        (FLOAT, 'timeout', 60.0, 'seconds that an answer may take, an upload may stall, or a '
-         'picture may take to decode', dict(lower_bound=0.1)),
-        (FLOAT, 'grace', 120.0, 'seconds after SIGTERM for videos that are being encoded; the next '
-         'start goes on with those that are not done', dict(lower_bound=0)),
+        (FLOAT, 'rate', SERVED.rate, 'requests a second that a client may make, twice as many at '
+         'once; 0: any number', dict(lower_bound=0)),
+        (FLOAT, 'timeout', SERVED.timeout, 'seconds that an answer may take, an upload may stall, '
+         'or a picture may take to decode', dict(lower_bound=0.1)),
+        (FLOAT, 'grace', SERVED.grace, 'seconds after SIGTERM for videos that are being encoded; '
+         'the next start goes on with those that are not done', dict(lower_bound=0)),
     ],
     'build, extract': [
         (TEXT, 'beam', '', 'options of Apache Beam, as in '

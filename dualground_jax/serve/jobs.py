@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.errors import UserError, one_line
 from dualground_jax.encoders.encoder import Encoder, Stream
-from dualground_jax.grounding.predictor import EncodedVideo
+from dualground_jax.grounding.encoded import EncodedVideo
 from dualground_jax.serve import reading
 from dualground_jax.serve.device import Device, Full
 from dualground_jax.serve.metrics import Metrics

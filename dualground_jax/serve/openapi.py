@@ -4,7 +4,7 @@ from typing import Any
 
 import dualground_jax
 from dualground_jax.metrics.moments import MAX_WINDOWS
-from dualground_jax.serve.service import Limits
+from dualground_jax.serve.limits import Limits
 
 NUMBER, WHOLE, TEXT, SWITCH = (
     dict(type=kind) for kind in ('number', 'integer', 'string', 'boolean'))

@@ -16,9 +16,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from data_pipelines import progress
 from data_pipelines.errors import ConfigError, one_line
-from dualground_jax.grounding.predictor import Predictor, known_encoder
+from dualground_jax.grounding.encoded import known_encoder
+from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.serve import api
-from dualground_jax.serve.service import Limits, Service
+from dualground_jax.serve.limits import Limits
+from dualground_jax.serve.service import Service
 
 LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 HEADER_SECONDS = 20.0  # from a connection, or the start of a request, to the end of its headers

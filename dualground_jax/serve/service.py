@@ -8,44 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl.flags import FlagValues
 
 from data_pipelines import schedule
 from data_pipelines.errors import DataError
-from dualground_jax.grounding.predictor import EncodedVideo, Moments, Predictor, make_steps
+from dualground_jax.grounding.encoded import EncodedVideo
+from dualground_jax.grounding.predictor import Moments, Predictor, make_steps
 from dualground_jax.serve import jobs, reading, words
 from dualground_jax.serve.device import Device
+from dualground_jax.serve.limits import Limits
 from dualground_jax.serve.metrics import Metrics
 from dualground_jax.serve.store import QUEUED, Store, Video
 
 LOG = logging.getLogger('dualground.serve')
 SIZES = 1, 4, 16  # of batches: each is a program, compiled before the first request
 TEXT_BATCH = 8  # sentences that CLIP reads together: its 32 take long for one
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a service takes; the flags of mode `serve` say more."""
-
-    upload_bytes: int = 2 * 10**9
-    video_seconds: float = 180 * 60.0
-    store_bytes: float = 20e9
-    queue: int = 256
-    rate: float = 20.0
-    timeout: float = 60.0
-    grace: float = 120.0
-    decoders: int = 2
-    uploads: int = 8  # at the same time
-    sentences: int = 16  # of a request
-    sentence_length: int = 500  # characters
-
-    @classmethod
-    def of(cls, values: FlagValues, decoders: int) -> 'Limits':
-        """Those of the flags."""
-        return cls(
-            upload_bytes=int(values.upload_mb * 1e6), video_seconds=values.video_minutes * 60,
-            store_bytes=values.store_gb * 1e9, queue=values.queue, rate=values.rate,
-            timeout=values.timeout, grace=values.grace, decoders=decoders)
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from typing import Any
 from data_pipelines import files
 from data_pipelines.errors import ConfigError, DataError, UserError, one_line
 from data_pipelines.recipe import Recipe
-from dualground_jax.grounding.predictor import EncodedVideo
+from dualground_jax.grounding.encoded import EncodedVideo
 from dualground_jax.serve.reading import Facts
 
 QUEUED, ENCODING, READY, FAILED, CANCELLED = 'queued', 'encoding', 'ready', 'failed', 'cancelled'

@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.errors import ConfigError
 from dualground_jax.serve import api, openapi, service
+from dualground_jax.serve.limits import Limits
 from dualground_jax.serve.store import Store, Video
 from tests.dualground_jax.serve.conftest import wait_for
 from tests.helpers import decoders, videos
@@ -22,7 +23,7 @@ QUERIES = ['a man in a red shirt', 'the dog runs']
 @pytest.fixture(scope='module', name='schema')
 def check_schema():
     """Checks an answer against the document."""
-    document = openapi.document(service.Limits())
+    document = openapi.document(Limits())
 
     def check(answer):
         path = re.sub('/v1/videos/[0-9a-z]+', '/v1/videos/{id}', answer.request.url.path)
@@ -171,7 +172,7 @@ def test_progress_and_cancel(running, client, files, schema, monkeypatch):
 def test_a_stop_loses_nothing(predictor, files, monkeypatch):
     """A running video is finished, one that waits is encoded after the next start."""
     monkeypatch.setattr(service.Service, '_warm_up', lambda self: None)
-    limits = service.Limits(decoders=1)
+    limits = Limits(decoders=1)
     first = service.Service(predictor, files / 'stopped', limits, videos=str(files / 'videos'))
     first.start()
     own = api._Api(first)

@@ -10,6 +10,7 @@ import uvicorn
 
 from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.serve import api, server, service
+from dualground_jax.serve.limits import Limits
 from tests.helpers import serving, videos
 
 VP8 = '-c:v libvpx -deadline realtime -cpu-used 8 -g 5'
@@ -38,7 +39,7 @@ def running_service(files, predictor):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, 'SIZES', (4,))
         own = service.Service(
-            predictor, files / 'served', service.Limits(rate=0, timeout=20, decoders=2),
+            predictor, files / 'served', Limits(rate=0, timeout=20, decoders=2),
             videos=str(files / 'videos'))
         own.start()
         config = uvicorn.Config(

@@ -123,7 +123,7 @@ def test_decoders_that_misbehave_are_ended(tmp_path, decode, patience, reason):
 
 
 def test_an_upload_beyond_the_limit_is_not_read(running, client, limited):
-    limited(upload_bytes=300_000)
+    limited(upload_mb=0.3)
     begin = (b'POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: video/mp4\r\n')
     with socket.create_connection(('127.0.0.1', running.port)) as link:
         link.settimeout(10)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import ConfigError
 from dualground_jax import cli
 from dualground_jax.serve import server
-from dualground_jax.serve.service import Limits
+from dualground_jax.serve.limits import Limits
 
 
 @pytest.mark.parametrize('content', ['', 'short', 'two words that are long', 'ü' * 20])
@@ -42,9 +42,11 @@ def test_tokens(tmp_path):
 
 
 def test_limits_of_the_flags():
-    """The flags' defaults are those of `Limits`."""
-    names = {name: default for _, name, default, *_ in cli.FLAGS['serve']}
-    assert Limits.of(types.SimpleNamespace(**names), 2) == Limits()
+    named = {name: default for _, name, default, *_ in cli.FLAGS['serve']}
+    assert Limits.of(types.SimpleNamespace(**named), 3) == Limits(decoders=3)
+    changed = types.SimpleNamespace(**named | dict(upload_mb=1.5, video_minutes=2.0, store_gb=0.1))
+    found = Limits.of(changed, 3)
+    assert (found.upload_bytes, found.video_seconds, found.store_bytes) == (1500000, 120, 1e8)
 
 
 def test_the_log_has_an_object_a_line():
