@@ -7,7 +7,7 @@ that exchange attributes, and so on.
 from ml_collections import ConfigDict
 
 from configs import common, synthetic
-from dualground_jax import worlds
+from dualground_jax import demo
 from dualground_jax.encoders import clip, clip_weights
 
 
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         encoder='dualground_jax/demo/encoder',  # folder of a CLIP, or name on the hub
         **common.ARGUMENTS)
-    weights = clip_weights.read(worlds.encoder_source(args['encoder']))
+    weights = clip_weights.read(demo.find(args['encoder']))
     vision, text = clip.Vision(**weights.vision), clip.Text(**weights.text)
     return synthetic.of_world(
         args, 'pixels', args['encoder'], video_dims=(vision.projected,), text_dim=text.width,

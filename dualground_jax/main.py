@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from data_pipelines import progress
 from data_pipelines.errors import ConfigError, UserError
-from dualground_jax import cli, config, runtime, worlds
+from dualground_jax import cli, config, demo, runtime, worlds
 
 # Mode -> module with `run(values, config)`, imported for this mode alone, and what it needs.
 # saved: the config of the checkpoint in the workdir, if none is given. world: generated data are
@@ -50,6 +51,11 @@ def run(values: flags.FlagValues, files: Sequence[str]) -> None:
     module, needs = MODES[values.mode]
     if files and 'files' not in needs:
         raise UserError(f'unexpected arguments {files}')
+    values.video = list(map(demo.find, values.video))
+    if not (values.workdir or values.config) and (values.mode == 'serve' or values.mode == 'predict'
+                                                  and values.video):
+        values.workdir = demo.find('dualground_jax/demo/model')
+        progress.say(f'no --workdir: the model is {values.workdir}, which knows drawn scenes alone')
     for name, example in dict(workdir='DIR', config='configs/NAME.py', output='FOLDER').items():
         if name in needs and not values[name].value:
             raise ConfigError(f'--mode={values.mode} needs --{name}={example}')

@@ -178,10 +178,15 @@ def keep_compiled(workdir: str) -> None:
 
         folder = pathlib.Path(workdir).absolute()
         if (folder / 'model.safetensors').exists():
-            cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-            folder = pathlib.Path(cache, 'dualground_jax')
+            folder = user_cache()
         folder /= 'compiled'
         jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def user_cache() -> pathlib.Path:
+    """Folder for what is kept where nothing may be written beside a model."""
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(cache, 'dualground_jax')
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,8 @@
 """Generated data of a config."""
 
-import os
-import pathlib
-
 from ml_collections import ConfigDict
 
-from dualground_jax import runtime
+from dualground_jax import demo, runtime
 
 
 def prepare(config: ConfigDict) -> None:
@@ -29,11 +26,5 @@ def _generate(config: ConfigDict) -> None:
         from dualground_jax.encoders import encoder  # takes JAX, for seconds
 
         encode = encoder.load(
-            [f'clip={encoder_source(generated.encoder)}'], clip_length=float(scenes.CLIP_SECONDS))
+            [f'clip={demo.find(generated.encoder)}'], clip_length=float(scenes.CLIP_SECONDS))
     world.generate(generated, config.data.root, encode)
-
-
-def encoder_source(name: str) -> str:
-    """Where an encoder is: in a folder here, in one that we brought along, or on the hub."""
-    brought = pathlib.Path(__file__).parents[1] / name
-    return str(brought) if not os.path.exists(name) and brought.is_dir() else name

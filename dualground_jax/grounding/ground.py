@@ -44,6 +44,8 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     for path in outputs:
         moment_files.check(path, rates, values.top * len(names) * len(rates))
     predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
+    if values.query:
+        predictor.require_encoder().encode_text(values.query)  # can it?
     queries = values.query or [features.read_features(path, predictor.config.data.text_key)
                                for path in names]
     rows, failed = [], []
@@ -59,8 +61,8 @@ def run(values: FlagValues, config: ConfigDict) -> None:
             failed.append(str(error))
             continue
         for name, moments in zip(names, found, strict=True):
-            row = make_row(path, name, moments, encoded.duration, predictor.config.data.clip_length,
-                           values.top)
+            row = make_row(values.workdir, path, name, moments, encoded.duration,
+                           predictor.config.data.clip_length, values.top)
             if rates:
                 row['frame_rate'] = rates[number]
             if values.save_plot:
@@ -86,12 +88,12 @@ def _read_features(paths: Sequence[str], config: ConfigDict) -> EncodedVideo:
     return EncodedVideo(streams, min(map(len, streams)) * data.clip_length, made)
 
 
-def make_row(path: str, query: str, moments: Moments, duration: float, clip_length: float, top: int
-             ) -> dict:
+def make_row(model: str, path: str, query: str, moments: Moments, duration: float,
+             clip_length: float, top: int) -> dict:
     """What is told of a query in a video, see `moment_files`."""
     told = lambda values: values.astype(float).round(4).tolist()
     return dict(
-        video=path, query=query, duration=duration, clip_length=clip_length,
+        model=model, video=path, query=query, duration=duration, clip_length=clip_length,
         windows=told(moments.windows[:top]), saliency=told(moments.saliency),
         relevance=told(moments.relevance))
 

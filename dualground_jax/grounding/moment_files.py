@@ -1,9 +1,9 @@
 """Moments as files: JSON, CSV, and cut lists for FFmpeg and for video editors.
 
-A row is a dict: video (a path), query, duration and clip_length in seconds, windows [[start, end,
-score], ...] best first, saliency and relevance (a number a clip), frame_rate where it is known. A
-cut list has the windows in the order of the rows; those of score 0, which a better one suppresses,
-are left out.
+A row is a dict: model, video (a path), query, duration and clip_length in seconds, windows [[start,
+end, score], ...] best first, saliency and relevance (a number a clip), frame_rate where it is
+known. A cut list has the windows in the order of the rows; those of score 0, which a better one
+suppresses, are left out.
 """
 
 import csv

@@ -120,7 +120,7 @@ class _Api:
     async def about(self, _: Request) -> Response:
         service, limits = self.service, self.limits
         return JSONResponse(dict(
-            version=dualground_jax.__version__, model=service.predictor.config.model.name,
+            version=dualground_jax.__version__, model=service.title,
             clip_length=service.clip_length, upload_bytes=limits.upload_bytes,
             video_seconds=limits.video_seconds, sentences=limits.sentences,
             sentence_length=limits.sentence_length, samples=bool(service.videos)))
@@ -136,7 +136,9 @@ class _Api:
             with contextlib.suppress(OSError, ValueError):  # no video, or a name that is no text
                 path = self._allowed(name)
                 _media_type(path)
-                found.append(dict(path=name.encode().decode(), bytes=path.stat().st_size))
+                found.append(dict(
+                    path=name.encode().decode(), bytes=path.stat().st_size,
+                    sentences=self.service.sentences.get(pathlib.Path(name).stem, [])))
         return found
 
     async def videos(self, _: Request) -> Response:
@@ -288,7 +290,7 @@ class _Api:
 
     def _row(self, video: Video, query: str, answer: Answer, duration: float, top: int,
              attention: bool) -> dict:
-        row = ground.make_row(video.name, query, answer.moments, duration,
+        row = ground.make_row(self.service.title, video.name, query, answer.moments, duration,
                               self.service.clip_length, top)
         row['frame_rate'] = video.facts.frame_rate if video.facts else 0
         return row | (self.service.attention(answer, query) if attention else {})

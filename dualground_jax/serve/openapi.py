@@ -46,7 +46,7 @@ VIDEO = _object(dict(
     ahead=dict(WHOLE, description='Videos that are encoded before it.'),
 ), 'duration', 'frame_rate', 'width', 'height', 'error', 'progress', 'seconds_left', 'ahead')
 RESULT = _object(dict(
-    video=TEXT, query=TEXT, duration=NUMBER, clip_length=NUMBER, frame_rate=NUMBER,
+    model=TEXT, video=TEXT, query=TEXT, duration=NUMBER, clip_length=NUMBER, frame_rate=NUMBER,
     windows=_list(_list(NUMBER, minItems=3, maxItems=3),
                   description='Start and end in seconds and a score, best first.'),
     saliency=SERIES, relevance=dict(SERIES, description='Saliency from 0 to 1 in this video.'),
@@ -76,7 +76,8 @@ def document(limits: Limits) -> dict[str, Any]:
         attention=dict(SWITCH, default=False, description='Also words, phrases and sentence.'),
         format=dict(enum=['json', 'csv', 'ffconcat', 'edl'], default='json'),
     ), 'top', 'attention', 'format')
-    samples = _object(dict(samples=_list(_object(dict(path=TEXT, bytes=WHOLE)))))
+    samples = _object(dict(samples=_list(_object(dict(
+        path=TEXT, bytes=WHOLE, sentences=_list(TEXT))))))
     about = _object(dict(
         version=TEXT, model=TEXT, clip_length=NUMBER, upload_bytes=WHOLE, video_seconds=NUMBER,
         sentences=WHOLE, sentence_length=WHOLE, samples=SWITCH))

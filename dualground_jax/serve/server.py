@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from data_pipelines import progress
 from data_pipelines.errors import ConfigError, one_line
+from dualground_jax import demo, runtime
 from dualground_jax.grounding.encoded import known_encoder
 from dualground_jax.grounding.predictor import Predictor
 from dualground_jax.serve import api
@@ -45,14 +46,18 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         raise ConfigError('--mode=serve needs --encoder=clip=FOLDER, the encoder that made the '
                           "features of the model's training")
     token = read_token(values.token_file)
-    if values.videos and not os.path.isdir(values.videos):
+    is_demo = os.path.samefile(values.workdir, demo.MODEL)
+    videos = values.videos or str(demo.VIDEOS) * is_demo
+    if videos and not os.path.isdir(videos):
         raise ConfigError(f'--videos={values.videos}: no such folder')
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: sys.exit())  # uvicorn has its own while it runs
     predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
     limits = Limits.of(values, values.decoders or len(os.sched_getaffinity(0)))
-    folder = values.output or os.path.join(values.workdir, 'served')
-    service = Service(predictor, folder, limits, token, values.videos or '')
+    folder = values.output or os.path.join(
+        runtime.user_cache() if is_demo else values.workdir, 'served')
+    title = 'demo model, knows drawn scenes alone' if is_demo else predictor.config.model.name
+    service = Service(predictor, folder, limits, token, videos, title)
     hosts = set() if token else LOOPBACK | {values.host.lower()}
     if values.host in ('0.0.0.0', '::'):
         hosts = set()

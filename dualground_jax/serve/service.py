@@ -3,13 +3,14 @@
 import dataclasses
 import hmac
 import logging
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import schedule
+from data_pipelines import files, schedule
 from data_pipelines.errors import DataError
 from dualground_jax.grounding.encoded import EncodedVideo
 from dualground_jax.grounding.predictor import Moments, Predictor, make_steps
@@ -45,12 +46,15 @@ class Service:
         folder: of the store.
         limits: what it takes.
         token: that clients must send; '': none.
-        videos: folder of videos that may be chosen; '': none.
+        videos: folder of videos that may be chosen; '': none. Its `annotations.jsonl`, if there is
+          one, has sentences for them.
+        title: what the model is called.
     """
 
     def __init__(self, predictor: Predictor, folder: str, limits: Limits, token: str = '',
-                 videos: str = ''):
-        self.limits, self.token, self.videos = limits, token, videos
+                 videos: str = '', title: str = ''):
+        self.limits, self.token, self.videos, self.title = limits, token, videos, title
+        self.sentences = suggested(videos)
         encoder = predictor.require_encoder()
         encoder.encode_text([])  # can it?
         self.predictor = shared(predictor)
@@ -153,6 +157,18 @@ def shared(predictor: Predictor) -> Predictor:
         predictor, config=config, encoder=dataclasses.replace(encoder, clip=text),
         predict_step=predict_step, stretch_step=stretch_step, sizes=SIZES,
         bucket=schedule.Bucket(*schedule.limits(config.data)))
+
+
+def suggested(videos: str) -> dict[str, list[str]]:
+    """Sentences of the videos in a folder, by their names less the endings.
+
+    Raises:
+        DataError: a line of the folder's annotations that is none.
+    """
+    path, found = pathlib.Path(videos, 'annotations.jsonl'), {}
+    for record in files.load_jsonl(path) if videos and path.exists() else ():
+        found.setdefault(str(record.get('vid')), []).append(str(record.get('query')))
+    return found
 
 
 def check_sentence(sentence: Any, limits: Limits) -> None:

@@ -51,7 +51,7 @@ async function lists() {
   const [samples, videos] = await Promise.all([
     about.samples ? call('GET', 'v1/samples') : { samples: [] }, call('GET', 'v1/videos')]);
   fill($('samples'), samples.samples.map((sample) => ({
-    name: sample.path, note: size(sample.bytes), open: () => choose(sample.path),
+    name: sample.path, note: size(sample.bytes), open: () => choose(sample.path, sample.sentences[0]),
   })));
   fill($('known'), videos.videos.filter((video) => ['ready', 'queued', 'encoding'].includes(video.state))
     .slice(0, 8).map((video) => ({
@@ -82,7 +82,7 @@ function fill(box, rows) {
   }));
 }
 
-function begin(name) {
+function begin(name, sentence = '') {
   stop?.abort();
   stop = new AbortController();
   latest += 1;
@@ -95,6 +95,7 @@ function begin(name) {
   $('export').hidden = true;
   $('unplayable').hidden = true;
   $('name').textContent = name;
+  $('sentence').value = sentence;
   $('details').textContent = '';
   for (const query of queries) query.item.remove();
   queries = [];
@@ -130,8 +131,8 @@ async function send(file) {
   }
 }
 
-async function choose(path) {
-  const turn = begin(path);
+async function choose(path, sentence) {
+  const turn = begin(path, sentence);
   progress('Opening …');
   try {
     const video = await call('POST', 'v1/videos', { path });

@@ -62,6 +62,9 @@ class FakePredictor:
 
     config = types.SimpleNamespace(data=types.SimpleNamespace(clip_length=2.0))
 
+    def require_encoder(self):
+        return types.SimpleNamespace(encode_text=list)
+
     def encode_video(self, path):
         if 'bad' in path:
             raise DataError(f'{path}: ends after 3 of 8 s')
