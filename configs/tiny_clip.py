@@ -34,6 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             log_every=10,  # steps
             eval_every=250,  # steps
             named_concepts=0,  # most concepts that a caption names; 0: it is the whole sentence
+            word_weight=0.0,  # of FILIP's loss of words and patches beside CLIP's
         ),
         evaluate=dict(pairs=256),
         mesh={axis: defaults.MESH[axis] for axis in ('data', 'fsdp', 'model')},

@@ -24,6 +24,7 @@ ADDED = {
     'mesh': {'runs': 1},
     'evaluate': {'any_recipe': False},
 }
+ADDED_TO_ENCODERS = {'train': {'word_weight': 0.0}}
 FILES = 'files.json'  # in a step's folder: file -> [bytes, CRC-32]; orbax checks few of them
 ADVICE = 'the checkpoint is damaged: copy it again, or train into another workdir'
 
@@ -147,9 +148,9 @@ def completed(config: dict) -> dict:
 
 
 def _added(config: dict) -> dict:
-    """What a saved config may lack, as nested dicts; that of an encoder lacks nothing."""
+    """What a saved config may lack, as nested dicts."""
     if 'data' not in config:
-        return {}
+        return ADDED_TO_ENCODERS
     added = dict(ADDED)
     data, name = config['data'], config['model']['name']
     if name in models.MODELS:

@@ -357,6 +357,31 @@ def info_nce(a: Array, b: Array, *, mask: Array, temperature: float = 0.1) -> Ar
     return masked_mean(loss, mask)
 
 
+def late_interaction(words: Array, patches: Array, mask: Array) -> tuple[Array, Array]:
+    """How alike sentences and pictures are by their words and patches (FILIP, arXiv 2111.07783).
+
+    FILIP's are the two similarities: each row's largest cosine with a row of the other side, and
+    their mean. Ours is which rows take part: FILIP takes all rows that are no padding.
+
+    Args:
+      words: float[B, W, D].
+      patches: float[C, N, D].
+      mask: bool[B, W], at least one word each.
+
+    Returns:
+      float32[B, C] each: means over a sentence's words, means over a picture's patches.
+    """
+    patches = unit(patches)
+
+    def of_sentence(sentence):
+        rows, held = sentence
+        cosines = jnp.einsum('wd,cnd->wcn', rows, patches)
+        to_words = jnp.where(held[:, None, None], cosines, -jnp.inf).max(0).mean(-1)
+        return masked_mean(cosines.max(-1), held[:, None], 0), to_words
+
+    return jax.lax.map(of_sentence, (unit(words), mask), batch_size=8)
+
+
 def cosine_margin(a: Array, b: Array, *, mask: Array, margin: float = 0.7) -> Array:
     """L_EOS as in the development code: relu(margin - cosine), over matched pairs only."""
     return masked_mean(jax.nn.relu(margin - cosine(a, b)), mask)

@@ -5,6 +5,7 @@ It leaves WORKDIR/encoder, a Hugging Face folder for --encoder=clip=WORKDIR/enco
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def make_train_step(
         def objective(params):
             params = jax.lax.with_sharding_constraint(params, computed_with)
             out = model.apply({'params': params}, batch)
-            loss, parts = contrastive.loss_of(out)
+            loss, parts = contrastive.loss_of(out, config.train.word_weight)
             return loss, (parts, out)
 
         (loss, (parts, out)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -96,6 +97,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         section, name = key.split('.')
         if config[section][name] < 1:
             raise ConfigError(f'{key}={config[section][name]}: expected 1 or more')
+    if not 0 <= config.train.word_weight < math.inf:
+        raise ConfigError(f'train.word_weight={config.train.word_weight}: expected 0 or more')
     World(**config.world)
     longest = 2 + sentences.MAX_WORDS
     if config.model.context < longest:

@@ -81,9 +81,9 @@ class Tower(layers.Block):
         return run_layers(self, layer, step, x, self.num_layers)[0]
 
     @nn.nowrap
-    def project(self, x: jax.Array) -> jax.Array:
-        """Maps pooled rows [B, D] to the space that pictures and sentences share: [B, P]."""
-        return layers.Linear(self.projected, self.dtype, use_bias=False, name='projection')(x)
+    def projection(self) -> nn.Module:
+        """Maps rows [..., D] to the space that pictures and sentences share: [..., P]."""
+        return layers.Linear(self.projected, self.dtype, use_bias=False, name='projection')
 
 
 class Patches(nn.Module):
@@ -122,7 +122,8 @@ class Vision(Tower):
           pixels: float[B, S, S, 3], less MEAN, by STD.
 
         Returns:
-          `rows` [B, 1 + patches, D] after the last layer, `pooled` [B, D], `features` [B, P].
+          `rows` [B, 1 + patches, D] after the last layer, `pooled` [B, D], `features` [B, P];
+          `projected` [B, patches, P], patches as `pooled` and `features` are made of the first row.
         """
         x = Patches(self.width, self.patch, self.dtype, name='patches')(pixels)
         start = self.param('class', layers.embedding(0.02), (self.width,)).astype(self.dtype)
@@ -130,8 +131,10 @@ class Vision(Tower):
         positions = self.param('positions', layers.embedding(0.02), x.shape[1:])
         x = layers.LayerNorm(self.dtype, name='norm_before')(x + positions.astype(self.dtype))
         rows = self.run(x)
-        pooled = layers.LayerNorm(self.dtype, name='norm_after')(rows[:, 0])
-        return dict(rows=rows, pooled=pooled, features=self.project(pooled))
+        norm, project = layers.LayerNorm(self.dtype, name='norm_after'), self.projection()
+        pooled = norm(rows[:, 0])
+        return dict(rows=rows, pooled=pooled, features=project(pooled),
+                    projected=project(norm(rows[:, 1:])))
 
 
 class Text(Tower):
@@ -149,7 +152,7 @@ class Text(Tower):
           end: int32[B], row of end-of-text.
 
         Returns:
-          `rows` [B, L, D] before the projection, `features` [B, P].
+          `rows` [B, L, D] before the projection, `projected` [B, L, P] after it, `features` [B, P].
         """
         length = ids.shape[1]
         table = self.param('tokens', layers.embedding(0.02), (self.vocabulary, self.width))
@@ -157,7 +160,9 @@ class Text(Tower):
         x = (table[ids] + positions[:length]).astype(self.dtype)
         x = self.run(x, np.tri(length, dtype=bool))
         rows = layers.LayerNorm(self.dtype, name='norm_after')(x)
-        return dict(rows=rows, features=self.project(rows[jnp.arange(len(rows)), end]))
+        project = self.projection()
+        return dict(rows=rows, features=project(rows[jnp.arange(len(rows)), end]),
+                    projected=project(rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +281,11 @@ def _frames_step(vision: Vision, mesh: Mesh) -> Callable:
 
 @functools.lru_cache(maxsize=8)
 def _ids_step(text: Text, mesh: Mesh, end: int) -> Callable:
-    return batches.compiled(
-        lambda params, ids: text.apply({'params': params['text']}, ids, end_of(ids, end)), mesh)
+    def step(params, ids):
+        out = text.apply({'params': params['text']}, ids, end_of(ids, end))
+        return dict(rows=out['rows'], features=out['features'])
+
+    return batches.compiled(step, mesh)
 
 
 def end_of(ids: jax.Array, end: int) -> jax.Array:

@@ -12,12 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from data_pipelines import files, pictures
 from data_pipelines.errors import ConfigError
 from data_pipelines.pairs import HeldOut
-from data_pipelines.sentences import WORD_IDS
+from data_pipelines.sentences import MAX_WORDS, WORD_IDS
 from dualground_jax import losses, state_dict
 from dualground_jax.encoders import clip, clip_weights, tokenizer
 from dualground_jax.metrics import retrieval
@@ -73,12 +74,17 @@ class Clip(nn.Module):
             rows of end-of-text in them.
 
         Returns:
-          `pictures` [B, P] and `sentences` [B, P], not normalised; `scale` float32[].
+          `pictures` [B, P] and `sentences` [B, P], `patches` [B, N, P] and `words` [B, W, P] of
+          the same space, none normalised; `word_mask` bool[B, W], where there are words between
+          start-of-text and end-of-text; `scale` float32[].
         """
         scale = self.param('logit_scale', nn.initializers.constant(math.log(START_SCALE)), ())
+        shown = self.vision(clip.pixels_of(batch['frames']))
+        told = self.text(batch['ids'], batch['end'])
+        words = told['projected'][:, 1:1 + MAX_WORDS]
         return dict(
-            pictures=self.vision(clip.pixels_of(batch['frames']))['features'],
-            sentences=self.text(batch['ids'], batch['end'])['features'],
+            pictures=shown['features'], sentences=told['features'], patches=shown['projected'],
+            words=words, word_mask=jnp.arange(1, 1 + words.shape[1]) < batch['end'][:, None],
             scale=scale_of(scale))
 
 
@@ -107,13 +113,32 @@ def build(section: ConfigDict) -> Clip:
         clip.Text(**shared, vocabulary=len(WORDS) + 2, context=section.context))
 
 
-def loss_of(out: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Symmetric InfoNCE over the batch: (loss, what is told of it)."""
+def loss_of(out: dict[str, jax.Array], word_weight: float = 0.0
+            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Symmetric InfoNCE over the batch: (loss, what is told of it).
+
+    With a weight the loss of words and patches is added: symmetric cross entropy of
+    `losses.late_interaction`, as in FILIP. There it stands alone; the sum and the one scale for
+    both are ours.
+
+    Args:
+        out: of `Clip`.
+        word_weight: of words and patches; 0: they are not looked at, the loss is CLIP's.
+    """
     how = dict(mask=jnp.ones(len(out['pictures']), bool), temperature=1 / out['scale'])
     by_picture = losses.info_nce(out['pictures'], out['sentences'], **how)
     by_sentence = losses.info_nce(out['sentences'], out['pictures'], **how)
-    return (by_picture + by_sentence) / 2, dict(
-        by_picture=by_picture, by_sentence=by_sentence, scale=out['scale'])
+    loss = (by_picture + by_sentence) / 2
+    told = dict(by_picture=by_picture, by_sentence=by_sentence, scale=out['scale'])
+    if word_weight:
+        of_words, of_patches = losses.late_interaction(
+            out['words'], out['patches'], out['word_mask'])
+        own = jnp.arange(len(of_words))
+        told['by_words'], told['by_patches'] = (
+            optax.softmax_cross_entropy_with_integer_labels(out['scale'] * scores, own).mean()
+            for scores in (of_words, of_patches.T))
+        loss += word_weight * (told['by_words'] + told['by_patches']) / 2
+    return loss, told
 
 
 def evaluate(encoder: clip.ClipEncoder, pairs: HeldOut) -> dict[str, float]:

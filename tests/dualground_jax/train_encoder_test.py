@@ -11,8 +11,8 @@ import safetensors.numpy
 from configs import tiny_clip
 from data_pipelines import pairs
 from data_pipelines.errors import UserError
-from dualground_jax import checkpoints, cli, main, sharding, state, train_encoder
-from dualground_jax.encoders import clip, contrastive
+from dualground_jax import checkpoints, cli, losses, main, sharding, state, train_encoder
+from dualground_jax.encoders import clip, contrastive, tokenizer
 from tests.helpers import clip_oracle, command_line
 from tests.helpers.parity import assert_close
 
@@ -21,7 +21,7 @@ STEPS = 5  # evaluated and saved after 2, 4 and the last
 
 def changed(**values):
     config = tiny_clip.get_config('runlocal')
-    config.train.max_steps = STEPS
+    config.train.update(max_steps=STEPS, word_weight=0.5)  # so that runs have both losses
     config.update_from_flattened_dict(values)
     return config.lock()
 
@@ -61,6 +61,69 @@ def test_the_loss_is_a_slow_info_nce():
     assert_close(parts['by_picture'], nce(shown, told))
     assert_close(parts['by_sentence'], nce(told, shown))
     assert_close(loss, (nce(shown, told) + nce(told, shown)) / 2)
+
+
+def rows_and_mask(seed=0, sentences=5, pictures=5, words=4, patches=3):
+    rng = np.random.default_rng(seed)
+    told = rng.normal(size=(sentences, words, 6)).astype(np.float32)
+    shown = rng.normal(size=(pictures, patches, 6)).astype(np.float32)
+    return told, shown, np.arange(words) < rng.integers(1, words + 1, (sentences, 1))
+
+
+def slow_similarities(told, shown, mask):
+    """Of words and of patches, a pair at a time."""
+    found = np.zeros((2, len(told), len(shown)))
+    for i, sentence in enumerate(told):
+        for j, picture in enumerate(shown):
+            cosines = np.array([[w @ p / np.linalg.norm(w) / np.linalg.norm(p) for p in picture]
+                                for w in sentence[mask[i]]])
+            found[:, i, j] = np.mean([max(row) for row in cosines]), np.mean(
+                [max(column) for column in cosines.T])
+    return found
+
+
+def test_the_loss_of_words_and_patches_is_a_slow_one():
+    told, shown, mask = rows_and_mask(sentences=10, pictures=10)  # more than a block of them
+    assert 0 < mask.mean() < 1
+    expected = slow_similarities(told, shown, mask)
+    for found, slow in zip(losses.late_interaction(told, shown, mask), expected, strict=True):
+        assert_close(found, slow)
+    whole = np.random.default_rng(1).normal(size=(2, 10, 6)).astype(np.float32)
+    out = dict(pictures=whole[0], sentences=whole[1], words=told, patches=shown, word_mask=mask,
+               scale=np.float32(7))
+    loss, parts = contrastive.loss_of(out, 0.5)
+    of_words, of_patches = 7 * expected
+    nce = lambda logits: np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
+    assert_close(parts['by_words'], nce(of_words))  # of the pictures, the sentence's own
+    assert_close(parts['by_patches'], nce(of_patches.T))  # of the sentences, the picture's own
+    assert_close(loss, contrastive.loss_of(out)[0] + (nce(of_words) + nce(of_patches.T)) / 4)
+
+
+def test_without_a_weight_the_loss_is_that_of_clip_bit_for_bit():
+    rng = np.random.default_rng(0)
+    shown, told = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    nothing = np.full((6, 3, 5), np.nan, np.float32)
+    out = dict(pictures=shown, sentences=told, scale=np.float32(7))
+    loss, parts = contrastive.loss_of(dict(
+        out, words=nothing, patches=nothing, word_mask=np.ones((6, 3), bool)), 0.0)
+    assert loss == (parts['by_picture'] + parts['by_sentence']) / 2
+    assert parts.keys() == {'by_picture', 'by_sentence', 'scale'} and np.isfinite(loss)
+
+
+def test_words_are_what_stands_between_the_ends():
+    """A sentence's own rows, of which [EOS] and padding are none; the patches lack the first."""
+    config = changed()
+    words = tokenizer.WordTokenizer(tokenizer.words_file(contrastive.WORDS))
+    ids, lengths = words(['a dog runs', 'a red dog holds the hat'], config.model.context)
+    batch = dict(frames=np.zeros((2, 64, 64, 3), np.uint8), ids=ids, end=lengths - 1)
+    model = contrastive.build(config.model)
+    params = jax.jit(lambda: train_encoder.init(config, jax.random.key(0)))()
+    out = jax.jit(model.apply)({'params': params}, batch)
+    assert out['word_mask'].sum(1).tolist() == [3, 6] and out['word_mask'][:, :3].all()
+    assert out['patches'].shape == (2, 4, 8)
+    text = jax.jit(model.text.apply)({'params': params['text']}, ids, lengths - 1)
+    assert_close(out['words'][1, :6], text['rows'][1, 1:7] @ params['text']['projection']['kernel'])
+    assert_close(text['projected'][[0, 1], lengths - 1], out['sentences'])
 
 
 def test_the_scale_is_at_most_100():
@@ -195,6 +258,7 @@ def test_evaluation_tells_a_bag_of_words_from_an_order_of_them():
 @pytest.mark.parametrize('values, message', [
     ({'train.batch_size': 0}, 'train.batch_size=0: expected 1 or more'),
     ({'train.max_steps': 0}, 'train.max_steps=0: expected 1 or more'),
+    ({'train.word_weight': -1.0}, 'train.word_weight=-1.0: expected 0 or more'),
     ({'model.heads': 3}, 'model.width=16: expected a multiple of model.heads=3'),
     ({'model.patch': 24}, 'model.patch=24: expected a divisor of 64'),
     ({'model.context': 20}, 'model.context=20: expected 27 or more'),
