@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_words_are_what_stands_between_the_ends():
     ids, lengths = words(['a dog runs', 'a red dog holds the hat'], config.model.context)
     batch = dict(frames=np.zeros((2, 64, 64, 3), np.uint8), ids=ids, end=lengths - 1)
     model = contrastive.build(config.model)
-    params = jax.jit(lambda: train_encoder.init(config, jax.random.key(0)))()
+    params = nn.unbox(jax.jit(lambda: train_encoder.init(config, jax.random.key(0)))())
     out = jax.jit(model.apply)({'params': params}, batch)
     assert out['word_mask'].sum(1).tolist() == [3, 6] and out['word_mask'][:, :3].all()
     assert out['patches'].shape == (2, 4, 8)
