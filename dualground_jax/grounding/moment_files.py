@@ -26,11 +26,11 @@ def to_json(rows: Sequence[dict]) -> str:
 
 
 def to_csv(rows: Sequence[dict]) -> str:
-    """A line for each window, with its rank from 1."""
+    """A line for each window, with its rank from 1; a quote before what tables would compute."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
     table.writerow(('video', 'query', 'rank', 'start', 'end', 'score'))
-    table.writerows((row['video'], row['query'], rank, *window)
+    table.writerows((_inert(row['video']), _inert(row['query']), rank, *window)
                     for row in rows for rank, window in enumerate(row['windows'], start=1))
     return text.getvalue()
 
@@ -79,8 +79,12 @@ def _cuts(rows: Sequence[dict]) -> Iterator[tuple[dict, Sequence[float]]]:
     return ((row, window) for row in rows for window in row['windows'] if window[2] > 0)
 
 
+def _inert(text: Any) -> str:
+    return "'" * str(text).startswith(('=', '+', '-', '@', '\t', '\r')) + str(text)
+
+
 def _one_line(text: Any) -> str:
-    return ' '.join(str(text).split())
+    return ' '.join(str(text).replace('\0', ' ').split())  # FFmpeg ends lines at NUL too
 
 
 def _timecode(frame: int, base: int) -> str:

@@ -105,7 +105,7 @@ class _Api:
         return self.service.limits
 
     async def page(self, request: Request) -> Response:
-        path = PAGE / (request.url.path.rpartition('/')[2] or 'index.html')
+        path = PAGE / (request.scope['path'].rpartition('/')[2] or 'index.html')
         return FileResponse(path, media_type=PAGE_TYPES[path.suffix])
 
     async def health(self, _: Request) -> Response:

@@ -85,7 +85,8 @@ class Guard:
             path = route.path if route else 'none'
             seconds = time.monotonic() - started
             metrics = self._service.metrics
-            metrics.requests.labels(scope['method'] if route else 'any', path, status).inc()
+            method = scope['method'] if route and scope['method'] in route.methods else 'any'
+            metrics.requests.labels(method, path, status).inc()
             metrics.seconds.labels(path).observe(seconds)
             if path.startswith('/v1') or status >= 400:
                 LOG.info('request', extra=dict(
@@ -95,14 +96,14 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         """Why the request is refused before anybody looks at it."""
-        path, headers = request.url.path, request.headers
+        path, headers = request.scope['path'], request.headers
         if self._hosts and _host(headers.get('host', '')) not in self._hosts:
             return failure(421, 'unknown host name')
         origin = headers.get('origin')
         if origin and request.method not in ('GET', 'HEAD') and (
                 origin.partition('//')[2] != headers.get('host')):
             return failure(403, 'asked for by a page of another origin')
-        if path.startswith('/v1') and (wait := self._wait(request)):
+        if path.startswith(('/v1', '/metrics')) and (wait := self._wait(request)):
             return failure(429, f'more than {self._service.limits.rate:g} requests a second, the '
                           'limit', {'retry-after': f'{max(wait, 1):.0f}'})
         if path in OPEN or not path.startswith(('/v1', '/metrics')) or self._is_known(request):
@@ -117,7 +118,7 @@ class Guard:
         given = request.headers.get('authorization', '').encode()
         if hmac.compare_digest(given, f'Bearer {token}'.encode()):
             return True
-        _, _, videos, key, *rest = (*request.url.path.split('/'), '', '', '')
+        _, _, videos, key, *rest = (*request.scope['path'].split('/'), '', '', '')
         return videos == 'videos' and rest[:1] == ['content'] and request.method == 'GET' and (
             hmac.compare_digest(request.query_params.get('key', '').encode(),
                                 self._service.key(key).encode()))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.errors import UserError, one_line
+from data_pipelines.errors import UserError
 from dualground_jax.encoders.encoder import Encoder, Stream
 from dualground_jax.grounding.encoded import EncodedVideo
 from dualground_jax.serve import reading
@@ -90,9 +90,9 @@ class Jobs:
                 LOG.info('stopped', extra=dict(video=video.id, state=video.state))
             except UserError as error:
                 self._fail(video, str(error))
-            except Exception as error:  # of any kind: other videos follow
+            except Exception:  # of any kind: other videos follow
                 LOG.exception('job', extra=dict(video=video.id))
-                self._fail(video, f'the service failed: {one_line(error)}')
+                self._fail(video, 'the service failed; its log says why')
 
     def _encode(self, video: Video) -> EncodedVideo:
         streams = []

@@ -136,5 +136,6 @@ class _Guarded:
 
 
 def _limit_computing(seconds: float) -> None:
+    """Of this process; below CPU, as of a negative duration, there might be no limit."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(max(seconds, CPU)), hard))

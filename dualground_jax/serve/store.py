@@ -25,6 +25,7 @@ QUEUED, ENCODING, READY, FAILED, CANCELLED = 'queued', 'encoding', 'ready', 'fai
 VIDEO, RECORD, FEATURES = 'video', 'video.json', 'features.npz'
 IN_MEMORY = 32  # encoded videos that are kept there
 ENDED = 200  # failed and cancelled videos that are remembered
+_OWN = '.' + '[0-9a-f]' * 32 + '.*'  # folders of videos, half-made or half-deleted
 
 
 class Busy(UserError):
@@ -97,10 +98,10 @@ class Store:
     def _open(self) -> None:
         for path in self.folder.glob('.*.part'):
             path.unlink()
-        for path in self.folder.glob('.*'):
-            if path.is_dir():  # half-made or half-deleted
-                shutil.rmtree(path)
-        folders = [path for path in self.folder.iterdir() if path.is_dir()]
+        for path in self.folder.glob(_OWN):
+            shutil.rmtree(path)
+        folders = [path for path in self.folder.iterdir()
+                   if path.is_dir() and not path.name.startswith('.')]
         for folder in sorted(folders, key=lambda path: (path / RECORD).stat().st_mtime
                              if (path / RECORD).exists() else 0.0):
             video = self._read(folder)
@@ -111,6 +112,8 @@ class Store:
         try:
             record = json.loads((folder / RECORD).read_text(encoding='utf-8'))
             facts = record.pop('facts')
+            if record['id'] != folder.name:
+                raise ValueError(f"id is {record['id']!r}")
             video = Video(**record, facts=Facts(**facts) if facts else None)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{folder / RECORD}: can't be read: {one_line(error)}; expected a "

@@ -1,6 +1,7 @@
 """Decoders that misbehave, for processes: without JAX, so that these start at once."""
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 
@@ -35,3 +36,12 @@ def endless(path: str) -> Iterator[np.ndarray]:
     """A decoder that does not end."""
     while True:
         yield np.zeros((32, 32, 3), np.uint8)
+
+
+def busy(path: str) -> Iterator[np.ndarray]:
+    """A decoder that computes for ever; makes the limit on that, if there is one, a second."""
+    resource.setrlimit(resource.RLIMIT_CPU, (
+        min(int(time.process_time()) + 1, resource.getrlimit(resource.RLIMIT_CPU)[0]),) * 2)
+    while True:
+        pass
+    yield

@@ -38,6 +38,14 @@ def test_csv_is_read_back(rows, tmp_path):
         window for row in rows for window in row['windows']]
 
 
+def test_no_text_is_a_formula_or_a_line_of_its_own(rows):
+    hostile = [row | dict(video='=1+1', query="@x\0file '/etc/passwd'") for row in rows]
+    first = next(csv.DictReader(moment_files.to_csv(hostile).splitlines()))
+    assert first['video'] == "'=1+1" and first['query'].startswith("'@x")
+    for text in (moment_files.to_ffconcat(hostile), moment_files.to_edl(hostile)):
+        assert '\0' not in text
+
+
 def seconds(timecode, base):
     hours, minutes, second, frame = map(int, timecode.split(':'))
     assert frame < base and second < 60 and minutes < 60

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import re
 import time
 
@@ -225,6 +226,19 @@ def test_the_store_makes_room(files, predictor, tmp_path):
     assert third.id in other.videos
 
 
+def test_the_store_leaves_folders_of_others_alone(predictor, tmp_path):
+    (tmp_path / '.git').mkdir()
+    half = tmp_path / f'.{"a" * 32}.x'
+    half.mkdir()
+    Store(tmp_path, 1e9, predictor.encoder.recipe).close()
+    assert (tmp_path / '.git').is_dir() and not half.exists()
+    (tmp_path / 'own').mkdir()
+    record = Video('../own', 'a', 'video/mp4', 1).record()
+    (tmp_path / 'own' / 'video.json').write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="id is '../own'"):
+        Store(tmp_path, 1e9, predictor.encoder.recipe)
+
+
 def test_metrics_and_health(client, beach):
     client.post(f'/v1/videos/{beach}/queries', json=dict(queries=QUERIES))
     assert client.get('/healthz').json() == dict(status='ok')
@@ -234,3 +248,5 @@ def test_metrics_and_health(client, beach):
     for name in ('batch_queries_count', 'jobs_total{state="ready"}', 'store_bytes', 'waiting_qu'):
         assert f'dualground_{name}' in text
     assert beach not in text
+    assert client.request('ODD', '/').status_code == 405
+    assert 'ODD' not in client.get('/metrics').text

@@ -122,6 +122,26 @@ def test_decoders_that_misbehave_are_ended(tmp_path, decode, patience, reason):
     assert str(tmp_path) not in str(error.value)
 
 
+def test_a_decoder_that_computes_for_ever_is_ended(running, client, monkeypatch, tmp_path):
+    """Also where its video says that it ends before it begins."""
+    encoder = running.service.jobs._encoder
+    busy = dataclasses.replace(encoder.streams[0], decode=decoders.busy)
+    monkeypatch.setattr(running.service.jobs, '_encoder', dataclasses.replace(
+        encoder, streams=(busy,)))
+    content = videos.make(tmp_path / 'video.mp4', 2).read_bytes()
+    answer = client.post('/v1/videos', content=content + b'\0\0\0\x09free?', headers=VIDEO)
+    video = wait_for(client, answer.json()['id'])
+    assert video['state'] == 'failed' and video['error'] == 'decoding it ended its process'
+
+
+def test_computing_is_always_limited(monkeypatch):
+    found = []
+    monkeypatch.setattr(reading.resource, 'setrlimit', lambda _, limits: found.append(limits[0]))
+    for seconds in (-31, 90):
+        reading._limit_computing(seconds)
+    assert found == [reading.CPU, 90]
+
+
 def test_an_upload_beyond_the_limit_is_not_read(running, client, limited):
     limited(upload_mb=0.3)
     begin = (b'POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: video/mp4\r\n')
@@ -207,6 +227,7 @@ def test_too_many_requests_a_second(client, limited, running):
     assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
     assert answers[-1].headers['retry-after'] == '1'
     assert client.get('/healthz').status_code == 200
+    assert client.get('/metrics').status_code == 429  # a token is not to be guessed there
 
 
 @pytest.mark.parametrize('body, status, reason', [
@@ -321,6 +342,27 @@ def test_there_may_be_no_room(client, limited, running, monkeypatch, files):
     assert answer.status_code == 507
     assert answer.json()['error'] == 'the disk of the service: No space left on device'
     assert not left_over(running)
+
+
+def test_a_full_store_is_told_so(running, client, monkeypatch, files, beach):
+    store = running.service.store
+    monkeypatch.setattr(store, 'limit', store.bytes() + 10)
+    monkeypatch.setattr(store, '_drop_idle', lambda size: None)  # the others are in use
+    path = videos.make(files / 'full.mp4', 3)
+    answer = client.post('/v1/videos', content=path.read_bytes(), headers=VIDEO)
+    assert answer.status_code == 409 and answer.json()['error'].startswith('no room for ')
+    assert not left_over(running) and client.get(f'/v1/videos/{beach}').json()['state'] == 'ready'
+
+
+def test_an_error_of_the_service_names_no_path(running, client, monkeypatch, files):
+    def fails(*_):
+        raise OSError(28, 'No space left on device', '/srv/store')
+
+    monkeypatch.setattr(running.service.store, 'finish', fails)
+    path = videos.make(files / 'secretive.mp4', 4)
+    answer = client.post('/v1/videos', content=path.read_bytes(), headers=VIDEO)
+    video = wait_for(client, answer.json()['id'])
+    assert video['state'] == 'failed' and '/srv' not in video['error']
 
 
 def test_names_are_for_people_alone():
