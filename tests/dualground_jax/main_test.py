@@ -306,7 +306,7 @@ def test_the_package_is_cheap_to_import_and_offers_its_names():
 
 def test_every_config_key_is_read():
     """No key without a reader: each leaf's name occurs in the code, as an attribute or an item."""
-    from configs import charades, qvh, tacos, tiny_clip, tvsum, youtube_hl
+    from configs import charades, pixels, qvh, tacos, tiny_clip, tvsum, youtube_hl
     from configs import synthetic as synthetic_config
 
     code = '\n'.join(
@@ -315,7 +315,8 @@ def test_every_config_key_is_read():
         for path in (REPO / folder).glob('**/*.py')
     )
     expanded = ('weights', 'detr_cost')  # read as a whole, by the losses' names
-    for module in (qvh, charades, tacos, tvsum, youtube_hl, synthetic_config, tiny_clip):
+    for module in (
+            qvh, charades, tacos, tvsum, youtube_hl, synthetic_config, pixels, tiny_clip):
         config = module.get_config()
         del config.world  # becomes a World, whose fields it has by construction
         for path in leaves(config):
@@ -333,7 +334,7 @@ def leaves(config, prefix=()):
 
 
 @pytest.mark.parametrize(
-    'name', ['qvh', 'charades', 'tacos', 'tvsum', 'youtube_hl', 'synthetic']
+    'name', ['qvh', 'charades', 'tacos', 'tvsum', 'youtube_hl', 'synthetic', 'pixels']
 )
 def test_runlocal_shrinks_every_config(name, monkeypatch):
     module = importlib.import_module(f'configs.{name}')

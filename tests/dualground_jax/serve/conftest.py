@@ -25,6 +25,7 @@ def written_files(tmp_path_factory):
     videos.make(folder / 'videos' / 'beach.webm', 24, size='320x180', codec=VP8)
     videos.make(folder / 'videos' / 'long.mp4', 70)
     (folder / 'videos' / 'notes.txt').write_text('no video')
+    (folder / 'videos' / 'annotations.jsonl').write_text('{"vid": "long", "query": "a man runs"}\n')
     return folder
 
 

@@ -115,6 +115,15 @@ def test_upload_progress_and_query(open_page, files, running, monkeypatch):
     assert told.startswith(f'“{SENTENCES[0]}”:') and 'the best from' in told
 
 
+def test_a_sample_brings_its_sentence(open_page):
+    page = open_page()
+    page.get_by_role('button', name='long.mp4').first.click()
+    assert page.input_value('#sentence') == 'a man runs'
+    page.locator('#other').click()
+    choose(page)
+    assert not page.input_value('#sentence')
+
+
 def test_a_click_plays_the_moment(page, running, beach):
     answer = page.request.post(f'{running.url}/v1/videos/{beach}/queries',
                                data=dict(queries=[SENTENCES[1]])).json()
