@@ -51,7 +51,8 @@ async function lists() {
   const [samples, videos] = await Promise.all([
     about.samples ? call('GET', 'v1/samples') : { samples: [] }, call('GET', 'v1/videos')]);
   fill($('samples'), samples.samples.map((sample) => ({
-    name: sample.path, note: size(sample.bytes), open: () => choose(sample.path, sample.sentences[0]),
+    name: sample.path, note: sample.sentences[0] ?? size(sample.bytes),
+    open: () => choose(sample.path, sample.sentences[0]),
   })));
   fill($('known'), videos.videos.filter((video) => ['ready', 'queued', 'encoding'].includes(video.state))
     .slice(0, 8).map((video) => ({
