@@ -213,7 +213,7 @@ def videos(world: World) -> Iterator[scenes.Video]:
                 record = {'qid': next(qids), 'query': ' '.join(sentence),
                           'duration': scenes.CLIP_SECONDS * len(visible), 'vid': name,
                           **scenes.annotate(rng, world, sentence, stretches, visible)}
-                queries.append((record, _text_features(rng, world, maps, sentence)))
+                queries.append((record, text_features(rng, world, maps, sentence)))
             yield scenes.Video(name, split, seed, stretches, visible, clips, queries)
             left -= len(queries)
 
@@ -240,7 +240,8 @@ def clip_features(rng: np.random.Generator, strengths: np.ndarray, vectors: np.n
     return clean + noise * normal_rows(rng, *clean.shape)
 
 
-def _text_features(rng, world, maps, sentence):
+def text_features(rng: np.random.Generator, world: World, maps: Maps, sentence: tuple[str, ...]
+                  ) -> np.ndarray:
     """Returns [L + 2, text_dim] in the CLIP layout: start-of-text, words, [EOS]."""
     vectors = maps.text[[WORD_IDS[word] for word in sentence]]
     around = np.pad(vectors, ((1, 1), (0, 0)))

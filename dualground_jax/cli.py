@@ -78,11 +78,12 @@ FLAGS = {
          'marks from words'),
     ],
     'predict, score, compile, verify-data, convert, import, import-csv, extract, render, '
-    'publish, export, serve': [
+    'publish, export, serve, probe': [
         (TEXT, 'output', None, 'predict: files for the moments, a.json, a.csv, a.ffconcat, a.edl '
          'or several: a.csv,a.edl; score, compile, verify-data: JSON file for the report; convert: '
          'PyTorch checkpoint to write; import: folder for the annotation files; extract: folder '
-         'for the features; render: folder for videos and annotation files; '
+         'for the features; render: folder for videos and annotation files; probe: folder for '
+         'the tables; '
          'publish, export: new folder for the model; serve: folder for uploads and features, by '
          'default WORKDIR/served'),
     ],

@@ -39,6 +39,7 @@ MODES = {
     'render': ('data_pipelines.render', 'config output'),
     'serve': ('dualground_jax.serve.server', 'workdir saved'),
     'train-encoder': ('dualground_jax.train_encoder', 'workdir config processes'),
+    'probe': ('dualground_jax.analysis.probes', 'config output'),
     'build': ('data_pipelines.tfds_builders', 'config world'),
 }
 # What a system says that has no room for a file.

@@ -1,5 +1,7 @@
 """Generated data of a config."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from dualground_jax import demo, runtime
@@ -19,12 +21,18 @@ def prepare(config: ConfigDict) -> None:
 
 
 def _generate(config: ConfigDict) -> None:
-    from data_pipelines import scenes, world
+    from data_pipelines import world
 
-    generated, encode = world.read(config.world), None
-    if generated.encoder:
-        from dualground_jax.encoders import encoder  # takes JAX, for seconds
+    generated = world.read(config.world)
+    world.generate(generated, config.data.root, load_encoder(generated))
 
-        encode = encoder.load(
-            [f'clip={demo.find(generated.encoder)}'], clip_length=float(scenes.CLIP_SECONDS))
-    world.generate(generated, config.data.root, encode)
+
+def load_encoder(generated: Any) -> Any:
+    """The Encoder of a World in pixels; None of a planted one."""
+    if not generated.encoder:
+        return None
+    from data_pipelines import scenes
+    from dualground_jax.encoders import encoder  # takes JAX, for seconds
+
+    return encoder.load(
+        [f'clip={demo.find(generated.encoder)}'], clip_length=float(scenes.CLIP_SECONDS))
