@@ -2,8 +2,8 @@
 tabulates them.
 
 A sweep is `key=value,value,...` with a dotted key of the config, or `:name=value,value,...` with an
-argument of its file, given by the flag or the config (`configs/sweeps`). Each combination is a run
-of its own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any
+argument of its file, given by the flag or the config (`configs/sweeps`). A config may have several
+lists of them, whose combinations are added up. Each combination is a run of its own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any
 run.
 """
 
@@ -114,14 +114,23 @@ def plan(
     Args:
         config: whole config, of which each run changes some values.
         workdir: folder of the runs' folders.
-        sweeps: 'key=value,value,...', each; none: those of `config.sweep`.
+        sweeps: 'key=value,value,...', each; none: those of `config.sweep`, or of each of its lists.
         config_of: arguments of the config's file -> config; None: they can't be swept.
 
     Raises:
-        ConfigError: bad sweeps or none.
+        ConfigError: bad sweeps or none, or a run that is in two lists.
     """
-    choices = parse(config, sweeps or config.sweep)
-    return choices, combinations(config, workdir, choices, config_of)
+    asked = sweeps or config.sweep
+    lists = [asked] if not asked or isinstance(asked[0], str) else asked
+    choices, runs = {}, {}
+    for listed in lists:
+        chosen = parse(config, listed)
+        for one in combinations(config, workdir, chosen, config_of):
+            if runs.setdefault(one.workdir, one) is not one:
+                raise ConfigError(f'config.sweep: {one.workdir.name} is in two lists')
+        for key, values in chosen.items():
+            choices[key] = list(dict.fromkeys([*choices.get(key, ()), *values]))
+    return choices, list(runs.values())
 
 
 def train_all(config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str, list],
@@ -304,9 +313,10 @@ def combinations(
             check_key(own, key)
         with own.unlocked():
             own.update_from_flattened_dict(changes)
-        # Another world needs a folder of its own.
+        # Another world needs a folder of its own, which the file may have given it.
         of_world = [named(f'world.{key}', value) for key, value in own.world.items()
-                    if f'world.{key}' in changes or value != config.world.get(key)]
+                    if f'world.{key}' in changes
+                    or own.data.root == config.data.root and value != config.world.get(key)]
         if of_world:
             changes['data.root'] = ','.join((own.data.root, *of_world))
         with own.unlocked():
@@ -385,14 +395,14 @@ def markdown(keys: list[str], names: Iterable[str], table: list[dict]) -> str:
     """Text of a Markdown table.
 
     Args:
-        keys: of the values, in the order of their columns.
+        keys: of the values, in the order of their columns; empty where a row is as the config.
         names: of the metrics; those that no row has are left out.
         table: as of `grouped`.
     """
     names = [name for name in names if any(name in row['mean'] for row in table)]
     titles = [key.removeprefix(ARGUMENT) for key in keys]
     return tables.markdown([*titles, *names, 'seeds'], [
-        [*(spelt(row['values'][key]) for key in keys),
+        [*(spelt(row['values'].get(key, '')) for key in keys),
          *(tables.spread(row['mean'].get(name), row['std'].get(name)) for name in names),
          row['seeds']] for row in table])
 
