@@ -62,6 +62,8 @@ FLAGS = {
     'sweep': [
         (SEVERAL, 'sweep', [], 'key=value,value,... with a key of the config, or with :name for an '
          'argument of its file; given several times: all combinations; default: config.sweep'),
+    ],
+    'sweep, study': [
         (SWITCH, 'commands', False, 'only print a command for each run that is not finished'),
         (SWITCH, 'collect', False, 'only tabulate the runs that are finished'),
     ],

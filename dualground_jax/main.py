@@ -25,6 +25,7 @@ MODES = {
     'publish': ('dualground_jax.publishing.publish', 'workdir'),
     'export': ('dualground_jax.publishing.export', 'workdir output'),
     'sweep': ('dualground_jax.sweep', 'workdir config'),
+    'study': ('dualground_jax.study', 'workdir config'),
     'analyse': ('dualground_jax.analysis.analyse', 'workdir'),
     'score': ('dualground_jax.metrics.score', 'files'),
     'convert': ('dualground_jax.pytorch.checkpoint', ''),

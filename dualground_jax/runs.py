@@ -23,8 +23,9 @@ from dualground_jax.metrics import official
 from dualground_jax.state import TrainState
 
 # Where a run goes on, the keys that may have changed: those that begin so.
-MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'train.epochs', 'train.max_steps', 'train.eval_every',
-              'train.log_every', 'train.steps_per_call', 'train.buckets', 'data.cache_gb')
+MAY_CHANGE = ('evaluate.', 'mesh.', 'sweep', 'study.', 'train.epochs', 'train.max_steps',
+              'train.eval_every', 'train.log_every', 'train.steps_per_call', 'train.buckets',
+              'data.cache_gb')
 # Those of `evaluate.` that change no number.
 _SAME_NUMBERS = ('evaluate.batch_size', 'evaluate.buckets', 'evaluate.pictures',
                  'evaluate.any_recipe')

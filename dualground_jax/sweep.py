@@ -3,8 +3,8 @@ tabulates them.
 
 A sweep is `key=value,value,...` with a dotted key of the config, or `:name=value,value,...` with an
 argument of its file, given by the flag or the config (`configs/sweeps`). A config may have several
-lists of them, whose combinations are added up. Each combination is a run of its own in `<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any
-run.
+lists of them, whose combinations are added up. Each combination is a run of its own in
+`<workdir>/<key>=<value>,<key>=<value>`, which mode `evaluate` and others take as any run.
 """
 
 import itertools

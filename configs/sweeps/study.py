@@ -4,6 +4,7 @@
     python -m dualground_jax.main --mode=study --config=configs/sweeps/study.py --workdir=runs/study
 """
 
+import itertools
 import os
 
 from ml_collections import ConfigDict
@@ -11,45 +12,43 @@ from ml_collections import ConfigDict
 from configs import common, pixels, synthetic
 
 PLANTED, SHIPPED = 'planted', 'shipped'  # features without an encoder, and of the one we ship
-# Encoders to train: name -> what makes it another one than `reference`, of configs/tiny_clip.py.
+STEPS = dict(train=dict(max_steps=750))
+# Encoders to train: name -> what is other than in configs/tiny_clip.py.
 ENCODERS = dict(
-    reference={},
-    reseeded={'seed': 1},
-    narrow={'model.width': 48},
-    shallow={'model.layers': 1},
-    brief={'train.max_steps': 150},
-    single={'train.named_concepts': 1},
-    wordwise={'train.word_weight': 1.0},
+    reference=STEPS,
+    reseeded=dict(STEPS, seed=1),
+    narrow=dict(STEPS, model=dict(width=48)),
+    shallow=dict(STEPS, model=dict(layers=1)),
+    brief=dict(train=dict(max_steps=150)),
+    single=dict(train=dict(STEPS['train'], named_concepts=1)),
+    wordwise=dict(train=dict(STEPS['train'], word_weight=1.0)),
 )
-ENCODER_STEPS = 750
 FIVE, EIGHT = 'seed=1,2,3,4,5', 'seed=1,2,3,4,5,6,7,8'
 BOTH, LEARNED = f':world={PLANTED},{SHIPPED}', f':world={SHIPPED}'
-PATHS = ':model=dualground,flash_vtg'
-DETRS = ':model=tr_detr,cg_detr'
-SWEEPS = (
-    # Which model, with which of its losses?
-    (BOTH, PATHS, EIGHT),
-    (BOTH, 'loss.weights.eos=0.0', EIGHT),
-    (BOTH, 'model.slot_normalize=inputs', EIGHT),
-    (BOTH, 'loss.weights.eos=0.0', 'model.slot_normalize=inputs', EIGHT),
-    # What does [EOS] give, what do words?
-    (BOTH, ':paths=sentence,phrase', FIVE),
-    (BOTH, PATHS, ':tokens=eos,words', FIVE),
-    (BOTH, DETRS, FIVE),
-    (BOTH, DETRS, ':tokens=eos,words', FIVE),
-    # What if distractors exchange attributes?
-    (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
-    (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE),
-    # How does it scale? One value of each size is that of the runs above.
-    (LEARNED, PATHS, 'model.width=16,64', FIVE),
-    (LEARNED, PATHS, 'world.train_queries=1000,2000', FIVE),
-    (LEARNED, PATHS, 'world.max_concepts=3,5', FIVE),
-    (LEARNED, 'model.phrases=1,6', FIVE),
-    (LEARNED, 'model.dummies=1,12', FIVE),
-    (LEARNED, 'model.t2v_layers=1,4', FIVE),
-    # What does the encoder change?
-    (f':world={",".join(ENCODERS)}', PATHS, FIVE),
-)
+PATHS, DETRS = ':model=dualground,flash_vtg', ':model=tr_detr,cg_detr'
+QUESTIONS = {
+    'Models': ((BOTH, PATHS, EIGHT), (BOTH, DETRS, FIVE)),
+    'Variants': (
+        (BOTH, 'loss.weights.eos=0.0', EIGHT),
+        (BOTH, 'model.slot_normalize=inputs', EIGHT)),
+    'Trained on [EOS] or words alone': (
+        (BOTH, PATHS, ':tokens=eos,words', FIVE),
+        (BOTH, DETRS, ':tokens=eos,words', FIVE)),
+    'Paths, and distractors that exchange attributes': (
+        (BOTH, ':paths=sentence,phrase', FIVE),
+        (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
+        (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE)),
+    'Encoders': ((f':world={",".join(ENCODERS)}', FIVE),),
+    # The middle of each size is a run above.
+    'Sizes': (
+        (LEARNED, PATHS, 'model.width=16,64', FIVE),
+        (LEARNED, 'model.t2v_layers=1,4', FIVE),
+        (LEARNED, 'model.phrases=1,6', FIVE),
+        (LEARNED, 'model.dummies=1,12', FIVE),
+        (LEARNED, 'world.train_queries=1000,2000', FIVE),
+        (LEARNED, 'world.max_concepts=3,5', FIVE)),
+}
+SMALL = {'Encoders': ((':world=reference', 'seed=1,2'),)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -71,7 +70,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if world != SHIPPED:
             asked.append('encoder=' + os.path.join(args['encoders'], world, 'encoder'))
         config = pixels.get_config(','.join(asked))
-    config.sweep = SWEEPS
+    questions = SMALL if args['runlocal'] else QUESTIONS
+    config.sweep = tuple(itertools.chain(*questions.values()))
+    config.study = dict(
+        questions=questions, folder=args['encoders'],
+        encoder='configs/tiny_clip.py' + ':runlocal' * args['runlocal'],
+        encoders=dict(reference={}) if args['runlocal'] else ENCODERS)
     config.world.update(min_clips=14, max_clips=20)
     config.data.max_clips = config.world.max_clips
     config.evaluate.pictures = 0

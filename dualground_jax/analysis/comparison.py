@@ -25,9 +25,12 @@ def write(reports: dict[str, dict], folder: pathlib.Path) -> None:
     """
     found = compare(reports)
     write_json(folder / 'comparison.json', found)
-    pictures = _draw(found['groups'], folder) + _draw_scaling(found['scaling'], folder)
-    pieces = [_markdown(found, split)
-              for split in dict.fromkeys(row['split'] for row in found['groups'])]
+    pictures, pieces = _draw(found['groups'], folder), []
+    for split in dict.fromkeys(row['split'] for row in found['groups']):
+        part = {kind: [row for row in rows if row['split'] == split]
+                for kind, rows in found.items()}
+        pictures += draw_scaling(part['scaling'], folder, split)
+        pieces.append(f'## {split}\n\n{markdown(part)}')
     pieces += [f'![{shows}]({name}.png)\n' for name, shows in pictures]
     text = '# Comparison of runs\n\nMean ± standard deviation over the runs of a row.\n\n'
     write_text(folder / 'comparison.md', text + '\n'.join(pieces))
@@ -77,12 +80,23 @@ def _differences(groups: list[tuple[dict, dict]]) -> list[dict]:
             seeds = sorted(there.keys() & by_seed.keys())
             if other is values or not seeds:
                 continue
-            names = [name for name in by_seed[seeds[0]] if all(
-                name in part[seed] for part in (there, by_seed) for seed in seeds)]
-            found.append(dict(key=key, values=values, first=other[key], seeds=seeds, numbers={
-                name: scaling.t_interval([by_seed[seed][name] - there[seed][name]
-                                          for seed in seeds]) for name in names}))
+            found.append(dict(key=key, values=values, first=other[key], seeds=seeds,
+                              numbers=paired(there, by_seed, seeds)))
     return found
+
+
+def paired(first: dict[int, dict], second: dict[int, dict], seeds: list[int]) -> dict[str, dict]:
+    """Differences second - first of the numbers that both have of all seeds, with intervals.
+
+    Args:
+        first: seed -> numbers.
+        second: likewise.
+        seeds: that both have.
+    """
+    names = [name for name in second[seeds[0]]
+             if all(name in part[seed] for part in (first, second) for seed in seeds)]
+    return {name: scaling.t_interval([second[seed][name] - first[seed][name] for seed in seeds])
+            for name in names}
 
 
 def distinguishing(configs: dict[str, dict]) -> dict[str, dict]:
@@ -105,6 +119,8 @@ def numbers_of(part: dict) -> dict[str, float]:
              if part['ablation']}
     found |= {name: part['performance'][name]['value'] for name in CONDITIONS
               if name in part['performance']}
+    found |= {name: part['gains']['by_query_length'][name].get('full', {}).get('value')
+              for name in part['gains'].get('by_query_length', ())}
     reliance = part['reliance'] or {}
     for name, score in (('reliance', reliance),
                         ('reliance_by_swapping', reliance.get('by_swapping', {}))):
@@ -131,20 +147,21 @@ def _short(key: str) -> str:
     return key.rpartition('.')[2]
 
 
-def _markdown(found: dict, split: str) -> str:
-    rows, differences, fits = ([row for row in found[kind] if row['split'] == split]
-                               for kind in ('groups', 'differences', 'scaling'))
+def markdown(found: dict[str, list[dict]]) -> str:
+    """The tables of what `compare` found of a split."""
+    rows, differences, fits = (found[kind] for kind in ('groups', 'differences', 'scaling'))
     shown = (
         ('Trained so, evaluated on all tokens that the model sees',
          {name: name.removeprefix('MR-full-').removeprefix('HL-min-')
           for name in report.SHOWN_METRICS}),
+        ('Performance by words of the query', {name: name for name in summary.QUERY_LENGTHS}),
         ('Performance with parts of the text, at inference',
          {name: TITLES[name] for name in CONDITIONS}),
         ('Reliance on [EOS], and correlation of the attention to [EOS] and to the words (sum)',
          {**RELIANCE, **{name: name.replace('_pooled', ', all clips') for name in CORRELATIONS}}),
         ('Phrases', {name: name.replace('_', ', ') for name in PHRASES}),
     )
-    pieces = [f'## {split}\n']
+    pieces = []
     for title, columns in shown:
         columns = {name: column for name, column in columns.items()
                    if any(name in row['numbers'] for row in rows)}
@@ -160,7 +177,7 @@ def _markdown(found: dict, split: str) -> str:
         pieces.append('Differences from the runs with the first value, all else alike, paired over '
                       'seeds, with 95 % intervals:\n\n' + tables.markdown(
             ['', 'from', 'seeds', *followed.values()],
-            [[label(row['values']), f'{_short(row["key"])}={row["first"]}', len(row['seeds']),
+            [[label(row['values']), label({row['key']: row['first']}), len(row['seeds']),
               *(tables.interval(row['numbers'].get(name)) for name in followed)]
              for row in paired]))
     fits = [row for row in fits if row['name'] in followed]
@@ -200,11 +217,11 @@ def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
     return pictures
 
 
-def _draw_scaling(fits: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
-    """A figure for each split and size: performance and reliance over it."""
+def draw_scaling(fits: list[dict], folder: pathlib.Path, split: str) -> list[tuple[str, str]]:
+    """A figure for each size: performance and reliance over it; returns (name, what it shows)."""
     pictures = []
-    for split, key in dict.fromkeys((row['split'], row['key']) for row in fits):
-        rows = [row for row in fits if (row['split'], row['key']) == (split, key)]
+    for key in dict.fromkeys(row['key'] for row in fits):
+        rows = [row for row in fits if row['key'] == key]
         panels = {}
         for name, shows in (('full', 'performance'), *RELIANCE.items()):
             curves = {label(row['values']): row for row in rows if row['name'] == name}

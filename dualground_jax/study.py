@@ -1,0 +1,178 @@
+"""Mode `study`: from one config to tables.
+
+Trains the encoders that the config names and all runs of its questions, and analyses each run on a
+split by which nothing was chosen.
+
+A question is a title and lists of values, as `config.sweep` has them. Its runs are compared with
+those that have the config's own value in place of one of theirs, pair by pair of the same seed.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl.flags import FlagValues
+from flax import traverse_util
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines import files
+from data_pipelines.errors import ConfigError
+from dualground_jax import sweep, train_encoder
+from dualground_jax.analysis import analyse, comparison, scaling
+from dualground_jax.config import load_config, with_arguments
+from dualground_jax.metrics import summary
+
+SPLIT = 'test'  # checkpoints are chosen by another one
+SETTINGS = analyse.Settings(splits=(SPLIT,), limit=0, examples=0, tokenizer='')
+WORLD, MODEL = 'world', 'model.name'  # told of every run
+
+
+def run(values: FlagValues, config: ConfigDict) -> None:
+    """Does what is missing of the study in --workdir.
+
+    Writes `runs/`, each run with its analysis, and `study.json`, `study.md` and figures; encoders
+    into `config.study.folder`. With --commands it only trains these, and prints a command for each
+    run that is missing; with --collect it takes what is there.
+
+    Raises:
+        ConfigError: the config has no study, or as `sweep`.
+    """
+    if 'study' not in config:
+        raise ConfigError('--mode=study needs a config of a study, as configs/sweeps/study.py')
+    folder, trains = pathlib.Path(values.workdir), not values.collect
+    source = config_flags.get_config_filename(values['config'])
+    overrides = config_flags.get_override_values(values['config'])
+    if trains:
+        train_encoders(config.study)
+
+    def plan(lists):
+        return sweep.plan(config, folder / 'runs', lists,
+                          lambda arguments: with_arguments(source, arguments, overrides))
+
+    choices, runs = plan(())
+    if values.commands:
+        sweep.check(runs)
+        for one in runs:
+            if not one.is_finished:
+                print(sweep.command(one, source, overrides), '&&', analysis_command(one))
+        return
+    if trains:
+        sweep.train_all(config, folder / 'runs', choices, runs)
+    reports = {}
+    for one in runs:
+        if one.is_finished:
+            sweep.check_same_config(one)
+            reports[one.workdir] = analyse.analyse_run(one.workdir, SETTINGS)
+            jax.clear_caches()  # each run compiles its own programs
+    questions = {title: plan(lists)[1] for title, lists in config.study.questions.items()}
+    write(folder, config, questions, reports)
+    print(f'wrote {folder / "study.md"}, {len(reports)} of {len(runs)} runs are finished')
+
+
+def train_encoders(study: ConfigDict) -> None:
+    """Trains those that are not there yet."""
+    for name, changes in study.encoders.items():
+        folder = pathlib.Path(study.folder, name)
+        if not (folder / 'results.json').exists():
+            print(f'encoder {name}')
+            changes = traverse_util.flatten_dict(changes.to_dict(), sep='.')
+            train_encoder.train(load_config(study.encoder, changes), folder)
+
+
+def analysis_command(one: sweep.Run) -> str:
+    """The command that analyses a run as the study does."""
+    return ('python -m dualground_jax.main --mode=analyse '
+            f'--workdir={one.workdir} --splits={SPLIT} --examples={SETTINGS.examples}')
+
+
+# Tables ---------------------------------------------------------------------------------------
+
+
+def write(folder: pathlib.Path, config: ConfigDict, questions: Mapping[str, list[sweep.Run]],
+          reports: Mapping[pathlib.Path, dict]) -> None:
+    """Writes study.json, study.md and a figure for each size.
+
+    Args:
+        folder: of the study.
+        config: of the study.
+        questions: title -> its runs.
+        reports: folder of each finished run -> its report.
+    """
+    keys = dict.fromkeys(key for runs in questions.values() for one in runs for key in one.values)
+    usual = assignment({}, config, keys)
+    measured = {title: [
+        (assignment(one.values, one.config, keys),
+         comparison.numbers_of(reports[one.workdir]['splits'][SPLIT]))
+        for one in runs if one.workdir in reports] for title, runs in questions.items()}
+    everything = [each for runs in measured.values() for each in runs]
+    found = {title: dict(
+        groups=summary.over_seeds(runs),
+        differences=differences(runs, everything, dict(usual, world=runs[0][0].get(WORLD))),
+        scaling=[]) for title, runs in measured.items() if runs}
+    fits = scaling.fits([(summary.without_seed(values), values[summary.SEED], numbers)
+                         for values, numbers in everything])
+    found['Scaling'] = dict(groups=[], differences=[], scaling=fits)
+    for rows in (row for part in found.values() for kind in part.values() for row in kind):
+        rows['values'] = told(rows['values'], usual)
+    pictures = comparison.draw_scaling(fits, folder, SPLIT)
+    files.write_json(folder / 'study.json', found)
+    files.write_text(folder / 'study.md', '\n'.join([
+        '# Study\n', *(f'## {title}\n\n{comparison.markdown(part)}'
+                      for title, part in found.items()),
+        *(f'![{shows}]({name}.png)\n' for name, shows in pictures)]))
+
+
+def assignment(chosen: Mapping[str, Any], config: ConfigDict, keys: Any) -> dict[str, Any]:
+    """What a run has of each key: the value chosen, else its config's, None where it has none."""
+    flat = traverse_util.flatten_dict(config.to_dict(), sep='.')
+    found = {}
+    for key in keys:
+        name = key.removeprefix(sweep.ARGUMENT)
+        if name != key and name != WORLD:  # of those that say which model
+            name = 'model.' + dict(model='name').get(name, name)
+        found[name] = chosen.get(key, flat.get(name))
+    return found
+
+
+def told(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not the study's own."""
+    return {key: value for key, value in values.items()
+            if key in (WORLD, MODEL) or value not in (None, usual[key])}
+
+
+def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
+                usual: Mapping[str, Any]) -> list[dict]:
+    """Compares groups of runs with those that have a usual value in place of one of theirs.
+
+    Runs of the usual model are also compared with other models' that are usual in all else.
+
+    Args:
+        runs: (assignment, numbers) each.
+        others: the same of all runs.
+        usual: key -> the value compared with.
+
+    Returns:
+        As `comparison.compare`.
+    """
+    found = []
+    for values, own in by_seed(runs):
+        for other, there in by_seed(others):
+            differing = [key for key in values if values[key] != other[key]
+                         and {values[key], other[key]} != {None, usual[key]}]
+            is_one = len(differing) == 1 and other[differing[0]] == usual[differing[0]]
+            is_rival = (
+                MODEL in differing and WORLD not in differing and values[MODEL] == usual[MODEL]
+                and all(other[key] in (None, usual[key]) for key in differing if key != MODEL))
+            seeds = sorted(own.keys() & there.keys())
+            if (is_one or is_rival) and seeds:
+                key = MODEL if is_rival else differing[0]
+                found.append(dict(key=key, values=values, first=other[key], seeds=seeds,
+                                  numbers=comparison.paired(there, own, seeds)))
+    return found
+
+
+def by_seed(runs: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
+    """(assignment but for the seed, seed -> numbers) of each group of runs."""
+    return [(group['values'], {runs[place][0][summary.SEED]: runs[place][1]
+                               for place in group['runs']}) for group in summary.over_seeds(runs)]
