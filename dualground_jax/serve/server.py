@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import resource
 import signal
 import sys
 from typing import Any
@@ -89,6 +90,8 @@ def read_token(path: str | None) -> str:
 
 def serve(app: Any, host: str, port: int, grace: float) -> None:
     """Runs the application; returns when it was stopped by a signal."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     server = uvicorn.Server(uvicorn.Config(
         app, host, port, http=Protocol, ws='none', loop='asyncio', lifespan='on', log_config=None,
         access_log=False, server_header=False, proxy_headers=False,
@@ -102,7 +105,9 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._patience = None
-        if len(self.connections) > CONNECTIONS:
+        # Half of the files that may be open are left to videos and their processes.
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if len(self.connections) > min(CONNECTIONS, files // 2):
             transport.write(FULL)
             transport.close()
         else:

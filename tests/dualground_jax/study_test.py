@@ -5,7 +5,6 @@ import json
 import pytest
 
 from configs.sweeps import study as study_config
-from data_pipelines.errors import ConfigError
 from dualground_jax import main, study, train, train_encoder
 from tests.helpers import command_line
 
