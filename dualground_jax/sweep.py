@@ -323,7 +323,7 @@ def combinations(
             own.data.root = changes.get('data.root', own.data.root)
             own.sweep, own.mesh.runs = (), 1  # a run is what it would be by itself
         folder = pathlib.Path(workdir, ','.join(itertools.starmap(named, values.items())))
-        runs.append(Run(values, folder, with_recipe(own), arguments, changes))
+        runs.append(Run(values, folder, own.lock(), arguments, changes))
     return runs
 
 
@@ -363,7 +363,8 @@ def check_same_config(one: Run) -> None:
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
-    changed = check_same_run(one.workdir, run_there.config('latest'), one.config)
+    changed = check_same_run(
+        one.workdir, run_there.config('latest'), with_recipe(one.config))
     if is_evaluated_anew(changed):
         raise UserError(f'{one.workdir}: holds a run that was evaluated otherwise '
                         f'({"; ".join(changed)}), and a table compares; use another --workdir')

@@ -18,7 +18,7 @@ def run_of(seed, score, **values):
     return {**USUAL, **changed, 'seed': seed}, dict(full=score)
 
 
-def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch, capsys):
+def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
     source = (f'configs/sweeps/study.py:runlocal,model=tr_detr,encoders={tmp_path}/encoders,'
               f'root={tmp_path}/world')
     arguments = ['main', '--mode=study', f'--config={source}', f'--workdir={tmp_path}/out',
@@ -36,13 +36,13 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(train_encoder, 'train', lambda *_: pytest.fail('trained again'))
     found = json.loads((tmp_path / 'out' / 'study.json').read_text())
     row, = found['Encoders']['groups']
-    assert row['values'] == {'world': 'reference', 'model.name': 'tr_detr'}
-    scores = [json.loads((tmp_path / f'out/runs/world=reference,seed={seed}/analysis/report.json')
-                         .read_text())['splits']['test']['ablation']['full']['MR-full-mAP']
-              for seed in (1, 2)]
-    assert row['numbers']['MR-full-mAP']['mean'] == pytest.approx(sum(scores) / 2)
+    assert row['values'] == {'world': 'reference'}
+    report = json.loads((tmp_path / 'out/runs/world=reference,seed=1/analysis/report.json')
+                        .read_text())
+    assert row['numbers']['MR-full-mAP'] == dict(
+        mean=report['splits']['test']['ablation']['full']['MR-full-mAP'], std=None, n=1)
     text = (tmp_path / 'out' / 'study.md').read_text()
-    assert '## Encoders' in text and '| world=reference, tr_detr |' in text
+    assert '## Encoders' in text and '| world=reference |' in text
 
 
 def test_the_whole_study_has_no_run_twice():
@@ -59,7 +59,7 @@ def test_the_whole_study_has_no_run_twice():
     assert len(seen) == len(lists)
 
 
-def test_a_config_without_a_study_is_refused(monkeypatch, tmp_path, capsys):
+def test_a_config_without_a_study_is_refused(monkeypatch, tmp_path):
     command_line.start(monkeypatch, ['main', '--mode=study', '--config=configs/synthetic.py',
                                      f'--workdir={tmp_path}'])
     with pytest.raises(SystemExit, match='needs a config of a study'):

@@ -32,7 +32,7 @@ def test_what_tells_runs_apart(configs, expected):
 
 def report_of(value, **fields):
     part = dict(
-        ablation={'full': {'MR-full-mAP': value}}, correlation={}, same_as={},
+        ablation={'full': {'MR-full-mAP': value}}, correlation={}, same_as={}, gains={},
         performance={'full': dict(value=value, low=0, high=1),
                      'mask_eos': dict(value=value / 2, low=0, high=1)},
         reliance=dict(value=abs(value) / 100, low=0, high=1 if value < 0 else 0.9),
