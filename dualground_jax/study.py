@@ -20,8 +20,10 @@ from data_pipelines import files
 from data_pipelines.errors import ConfigError
 from dualground_jax import sweep, train_encoder
 from dualground_jax.analysis import analyse, comparison, scaling
+from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.config import load_config, with_arguments
 from dualground_jax.metrics import summary
+from dualground_jax.runs import check_same_run
 
 SPLIT = 'test'  # checkpoints are chosen by another one
 SETTINGS = analyse.Settings(splits=(SPLIT,), limit=0, examples=0, tokenizer='')
@@ -71,13 +73,20 @@ def run(values: FlagValues, config: ConfigDict) -> None:
 
 
 def train_encoders(study: ConfigDict) -> None:
-    """Trains those that are not there yet."""
+    """Trains those that are not there yet.
+
+    Raises:
+        CheckpointError: a folder holds another encoder.
+    """
     for name, changes in study.encoders.items():
         folder = pathlib.Path(study.folder, name)
-        if not (folder / 'results.json').exists():
+        config = load_config(
+            study.encoder, traverse_util.flatten_dict(changes.to_dict(), sep='.'))
+        if (folder / 'results.json').exists():
+            check_same_run(folder, Checkpoints(folder).config('latest'), config)
+        else:
             print(f'encoder {name}')
-            changes = traverse_util.flatten_dict(changes.to_dict(), sep='.')
-            train_encoder.train(load_config(study.encoder, changes), folder)
+            train_encoder.train(config, folder)
 
 
 def analysis_command(one: sweep.Run) -> str:

@@ -211,8 +211,9 @@ def test_a_folder_is_published_and_predicts_as_its_workdir(
     for source in (workdir, 'mine'):
         start(monkeypatch, '--mode=predict', f'--workdir={source}', '--video_features=video.npz',
               '--query_features=query.npz', '--top=3')
-        told.append(capsys.readouterr().out)
-    assert json.loads(told[0])['windows'] and told[0] == told[1]
+        told.append(json.loads(capsys.readouterr().out))
+    assert [row.pop('model') for row in told] == [str(workdir), 'mine']
+    assert told[0]['windows'] and told[0] == told[1]
     assert sorted(path.name for path in (tmp_path / 'mine').iterdir()) == sorted(pretrained.FILES)
     for arguments, message in (
             (['--mode=publish'], 'needs --output=FOLDER or --hub'),

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from configs.sweeps import study as study_config
+from data_pipelines.errors import UserError
 from dualground_jax import main, study, train, train_encoder
+from dualground_jax.config import load_config
 from tests.helpers import command_line
 
 USUAL = {'world': 'a', 'model.name': 'dualground', 'model.tokens': 'full', 'model.paths': 'both',
@@ -28,12 +30,17 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
         command_line.start(monkeypatch, [*arguments, *further])
         main.start()
 
-    for further in ((), ('--collect',)):
+    for further in ((), ('--collect',), ()):
         with pytest.raises(SystemExit) as status:
             do(*further)
         assert not status.value.code
         monkeypatch.setattr(train, 'train_many', lambda *_: pytest.fail('trained again'))
         monkeypatch.setattr(train_encoder, 'train', lambda *_: pytest.fail('trained again'))
+    section = load_config(source).study
+    with section.unlocked(), pytest.raises(
+            UserError, match='encoders/reference: .*seed: 0 there, 7 here'):
+        section.encoders.reference = dict(seed=7)
+        study.train_encoders(section)
     found = json.loads((tmp_path / 'out' / 'study.json').read_text())
     row, = found['Encoders']['groups']
     assert row['values'] == {'world': 'reference'}
