@@ -1,5 +1,5 @@
-"""The study of docs/study.md: what do models read, [EOS] or the words, where an encoder has learned
-[EOS], and where it is planted? A run takes a minute or two on a core.
+"""What do models read, [EOS] or the words, where an encoder has learned [EOS], and where it is
+planted? A run takes about two minutes on a core.
 
     python -m dualground_jax.main --mode=study --config=configs/sweeps/study.py --workdir=runs/study
 """

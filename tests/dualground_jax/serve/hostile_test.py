@@ -189,8 +189,12 @@ def test_a_client_that_hangs_is_hung_up_on(running, monkeypatch, sent):
         assert link.recv(10) == b''
 
 
-def test_connections_are_counted(running, monkeypatch):
-    monkeypatch.setattr(server, 'CONNECTIONS', 0)
+@pytest.mark.parametrize('name, value', [
+    ('CONNECTIONS', 0),
+    ('resource', types.SimpleNamespace(RLIMIT_NOFILE=0, getrlimit=lambda _: (1, 1))),
+], ids=['connections', 'files'])
+def test_connections_are_counted(running, monkeypatch, name, value):
+    monkeypatch.setattr(server, name, value)
     with socket.create_connection(('127.0.0.1', running.port)) as link:
         link.settimeout(10)
         answer = b''.join(iter(lambda: link.recv(10**5), b''))
