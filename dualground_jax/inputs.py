@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 # What the dotted keys of numbers begin with that change no shape.
 SCALARS = ('loss.', 'optimizer.', 'model.dropout', 'model.input_dropout')
@@ -25,6 +25,11 @@ def program_of(config: ConfigDict) -> str:
     """
     signs = {key: float(np.sign(value)) for key, value in scalars(config).items()}
     return with_values(config, dict(signs, seed=0)).to_json(sort_keys=True)
+
+
+def seedless(config: ConfigDict) -> FrozenConfigDict:
+    """What programs are kept by: runs that differ in their seed alone share them."""
+    return FrozenConfigDict(with_values(config, dict(seed=0)))
 
 
 def values_of(configs: Sequence[ConfigDict]) -> dict[str, np.ndarray]:

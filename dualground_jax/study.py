@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl.flags import FlagValues
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
@@ -66,7 +65,6 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         if one.is_finished:
             sweep.check_same_config(one)
             reports[one.workdir] = analyse.analyse_run(one.workdir, SETTINGS)
-            jax.clear_caches()  # each run compiles its own programs
     questions = {title: plan(lists)[1] for title, lists in config.study.questions.items()}
     write(folder, config, questions, reports)
     print(f'wrote {folder / "study.md"}, {len(reports)} of {len(runs)} runs are finished')

@@ -1,9 +1,11 @@
 """Mode `train`: one function, from the config to `results.json`."""
 
+import functools
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 from absl.flags import FlagValues
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from data_pipelines import datasets, pipeline, progress
 from data_pipelines.errors import ConfigError
@@ -93,6 +95,36 @@ def make_train_step(
         sharding.over_runs(step, mesh, (0, 0, 0, None)), donate_argnums=0,
         in_shardings=(placement, batches, values, replicated),
         out_shardings=(placement, replicated))
+
+
+class Programs(NamedTuple):
+    """What training compiles.
+
+    Attributes:
+        abstract: shapes and placement of a run's state.
+        fresh: of `make_fresh_state`.
+        train: by whether batches are stacked, of `make_train_step`.
+        predict: of `predict.make_predict_step`.
+    """
+
+    abstract: TrainState
+    fresh: Callable
+    train: dict[bool, Callable]
+    predict: Callable
+
+
+@functools.lru_cache(maxsize=1)  # those of the runs before are let go
+def programs(config: FrozenConfigDict, mesh: Mesh, total_steps: int) -> Programs:
+    """The programs of runs by a config, see `inputs.seedless`; kept for the runs that follow."""
+    config = ConfigDict(config)
+    abstract = abstract_state(config, mesh, total_steps)
+    return Programs(
+        abstract,
+        make_fresh_state(config, make_optimizer(config.optimizer, total_steps), abstract),
+        {stacked: runtime.announced(
+            make_train_step(config, mesh, total_steps, abstract, stacked=stacked), 'train')
+         for stacked in (False, True)},
+        runtime.announced(predict.make_predict_step(config, mesh), 'predict'))
 
 
 def device_batches(
@@ -212,22 +244,15 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         # Without an incomplete batch there is nothing to drop.
         whole = len(train_split.queries) % batch_size == 0
         run.check(unused=('train.drop_last',) if whole else ())
-    abstract = abstract_state(config, mesh, total_steps)
-    fresh = make_fresh_state(config, make_optimizer(config.optimizer, total_steps), abstract)
-    states, put, take = make_stack(abstract, len(runs))
-    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
+    program = programs(inputs.seedless(config), mesh, total_steps)
+    states, put, take = make_stack(program.abstract, len(runs))
+    parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
     progress.say(
         f'{config.model.name}: {parameters} parameters, {len(train_split.queries)} training and '
         f'{len(val_split.queries)} {val_split.name} queries, {total_steps} steps of {batch_size} '
         f'{f"of {len(runs)} runs " if many else ""}on {dict(mesh.shape)} {jax.default_backend()}')
 
     # ---- Steps -------------------------------------------------------------------------------
-    step_of = {
-        stacked: runtime.announced(
-            make_train_step(config, mesh, total_steps, abstract, stacked=stacked), 'train')
-        for stacked in (False, True)
-    }
-    predict_step = runtime.announced(predict.make_predict_step(config, mesh), 'predict')
     values = jax.device_put(
         jax.tree.map(lambda x: x if many else x[0], inputs.values_of(configs)),
         sharding.along_runs(sharding.replicated(mesh)))
@@ -238,14 +263,15 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         for step, last_step in itertools.pairwise([*starts, total_steps]):
             for run in runs:
                 if run.first_step == step:
-                    state = run.begin(fresh, abstract, total_steps, train_split)
+                    state = run.begin(
+                        program.fresh, program.abstract, total_steps, train_split)
                     states = put(states, run.place, state)
             going = [run for run in runs if run.first_step <= step and not run.failure]
             for count, batch in runtime.one_ahead(device_batches(
                 train_split, config, mesh, *schedules, first_step=step, last_step=last_step,
                 stop_every=eval_steps,
             )):
-                states, metrics = step_of[count > 1](states, batch, values, store)
+                states, metrics = program.train[count > 1](states, batch, values, store)
                 step += count
                 for run in going:
                     run.note(step, metrics)
@@ -262,8 +288,9 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
                     continue
 
                 # ---- Evaluation and checkpoints ----------------------------------------------
-                found = predict.predict_runs(predict_step, states.eval_params, val_split, config,
-                                             mesh, [run.place for run in going])
+                found = predict.predict_runs(
+                    program.predict, states.eval_params, val_split, config, mesh,
+                    [run.place for run in going])
                 for run, rows in zip(going, found, strict=True):
                     run.score_and_save(
                         step, take(states, run.place), rows, val_split, clock.rate)

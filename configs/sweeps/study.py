@@ -38,7 +38,7 @@ QUESTIONS = {
         (BOTH, ':paths=sentence,phrase', FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE)),
-    'Encoders': ((f':world={",".join(ENCODERS)}', FIVE),),
+    'Encoders': ((f':world={",".join(ENCODERS)}', PATHS, FIVE),),
     # The middle of each size is a run above.
     'Sizes': (
         (LEARNED, PATHS, 'model.width=16,64', FIVE),
@@ -82,5 +82,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if not args['runlocal']:
         config.world.test_queries = 600
         common.resize(config, width=32, ffn=64)
-        config.train.update(max_steps=1000, eval_every=2, buckets=1)
+        config.train.update(max_steps=1000, eval_every=2, buckets=1, steps_per_call=25)
     return config

@@ -5,6 +5,7 @@ that returns its attention. docs/analysis.md tells what each number is.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -15,12 +16,12 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from data_pipelines import datasets, pipeline, tokens
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import whole_folder
-from dualground_jax import evaluate, plots, predict, runtime, sharding, worlds
+from dualground_jax import evaluate, inputs, plots, predict, runtime, sharding, worlds
 from dualground_jax import state as state_lib
 from dualground_jax.analysis import ablation, attention, comparison, phrases, report
 from dualground_jax.checkpoints import CheckpointError, Checkpoints
@@ -65,7 +66,6 @@ def run(values: Any, config: None = None) -> None:
     reports = {}
     for workdir in workdirs:
         reports[str(workdir.relative_to(root))] = analyse_run(workdir, settings)
-        jax.clear_caches()  # each run compiles its own programs
     if workdirs != [root]:
         with whole_folder(root / 'analysis', replace=True) as folder:
             comparison.write(reports, folder)
@@ -130,15 +130,21 @@ def load_split(config: ConfigDict, name: str, settings: Settings) -> datasets.Sp
     return dataclasses.replace(split, roles=roles)
 
 
-def make_predictor(config: ConfigDict, mesh: Mesh, params: Any) -> Callable:
-    """Compiles (split, batch) -> (predictions, what is studied of the batch, on the device)."""
+@functools.lru_cache(maxsize=1)  # that of the runs before is let go
+def predict_step(config: FrozenConfigDict, mesh: Mesh) -> Callable:
+    """Compiles (params, batch) -> (windows, saliency, what is studied), by `inputs.seedless`."""
     def look(out, batch):
         of_phrases = {name: out[name] for name in phrases.FIELDS if name in out}
         return attention.observe(out), of_phrases
 
     # One program for all: another one without the attention takes longer to compile than it saves
     # on most splits. What is not fetched stays on the device.
-    step = predict.make_predict_step(config, mesh, look)
+    return predict.make_predict_step(ConfigDict(config), mesh, look)
+
+
+def make_predictor(config: ConfigDict, mesh: Mesh, params: Any) -> Callable:
+    """Makes (split, batch) -> (predictions, what is studied of the batch, on the device)."""
+    step = predict_step(inputs.seedless(config), mesh)
     placement = sharding.batch_sharding(mesh)
 
     def predictor(split, batch):
