@@ -7,6 +7,7 @@ A question is a title and lists of values, as `config.sweep` has them. Its runs 
 those that have the config's own value in place of one of theirs, pair by pair of the same seed.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import files
-from data_pipelines.errors import ConfigError
+from data_pipelines.errors import ConfigError, DataError
 from dualground_jax import sweep, train_encoder
 from dualground_jax.analysis import analyse, comparison, scaling
 from dualground_jax.checkpoints import Checkpoints
@@ -27,47 +28,80 @@ from dualground_jax.runs import check_same_run
 SPLIT = 'test'  # checkpoints are chosen by another one
 SETTINGS = analyse.Settings(splits=(SPLIT,), limit=0, examples=0, tokenizer='')
 WORLD, MODEL = 'world', 'model.name'  # told of every run
+TOKENS = 'model.tokens'  # beside these the only key that figures of models tell apart
+KEPT = 'runs.jsonl'
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
     """Does what is missing of the study in --workdir.
 
-    Writes `runs/`, each run with its analysis, and `study.json`, `study.md` and figures; encoders
-    into `config.study.folder`. With --commands it only trains these, and prints a command for each
-    run that is missing; with --collect it takes what is there.
+    Writes `runs/`, each run with its analysis, and `runs.jsonl`, `study.json`, `study.md` and
+    figures; encoders into `config.study.folder`. Runs that are in `runs.jsonl` are not made again,
+    nor are their folders needed. With --commands it only trains encoders, and prints a command for
+    each run that is missing; with --collect it takes what is there.
 
     Raises:
         ConfigError: the config has no study, or as `sweep`.
+        DataError: `runs.jsonl` has a run of another config.
     """
     if 'study' not in config:
         raise ConfigError('--mode=study needs a config of a study, as configs/sweeps/study.py')
     folder, trains = pathlib.Path(values.workdir), not values.collect
     source = config_flags.get_config_filename(values['config'])
     overrides = config_flags.get_override_values(values['config'])
-    if trains:
-        train_encoders(config.study)
 
     def plan(lists):
         return sweep.plan(config, folder / 'runs', lists,
                           lambda arguments: with_arguments(source, arguments, overrides))
 
+    if trains:
+        train_encoders(config.study)
     choices, runs = plan(())
+    numbers = read_kept(folder / KEPT, runs)
+    missing = [one for one in runs if one.workdir not in numbers]
     if values.commands:
-        sweep.check(runs)
-        for one in runs:
+        sweep.check(missing)
+        for one in missing:
             if not one.is_finished:
                 print(sweep.command(one, source, overrides), '&&', analysis_command(one))
         return
     if trains:
-        sweep.train_all(config, folder / 'runs', choices, runs)
-    reports = {}
-    for one in runs:
+        sweep.train_all(config, folder / 'runs', choices, missing)
+    for one in missing:
         if one.is_finished:
             sweep.check_same_config(one)
-            reports[one.workdir] = analyse.analyse_run(one.workdir, SETTINGS)
+            report = analyse.analyse_run(one.workdir, SETTINGS)
+            numbers[one.workdir] = comparison.numbers_of(report['splits'][SPLIT])
+    files.write_jsonl(folder / KEPT, [
+        dict(run=one.workdir.name, config=digest(one.config), numbers=numbers[one.workdir])
+        for one in runs if one.workdir in numbers])
     questions = {title: plan(lists)[1] for title, lists in config.study.questions.items()}
-    write(folder, config, questions, reports)
-    print(f'wrote {folder / "study.md"}, {len(reports)} of {len(runs)} runs are finished')
+    write(folder, config, questions, numbers)
+    print(f'wrote {folder / "study.md"}, {len(numbers)} of {len(runs)} runs are finished')
+
+
+def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[pathlib.Path, dict]:
+    """Numbers of the runs that the file has, by their folders; lines of other runs are left out.
+
+    Raises:
+        DataError: a line is no such record, or its run had another config.
+    """
+    by_name, found = {one.workdir.name: one for one in runs}, {}
+    for line, row in enumerate(files.load_jsonl(path) if path.exists() else (), 1):
+        if not (isinstance(row.get('run'), str) and isinstance(row.get('numbers'), dict)):
+            raise DataError(f'{path}: line {line}: expected run, config and numbers')
+        one = by_name.get(row['run'])
+        if one and row.get('config') != digest(one.config):
+            raise DataError(f'{path}: line {line}: {row["run"]} had another config; delete the '
+                            'line to train it anew')
+        if one:
+            found[one.workdir] = row['numbers']
+    return found
+
+
+def digest(config: ConfigDict) -> str:
+    """What tells a run's config from others."""
+    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_encoders(study: ConfigDict) -> None:
@@ -97,32 +131,32 @@ def analysis_command(one: sweep.Run) -> str:
 
 
 def write(folder: pathlib.Path, config: ConfigDict, questions: Mapping[str, list[sweep.Run]],
-          reports: Mapping[pathlib.Path, dict]) -> None:
-    """Writes study.json, study.md and a figure for each size.
+          numbers: Mapping[pathlib.Path, dict]) -> None:
+    """Writes study.json, study.md and figures: of the models in each world, and of each size.
 
     Args:
         folder: of the study.
         config: of the study.
         questions: title -> its runs.
-        reports: folder of each finished run -> its report.
+        numbers: folder of each finished run -> what was measured of it.
     """
     keys = dict.fromkeys(key for runs in questions.values() for one in runs for key in one.values)
     usual = assignment({}, config, keys)
     measured = {title: [
-        (assignment(one.values, one.config, keys),
-         comparison.numbers_of(reports[one.workdir]['splits'][SPLIT]))
-        for one in runs if one.workdir in reports] for title, runs in questions.items()}
+        (assignment(one.values, one.config, keys), numbers[one.workdir])
+        for one in runs if one.workdir in numbers] for title, runs in questions.items()}
     everything = [each for runs in measured.values() for each in runs]
     found = {title: dict(
         groups=summary.over_seeds(runs),
         differences=differences(runs, everything, dict(usual, world=runs[0][0].get(WORLD))),
         scaling=[]) for title, runs in measured.items() if runs}
-    fits = scaling.fits([(summary.without_seed(values), values[summary.SEED], numbers)
-                         for values, numbers in everything])
+    fits = scaling.fits([(summary.without_seed(values), values[summary.SEED], measured)
+                         for values, measured in everything])
     found['Scaling'] = dict(groups=[], differences=[], scaling=fits)
     for rows in (row for part in found.values() for kind in part.values() for row in kind):
         rows['values'] = told(rows['values'], usual)
-    pictures = comparison.draw_scaling(fits, folder, SPLIT)
+    pictures = [*comparison.draw(of_models(everything, usual), folder),
+                *comparison.draw_scaling(fits, folder, SPLIT)]
     files.write_json(folder / 'study.json', found)
     files.write_text(folder / 'study.md', '\n'.join([
         '# Study\n', *(f'## {title}\n\n{comparison.markdown(part)}'
@@ -139,6 +173,18 @@ def assignment(chosen: Mapping[str, Any], config: ConfigDict, keys: Any) -> dict
         if name != key and name != WORLD:  # of those that say which model
             name = 'model.' + dict(model='name').get(name, name)
         found[name] = chosen.get(key, flat.get(name))
+    return found
+
+
+def of_models(runs: list[tuple[dict, dict]], usual: Mapping[str, Any]) -> list[dict]:
+    """Runs that are as usual but for world, model and tokens, as `comparison.draw` takes them."""
+    free = (WORLD, MODEL, TOKENS, summary.SEED)
+    found = []
+    for world in dict.fromkeys(values.get(WORLD) for values, _ in runs):
+        here = [({key: values[key] for key in free[1:] if key in values}, numbers)
+                for values, numbers in runs if values.get(WORLD) == world
+                and all(values[key] in (None, usual[key]) for key in values if key not in free)]
+        found += [dict(row, split=world) for row in summary.over_seeds(here)]
     return found
 
 

@@ -25,7 +25,7 @@ def write(reports: dict[str, dict], folder: pathlib.Path) -> None:
     """
     found = compare(reports)
     write_json(folder / 'comparison.json', found)
-    pictures, pieces = _draw(found['groups'], folder), []
+    pictures, pieces = draw(found['groups'], folder), []
     for split in dict.fromkeys(row['split'] for row in found['groups']):
         part = {kind: [row for row in rows if row['split'] == split]
                 for kind, rows in found.items()}
@@ -191,10 +191,16 @@ def markdown(found: dict[str, list[dict]]) -> str:
     return '\n'.join(pieces)
 
 
-def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
+def draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Figures of ablations at inference and by training; returns (name, what it shows).
+
+    Args:
+        rows: `groups` of `compare`; each split has its own figures.
+        folder: gets the files.
+    """
     pictures = []
 
-    def draw(kind: str, title: str, groups: dict) -> None:
+    def save(kind: str, title: str, groups: dict) -> None:
         figure = figures.ablation_figure(
             groups, metric='performance, mean ± std over seeds', title=title)
         figures.save_all(figure, folder / kind)
@@ -204,7 +210,7 @@ def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
         here = [row for row in rows if row['split'] == split]
         both = [row for row in here if row['numbers'].keys() >= {'pearson', 'mask_eos'}]
         if both:
-            draw(f'ablation_{split}', f'Token ablation at inference, {split}',
+            save(f'ablation_{split}', f'Token ablation at inference, {split}',
                  {TITLES[name]: {label(row['values']): _bar(row, name) for row in both[:4]}
                   for name in ('full', 'mask_eos', 'mask_words', 'swap_eos', 'swap_words')})
         trained = {}
@@ -213,7 +219,7 @@ def _draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
             if (tokens := values.pop('model.tokens', None)) and 'full' in row['numbers']:
                 trained.setdefault(f'trained on {tokens}', {})[label(values)] = _bar(row, 'full')
         if trained and len({name for group in trained.values() for name in group}) <= 4:
-            draw(f'training_{split}', f'Token ablation by training, {split}', trained)
+            save(f'training_{split}', f'Token ablation by training, {split}', trained)
     return pictures
 
 

@@ -1,12 +1,14 @@
 """Mode `study`: what is trained and analysed, and what runs are compared with."""
 
 import json
+import shutil
 
 import pytest
 
 from configs.sweeps import study as study_config
-from data_pipelines.errors import UserError
-from dualground_jax import main, study, train, train_encoder
+from data_pipelines import files
+from data_pipelines.errors import DataError, UserError
+from dualground_jax import main, study, sweep, train, train_encoder
 from dualground_jax.config import load_config
 from tests.helpers import command_line
 
@@ -51,6 +53,13 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
     text = (tmp_path / 'out' / 'study.md').read_text()
     assert '## Encoders' in text and '| world=reference |' in text
 
+    # Numbers outlive the folders of their runs.
+    shutil.rmtree(tmp_path / 'out' / 'runs')
+    with pytest.raises(SystemExit):
+        do()
+    assert (tmp_path / 'out' / 'study.md').read_text() == text
+    assert not (tmp_path / 'out' / 'runs').exists()
+
 
 def test_the_whole_study_has_no_run_twice():
     config = study_config.get_config()
@@ -64,6 +73,36 @@ def test_the_whole_study_has_no_run_twice():
         assert len(set(names)) == len(names) and ('seed' in names) and ':world' in names
         seen.add(one)
     assert len(seen) == len(lists)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(config='x'), 'line 2: seed=2 had another config; delete the line'),
+    (dict(numbers=3), 'line 2: expected run, config and numbers'),
+])
+def test_kept_numbers_of_another_config_are_refused(change, message, tmp_path):
+    config = load_config('configs/synthetic.py')
+    runs = sweep.plan(config, tmp_path, ['seed=1,2,3'])[1]
+    rows = [dict(run=one.workdir.name, config=study.digest(one.config), numbers=dict(full=1.5))
+            for one in runs[:2]]
+    path = tmp_path / study.KEPT
+    files.write_jsonl(path, [*rows, dict(rows[0], run='seed=9', config='of another study')])
+    assert study.read_kept(path, runs) == {one.workdir: dict(full=1.5) for one in runs[:2]}
+    assert study.digest(runs[0].config) != study.digest(runs[1].config)
+    files.write_jsonl(path, [rows[0], rows[1] | change])
+    with pytest.raises(DataError, match=f'{study.KEPT}: {message}'):
+        study.read_kept(path, runs)
+
+
+def test_figures_of_models_take_runs_that_differ_in_world_model_and_tokens_alone():
+    runs = [run_of(1, score, **values) for score, values in (
+        (50, {}), (60, dict(width=64)), (70, dict(name='flash_vtg', paths=None)),
+        (75, dict(name='flash_vtg', paths=None, tokens='eos')), (80, dict(world='b')),
+        (90, dict(world='b', paths='phrase')))]
+    found = study.of_models(runs, USUAL)
+    assert [(row['split'], *row['values'].values(), row['numbers']['full']['mean'])
+            for row in found] == [
+        ('a', 'dualground', 'full', 50), ('a', 'flash_vtg', 'full', 70),
+        ('a', 'flash_vtg', 'eos', 75), ('b', 'dualground', 'full', 80)]
 
 
 def test_a_config_without_a_study_is_refused(monkeypatch, tmp_path):

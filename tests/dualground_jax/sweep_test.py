@@ -514,6 +514,8 @@ def test_a_real_sweep_and_the_same_runs_in_one_program(config, monkeypatch, tmp_
 
     monkeypatch.setattr(runs_lib.Run, 'score_and_save', save_and_copy)
     train_all(config, alone, sweeps)
+    told = capsys.readouterr().err
+    assert told.count('compiling the train step: ') == 1, 'another seed has the same program'
     monkeypatch.setattr(runs_lib.Run, 'score_and_save', save)
     results = [json.loads((alone / name / 'results.json').read_text())
                for name in ('seed=1', 'seed=7')]
