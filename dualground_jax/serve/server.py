@@ -7,7 +7,6 @@ import os
 import pathlib
 import resource
 import signal
-import sys
 from typing import Any
 
 import uvicorn
@@ -51,8 +50,10 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     videos = values.videos or str(demo.VIDEOS) * is_demo
     if videos and not os.path.isdir(videos):
         raise ConfigError(f'--videos={values.videos}: no such folder')
+    # Until uvicorn runs, which has its own, nothing is in work that could be lost. An orderly end
+    # would wait for a thread that compiles, or crash it.
     for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: sys.exit())  # uvicorn has its own while it runs
+        signal.signal(stop, lambda *_: os._exit(0))
     predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
     limits = Limits.of(values, values.decoders or len(os.sched_getaffinity(0)))
     folder = values.output or os.path.join(

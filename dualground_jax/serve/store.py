@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from data_pipelines.recipe import Recipe
 from dualground_jax.grounding.encoded import EncodedVideo
 from dualground_jax.serve.reading import Facts
 
+LOG = logging.getLogger('dualground.serve')
 QUEUED, ENCODING, READY, FAILED, CANCELLED = 'queued', 'encoding', 'ready', 'failed', 'cancelled'
 VIDEO, RECORD, FEATURES = 'video', 'video.json', 'features.npz'
 IN_MEMORY = 32  # encoded videos that are kept there
@@ -238,14 +240,20 @@ class Store:
         """The features of a video.
 
         Raises:
-            Busy: it is not encoded.
+            Busy: it is not encoded, or its features are damaged.
         """
         with self._changes:
             if video.state != READY:
                 raise Busy(f'the video is {video.state}, expected ready'
                            + f': {video.error}' * bool(video.error))
             if video.id not in self._encoded:
-                self._encoded[video.id] = EncodedVideo.load(self.folder / video.id / FEATURES)
+                path = self.folder / video.id / FEATURES
+                try:
+                    self._encoded[video.id] = EncodedVideo.load(path)
+                except DataError as error:
+                    LOG.error('damaged features', extra=dict(error=one_line(error)))
+                    raise Busy('the features of the video are damaged; delete it, and upload it '
+                               'again') from error
             self._encoded.move_to_end(video.id)
             while len(self._encoded) > IN_MEMORY:
                 self._encoded.popitem(last=False)

@@ -372,6 +372,18 @@ def test_an_error_of_the_service_names_no_path(running, client, monkeypatch, fil
     assert video['state'] == 'failed' and '/srv' not in video['error']
 
 
+def test_damaged_features_are_told_without_their_path(running, client, files):
+    path = videos.make(files / 'damaged.mp4', 5)
+    video = wait_for(client, client.post(
+        '/v1/videos', content=path.read_bytes(), headers=VIDEO).json()['id'])
+    (running.service.store.folder / video['id'] / 'features.npz').write_bytes(b'PK')
+    address = f"/v1/videos/{video['id']}"
+    answer = client.post(f'{address}/queries', json=dict(queries=['a dog']))
+    assert (answer.status_code, answer.json()['error']) == (
+        409, 'the features of the video are damaged; delete it, and upload it again')
+    assert client.delete(address).status_code == 204
+
+
 def test_names_are_for_people_alone():
     assert api._clean('../../etc/passwd') == 'passwd'
     assert api._clean('C:\\videos\\a.mp4') == 'a.mp4'

@@ -3,6 +3,10 @@
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import types
 
 import pytest
@@ -12,6 +16,7 @@ from data_pipelines.errors import ConfigError
 from dualground_jax import cli
 from dualground_jax.serve import server
 from dualground_jax.serve.limits import Limits
+from tests.helpers import serving
 
 
 @pytest.mark.parametrize('content', ['', 'short', 'two words that are long', 'ü' * 20])
@@ -39,6 +44,23 @@ def test_tokens(tmp_path):
     (tmp_path / 'token').write_text('correct-horse-battery\n')
     assert server.read_token(str(tmp_path / 'token')) == 'correct-horse-battery'
     assert server.read_token(None) == ''
+
+
+def test_a_start_can_be_stopped_while_programs_compile(tmp_path):
+    flags = serving.write(tmp_path)
+    service = subprocess.Popen(
+        [sys.executable, '-m', 'dualground_jax.main', '--mode=serve', *flags, '--port=0'],
+        stderr=subprocess.PIPE, text=True,
+        env=os.environ | dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache')))
+    told = ''
+    while '"compiled"' not in told:  # the first of several programs
+        line = service.stderr.readline()
+        assert line, told
+        told += line
+    service.send_signal(signal.SIGTERM)
+    told += service.communicate(timeout=60)[1]
+    assert service.returncode == 0, told
+    assert told.count('"compiled"') == 1 and 'Fatal' not in told and 'Traceback' not in told
 
 
 def test_limits_of_the_flags():
