@@ -1,12 +1,15 @@
 """A service under load, and stopped in the midst of work; on the loopback, bounded in time.
 
-    python -m benchmarks.serving --workdir=DIR --encoder=clip=FOLDER [--clients 50] [--seconds 30]
-        [--videos 4] [--video-seconds 150] [--output F.json]
+    python -m benchmarks.serving [--workdir=DIR --encoder=clip=FOLDER] [--clients 50]
+        [--seconds 30] [--videos 4] [--video-seconds 150] [--output F.json]
 
-Starts `--mode=serve`, uploads videos, measures single queries cold and warm and batches of 16, then
-lets clients ask one to three sentences of any video; one request in twenty uploads a new short
-video. Tells throughput, latencies, errors, and the memory of the service at the start, half way and
-at the end. At last it sends SIGTERM while videos are encoded and others wait: none may be lost.
+Without --workdir it takes a DualGround of the QVHighlights recipe and a CLIP ViT-B/32, both with
+random weights. Starts `--mode=serve`, uploads videos, measures single queries cold and warm and
+batches of 16, then lets clients ask one to three sentences of any video; one request in twenty
+uploads a new short video. The device's share of a latency is told by the service's own counter;
+what of it are the text encoder and the model, by the same programs in this process. Tells
+throughput, latencies, errors, and the memory of the service at the start, half way and at the end.
+At last it sends SIGTERM while videos are encoded and others wait: none may be lost.
 """
 
 import collections
@@ -21,13 +24,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx2
 import numpy as np
 
 from benchmarks import common
+from configs import qvh
 from data_pipelines import video
+from dualground_jax.checkpoints import Checkpoints
+from dualground_jax.grounding.encoded import EncodedVideo
+from dualground_jax.grounding.predictor import Predictor
+from dualground_jax.serve import service
+from tests.helpers import clip_folder
 
 SENTENCES = ['a red circle', 'two striped squares beside a star', 'the small dog runs away',
              'a person in a blue shirt opens the door and leaves']
@@ -36,7 +45,7 @@ RATE = 5  # frames a second
 
 
 @dataclasses.dataclass
-class Service:
+class Running:
     """A service in a process of its own."""
 
     process: subprocess.Popen
@@ -51,7 +60,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tuple[Service, float]]:
+def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tuple[Running, float]]:
     """A service and the seconds until it answered."""
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -62,14 +71,14 @@ def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tup
         for line in process.stderr:
             if 'Uvicorn running on' in line:
                 url = json.loads(line)['event'].split()[3]
-                service = Service(process, url)
+                running = Running(process, url)
                 break
             if line.startswith('error'):
                 sys.exit(line)
             if '"compiled"' in line:
                 print(line, end='', file=sys.stderr)
         threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would block
-        yield service, time.perf_counter() - begin
+        yield running, time.perf_counter() - begin
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -112,17 +121,53 @@ def latencies(client: httpx2.Client, key: str, repeats: int = 20) -> list[dict]:
     """Milliseconds of a sentence and of 16 on an encoded video."""
     rows = []
     for name, count, times in (('first', 1, 1), ('warm', 1, repeats), ('batch of 16', 16, repeats)):
-        found = []
+        found, before = [], device_seconds(client)
         for i in range(times):
             sentences = [f'{SENTENCES[i % 4]} {j}' for j in range(count)]
             begin = time.perf_counter()
             ask(client, key, sentences).raise_for_status()
             found.append((time.perf_counter() - begin) * 1e3)
-        before = device_seconds(client)
-        ask(client, key, sentences).raise_for_status()
+        share = (device_seconds(client) - before) * 1e3 / sum(found)
         rows.append(dict(request=name, median_ms=float(np.median(found)), worst_ms=max(found),
-                         device_ms=(device_seconds(client) - before) * 1e3))
+                         device_share=share))
     return rows
+
+
+def parts(workdir: str, encoder: str, clips: int, repeats: int = 20) -> list[dict]:
+    """Milliseconds of the text encoder, and of it and the model, as the service runs them."""
+    predictor = service.shared(Predictor.from_checkpoint(workdir, encoder=encoder))
+    rng, data = np.random.default_rng(0), predictor.config.data
+    video = EncodedVideo([rng.normal(size=(clips, width)).astype(np.float32)
+                          for width in data.video_dims], clips * data.clip_length,
+                         predictor.require_encoder().recipe)
+
+    def seconds(run: Callable, *arguments) -> float:
+        begin = time.perf_counter()
+        run(*arguments)
+        return time.perf_counter() - begin
+
+    rows = []
+    for count in (1, 16):
+        sentences, texts, wholes = [f'{SENTENCES[i % 4]} {i}' for i in range(count)], [], []
+        for _ in range(repeats + 1):
+            texts.append(seconds(predictor.encoder.encode_text, sentences))
+            wholes.append(seconds(predictor.predict_pairs, [video] * count, sentences))
+        text, whole = (float(np.median(found[1:])) for found in (texts, wholes))  # one compiles
+        rows.append(dict(sentences=count, text_ms=text * 1e3, model_ms=(whole - text) * 1e3,
+                         model_share=1 - text / whole))
+    return rows
+
+
+def stand_ins(folder: pathlib.Path) -> tuple[str, str]:
+    """A workdir and an encoder of real sizes with random weights."""
+    clip_folder.write(folder / 'clip', sizes=dict(
+        vision=dict(width=768, heads=12, ffn=3072, num_layers=12, size=224, patch=32),
+        text=dict(width=512, heads=8, ffn=2048, num_layers=12, context=77), projected=512))
+    config = qvh.get_config('features=sf_clip')
+    config.data.update(video_dirs=('clip',), video_dims=(512,))
+    state = common.TrainStep(config).state
+    Checkpoints(folder / 'run').save('best', state, config, dict(best_step=0, best_value=0.0))
+    return f'{folder}/run', f'clip={folder}/clip'
 
 
 def device_seconds(client: httpx2.Client) -> float:
@@ -131,7 +176,7 @@ def device_seconds(client: httpx2.Client) -> float:
     return float(line.split()[-1])
 
 
-def load(service: Service, keys: list[str], short: bytes, clients: int, seconds: float
+def load(running: Running, keys: list[str], short: bytes, clients: int, seconds: float
          ) -> tuple[list[dict], list[dict]]:
     """Rows of latencies by kind of request, and of the service's memory."""
     times, states = collections.defaultdict(list), collections.Counter()
@@ -139,7 +184,7 @@ def load(service: Service, keys: list[str], short: bytes, clients: int, seconds:
 
     def work(seed: int) -> None:
         rng = random.Random(seed)
-        with service.client() as client:
+        with running.client() as client:
             while time.perf_counter() < end:
                 begin = time.perf_counter()
                 if rng.random() < 0.05:
@@ -162,7 +207,7 @@ def load(service: Service, keys: list[str], short: bytes, clients: int, seconds:
     for part in range(7):
         wait = end - seconds * (1 - part / 6) - time.perf_counter()
         time.sleep(max(wait, 0))
-        memory.append(dict(second=seconds * part / 6, service_mb=service.memory_mb()))
+        memory.append(dict(second=seconds * part / 6, service_mb=running.memory_mb()))
     for thread in threads:
         thread.join()
     rows = []
@@ -178,44 +223,47 @@ def load(service: Service, keys: list[str], short: bytes, clients: int, seconds:
 def stop_at_work(options, folder: pathlib.Path, content: bytes) -> list[dict]:
     """SIGTERM while one video is encoded and others wait; then another start."""
     store = str(folder / 'stopped')
-    with started(options.workdir, options.encoder, store, '--decoders=1') as (service, _), (
-            service.client()) as client:
+    with started(options.workdir, options.encoder, store, '--decoders=1') as (running, _), (
+            running.client()) as client:
         keys = [upload(client, another(content)) for _ in range(4)]
         while client.get(f'/v1/videos/{keys[0]}').json().get('progress', 0) < 0.1:
             time.sleep(0.01)
         begin = time.perf_counter()
-        service.process.send_signal(signal.SIGTERM)
-        code = service.process.wait(300)
+        running.process.send_signal(signal.SIGTERM)
+        code = running.process.wait(300)
         seconds = time.perf_counter() - begin
     ready = [(folder / 'stopped' / key / 'features.npz').exists() for key in keys]
-    with started(options.workdir, options.encoder, store) as (service, _), (
-            service.client()) as client:
+    with started(options.workdir, options.encoder, store) as (running, _), (
+            running.client()) as client:
         states = [wait_for(client, key)['state'] for key in keys]
     return [dict(exit_code=code, seconds_to_stop=seconds, videos=len(keys),
                  ready_at_stop=sum(ready), ready_after_next_start=states.count('ready'))]
 
 
 def main() -> None:
-    options = common.arguments(__doc__, workdir=str, encoder=str, clients=50, seconds=30.0,
+    options = common.arguments(__doc__, workdir='', encoder='', clients=50, seconds=30.0,
                                videos=4, video_seconds=150.0, output='')
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+        if not options.workdir:
+            options.workdir, options.encoder = stand_ins(folder)
         content = make_video(folder / 'long.mp4', options.video_seconds)
         short = make_video(folder / 'short.mp4', SHORT)
         with started(options.workdir, options.encoder, str(folder / 'store'), '--queue=256') as (
-                service, seconds), service.client() as client:
+                running, seconds), running.client() as client:
             begin = time.perf_counter()
             keys = [upload(client, another(content)) for _ in range(options.videos)]
             assert {wait_for(client, key)['state'] for key in keys} == {'ready'}
             encode = time.perf_counter() - begin
             start = [dict(start_seconds=seconds, encode_seconds=encode, videos=options.videos,
-                          video_seconds=options.video_seconds, memory_mb=service.memory_mb())]
+                          video_seconds=options.video_seconds, memory_mb=running.memory_mb())]
             single = latencies(client, keys[0])
             print(common.markdown(start), common.markdown(single), sep='\n', file=sys.stderr)
-            rows, memory = load(service, keys, short, options.clients, options.seconds)
+            rows, memory = load(running, keys, short, options.clients, options.seconds)
         stopped = stop_at_work(options, folder, content)
-    common.write(options.output, start=start, latency=single, load=rows, memory=memory,
-                 stop=stopped)
+        shares = parts(options.workdir, options.encoder, round(options.video_seconds / 2))
+    common.write(options.output, start=start, latency=single, parts=shares, load=rows,
+                 memory=memory, stop=stopped)
 
 
 if __name__ == '__main__':

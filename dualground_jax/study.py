@@ -8,6 +8,7 @@ those that have the config's own value in place of one of theirs, pair by pair o
 """
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -100,8 +101,9 @@ def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[pathlib.Path, d
 
 
 def digest(config: ConfigDict) -> str:
-    """What tells a run's config from others."""
-    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
+    """What tells a run's config from others; the study that it is part of may grow."""
+    own = {key: value for key, value in config.to_dict().items() if key != 'study'}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_encoders(study: ConfigDict) -> None:

@@ -9,7 +9,8 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import common, pixels, synthetic
+from configs import common, pixels, synthetic, tiny_clip
+from data_pipelines.errors import ConfigError
 
 PLANTED, SHIPPED = 'planted', 'shipped'  # features without an encoder, and of the one we ship
 STEPS = dict(train=dict(max_steps=750))
@@ -56,26 +57,33 @@ def get_config(arg: str | None = None) -> ConfigDict:
     `common.ARGUMENTS`.
 
     Raises:
-        DataError: the encoder can't be read.
+        ConfigError: no such world.
     """
-    own = dict(world=SHIPPED, encoders='runs/study/encoders')
-    args = common.parse_arg(arg, **own, **common.ARGUMENTS)
+    args = common.parse_arg(
+        arg, world=SHIPPED, encoders='runs/study/encoders', **common.ARGUMENTS)
     world = args['world']
-    asked = [f'{name}={value}' for name, value in args.items() if name not in own and value]
-    if not args['root']:
-        asked.append(f'root=data/study/{world}{"_small" * args["runlocal"]}')
-    if world == PLANTED:
-        config = synthetic.get_config(','.join(asked))
+    args['root'] = args['root'] or f'data/study/{world}{"_small" * args["runlocal"]}'
+    trained = dict(reference={}) if args['runlocal'] else ENCODERS
+    if world in trained:  # it may be still to be trained
+        sizes = tiny_clip.get_config('runlocal' * args['runlocal']).model
+        sizes.update(trained[world].get('model', {}))
+        config = synthetic.of_world(
+            args, 'pixels', os.path.join(args['encoders'], world, 'encoder'),
+            video_dims=(sizes.projected,), text_dim=sizes.width, max_tokens=sizes.context)
     else:
-        if world != SHIPPED:
-            asked.append('encoder=' + os.path.join(args['encoders'], world, 'encoder'))
-        config = pixels.get_config(','.join(asked))
+        chosen = {PLANTED: synthetic, SHIPPED: pixels}.get(world)
+        if not chosen:
+            raise ConfigError(f'config argument world={world!r}: expected {PLANTED}, {SHIPPED}, '
+                              f'{", ".join(trained)}')
+        config = chosen.get_config(','.join(
+            f'{name}={value}' for name, value in args.items() if name in common.ARGUMENTS
+            and value))
     questions = SMALL if args['runlocal'] else QUESTIONS
     config.sweep = tuple(itertools.chain(*questions.values()))
     config.study = dict(
         questions=questions, folder=args['encoders'],
         encoder='configs/tiny_clip.py' + ':runlocal' * args['runlocal'],
-        encoders=dict(reference={}) if args['runlocal'] else ENCODERS)
+        encoders=trained)
     config.world.update(min_clips=14, max_clips=20)
     config.data.max_clips = config.world.max_clips
     config.evaluate.pictures = 0

@@ -7,7 +7,7 @@ import pytest
 
 from configs.sweeps import study as study_config
 from data_pipelines import files
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import ConfigError, DataError, UserError
 from dualground_jax import main, study, sweep, train, train_encoder
 from dualground_jax.config import load_config
 from tests.helpers import command_line
@@ -61,7 +61,12 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
     assert not (tmp_path / 'out' / 'runs').exists()
 
 
-def test_the_whole_study_has_no_run_twice():
+def test_the_whole_study_has_no_run_twice_and_needs_no_encoder_to_be_planned(tmp_path):
+    for world in study_config.ENCODERS:
+        config = study_config.get_config(f'world={world},encoders={tmp_path}')
+        assert config.world.encoder == f'{tmp_path}/{world}/encoder'
+    with pytest.raises(ConfigError, match="world='lost': expected planted, shipped, reference, "):
+        study_config.get_config('world=lost')
     config = study_config.get_config()
     assert set(config.study.encoders) == set(study_config.ENCODERS)
     lists = [one for lists in study_config.QUESTIONS.values() for one in lists]
@@ -88,6 +93,10 @@ def test_kept_numbers_of_another_config_are_refused(change, message, tmp_path):
     files.write_jsonl(path, [*rows, dict(rows[0], run='seed=9', config='of another study')])
     assert study.read_kept(path, runs) == {one.workdir: dict(full=1.5) for one in runs[:2]}
     assert study.digest(runs[0].config) != study.digest(runs[1].config)
+    grown = runs[0].config.copy_and_resolve_references()
+    with grown.unlocked():
+        grown.study = dict(questions={})
+    assert study.digest(runs[0].config) == study.digest(grown)
     files.write_jsonl(path, [rows[0], rows[1] | change])
     with pytest.raises(DataError, match=f'{study.KEPT}: {message}'):
         study.read_kept(path, runs)
