@@ -173,13 +173,16 @@ def markdown(found: dict[str, list[dict]]) -> str:
                           + tables.markdown(['', 'runs', *columns.values()], body))
     followed = {'full': TITLES['full'], **RELIANCE, 'pearson': 'pearson', 'spearman': 'spearman'}
     paired = [row for row in differences if len(row['seeds']) > 1]
-    if paired:
-        pieces.append('Differences from the runs with the first value, all else alike, paired over '
-                      'seeds, with 95 % intervals:\n\n' + tables.markdown(
-            ['', 'from', 'seeds', *followed.values()],
-            [[label(row['values']), label({row['key']: row['first']}), len(row['seeds']),
-              *(tables.interval(row['numbers'].get(name)) for name in followed)]
-             for row in paired]))
+    for title, columns in (
+            ('Differences from the runs with the first value, all else alike, paired over seeds, '
+             'with 95 % intervals', followed),
+            ('The same, by words of the query', {name: name for name in summary.QUERY_LENGTHS})):
+        body = [[label(row['values']), label({row['key']: row['first']}), len(row['seeds']),
+                 *(tables.interval(row['numbers'].get(name)) for name in columns)]
+                for row in paired if columns.keys() & row['numbers'].keys()]
+        if body:
+            pieces.append(f'{title}:\n\n' + tables.markdown(
+                ['', 'from', 'seeds', *columns.values()], body))
     fits = [row for row in fits if row['name'] in followed]
     if fits:
         pieces.append('Slope of each doubling, and exponent of a power law; means over seeds, with '
