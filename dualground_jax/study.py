@@ -200,7 +200,7 @@ def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
                 usual: Mapping[str, Any]) -> list[dict]:
     """Compares groups of runs with those that have a usual value in place of one of theirs.
 
-    Runs of the usual model are also compared with other models' that are usual in all else.
+    Variants of the usual model are also compared with other models that are usual in all else.
 
     Args:
         runs: (assignment, numbers) each.
@@ -212,12 +212,14 @@ def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
     """
     found = []
     for values, own in by_seed(runs):
+        is_variant = values[MODEL] == usual[MODEL] and any(
+            value not in (None, usual[key]) for key, value in values.items() if key != WORLD)
         for other, there in by_seed(others):
             differing = [key for key in values if values[key] != other[key]
                          and {values[key], other[key]} != {None, usual[key]}]
             is_one = len(differing) == 1 and other[differing[0]] == usual[differing[0]]
             is_rival = (
-                MODEL in differing and WORLD not in differing and values[MODEL] == usual[MODEL]
+                is_variant and MODEL in differing and WORLD not in differing
                 and all(other[key] in (None, usual[key]) for key in differing if key != MODEL))
             seeds = sorted(own.keys() & there.keys())
             if (is_one or is_rival) and seeds:

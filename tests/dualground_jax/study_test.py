@@ -130,7 +130,6 @@ def test_runs_are_compared_with_usual_ones_and_with_rivals():
              row['numbers']['full']['value'] for row in study.differences(runs, runs, USUAL)}
     dualground, flash = ('a', 'dualground'), ('a', 'flash_vtg')
     assert found == {
-        (dualground, 'model.name', 'flash_vtg'): -20,
         ((*dualground, 64), 'model.width', 32): 10,
         ((*dualground, 64), 'model.name', 'flash_vtg'): -10,
         (flash, 'model.name', 'dualground'): 20,
