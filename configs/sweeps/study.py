@@ -43,6 +43,7 @@ QUESTIONS = {
         (BOTH, ':paths=sentence,phrase', FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE)),
+    'Trained three times as long': ((BOTH, PATHS, 'train.max_steps=3000', FIVE),),
     'Encoders': ((f':world={",".join(ENCODERS)}', PATHS, FIVE),),
     # The middle of each size is a run above.
     'Sizes': (

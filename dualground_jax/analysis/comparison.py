@@ -211,10 +211,13 @@ def draw(rows: list[dict], folder: pathlib.Path) -> list[tuple[str, str]]:
 
     for split in dict.fromkeys(row['split'] for row in rows):
         here = [row for row in rows if row['split'] == split]
-        both = [row for row in here if row['numbers'].keys() >= {'pearson', 'mask_eos'}]
+        both = [row for row in here if row['numbers'].keys() >= {'pearson', 'mask_eos'}][:4]
+        told = {key for row in both for key in row['values']
+                if key == 'model.name' or len({str(own['values'].get(key)) for own in both}) > 1}
         if both:
             save(f'ablation_{split}', f'Token ablation at inference, {split}',
-                 {TITLES[name]: {label(row['values']): _bar(row, name) for row in both[:4]}
+                 {TITLES[name]: {label({key: value for key, value in row['values'].items()
+                                        if key in told}): _bar(row, name) for row in both}
                   for name in ('full', 'mask_eos', 'mask_words', 'swap_eos', 'swap_words')})
         trained = {}
         for row in here:
