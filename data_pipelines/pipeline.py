@@ -276,11 +276,11 @@ def _prefetched(make: Callable[[int], dict], count: int, spec: dict
 
     for kind in ('GPU', 'TPU'):
         tf.config.set_visible_devices([], kind)
-    failures = []
+    failures, made_by = [], [make]
 
     def values(number):
         try:
-            return list(make(int(number)).values())
+            return list(made_by[0](int(number)).values())
         except UserError as error:  # TensorFlow would wrap it in a text of its own
             failures.append(error)
             raise
@@ -298,3 +298,5 @@ def _prefetched(make: Callable[[int], dict], count: int, spec: dict
         if failures:
             raise failures[0] from None
         raise
+    finally:
+        made_by.clear()  # TensorFlow keeps `values` for ever, and with it all that batches are of

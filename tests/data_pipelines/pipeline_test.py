@@ -1,5 +1,10 @@
 """Batches: contents against the records, static shapes, determinism, targets."""
 
+import gc
+import itertools
+import time
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -186,6 +191,21 @@ def test_eval_batches_visit_every_record_once_in_order(split, data):
     found = list(pipeline.eval_batches(split, data, batch_size=2))
     for index in ([i for i, _ in found], [batch['index'] for _, batch in found]):
         np.testing.assert_array_equal(np.concatenate(index), [0, 1, 2, 3, 4, -1])
+
+
+@pytest.mark.parametrize('taken', [1, 3])
+def test_a_stream_lets_its_split_go(data, taken):
+    split = make_split([9] * 5, [1] * 5, [1] * 5, np.random.default_rng(0))
+    kept, stream = weakref.ref(split), pipeline.eval_batches(split, data, batch_size=2)
+    assert len(list(itertools.islice(stream, taken))) == taken
+    stream.close()
+    del split, stream
+    for _ in range(50):  # a batch may be in the making
+        gc.collect()
+        if kept() is None:
+            return
+        time.sleep(0.1)
+    pytest.fail('the split is kept')
 
 
 def test_steps_of_a_call_are_padded_alike(split, data):
