@@ -324,6 +324,8 @@ def _video_stream(path: str | os.PathLike,
     name = container.format.name
     if name.endswith('_pipe') or name == 'image2':
         raise DataError(f'{path}: a picture, expected a video')
+    if name == 'tty':
+        raise DataError(f'{path}: a text, expected a video')
     if name in _LISTS:
         raise DataError(f'{path}: a list of other files, expected a video')
     streams = [stream for stream in container.streams.video

@@ -162,7 +162,7 @@ class Predictor:
             dtype: of the parameters in it: 'float32', or 'float16', which halves it and rounds.
             encoder: where users find the encoder, as in 'clip=openai/clip-vit-base-patch32' on the
               hub; a folder here is kept as the path to it from `folder`. It is checked to be that
-              of the model's features. Default: as the features' recipe names it.
+              of the model's features. Default: the one that the model knows, if it does.
             licence: of the model, an identifier as in 'apache-2.0', for its card.
             name: of the model in its card; default: the folder's.
 
@@ -171,7 +171,7 @@ class Predictor:
             DataError: another encoder than that of the model's features.
         """
         pretrained.check_new(folder)
-        config = self._naming(encoder, folder) if encoder else self.config
+        config = self._naming(encoder or self.known_encoder, folder)
         pretrained.save(folder, config, self.params, self.progress, dtype=dtype, licence=licence,
                         name=name)
 
@@ -200,21 +200,26 @@ class Predictor:
                                   'which those who load the model can reach')
         with tempfile.TemporaryDirectory() as scratch:
             folder = os.path.join(scratch, 'model')
-            self.save_pretrained(folder, dtype=dtype, encoder=encoder, licence=licence,
-                                 name=repo_id)
+            config = self._naming(encoder, folder)  # a path of this machine helps nobody
+            pretrained.save(folder, config, self.params, self.progress, dtype=dtype,
+                            licence=licence, name=repo_id)
             return pretrained.push(folder, repo_id, private=private, token=token, revision=revision)
 
     def _naming(self, encoder: str, folder: str | os.PathLike) -> ConfigDict:
-        """The config, with a recipe that says where encoders are, after a check of these."""
+        """The config, with a recipe that says where encoders are, after a check of new ones."""
         config = self.config.copy_and_resolve_references()
-        found = load_encoder(encoder, config.data).recipe
-        check_encoder(found, config)
+        known = recipe.parse(config.data.recipe)
+        if not encoder:
+            return config
+        if encoder != self.known_encoder:
+            found = load_encoder(encoder, config.data).recipe
+            check_encoder(found, config)
+            known = known or found
         sources = dict(part.split('=') for part in encoder.split(','))
         sources = {name: os.path.relpath(source, folder) if os.path.exists(source) else source
                    for name, source in sources.items()}
         named = lambda stream: stream and dataclasses.replace(
             stream, source=sources[stream.encoder])
-        known = recipe.parse(config.data.recipe) or found
         with config.unlocked():
             config.data.recipe = dataclasses.replace(
                 known, streams=tuple(map(named, known.streams)), text=named(known.text)).to_json()
@@ -329,8 +334,11 @@ class Predictor:
         """The encoder, which is loaded if it is not yet; ConfigError if there is none."""
         if self.encoder is None:
             if not self.known_encoder:
-                raise ConfigError("videos and sentences need Predictor.from_checkpoint(..., "
-                                  "encoder='clip=FOLDER')")
+                named = recipe.parse(self.config.data.recipe)
+                lost = [stream.source for stream in named.streams] if named else []
+                raise ConfigError(
+                    "videos and sentences need encoder='clip=FOLDER' of Predictor.from_checkpoint "
+                    'or from_pretrained' + f'; not found: {", ".join(lost)}' * any(lost))
             found = load_encoder(self.known_encoder, self.config.data)
             check_encoder(found.recipe, self.config)
             self.encoder = found

@@ -80,6 +80,8 @@ class Model:
 
 
 if __name__ == '__main__':
+    if not 3 <= len(sys.argv) <= 4:
+        sys.exit(__doc__)
     videos, sentence, *length = sys.argv[1:]
     moments, scores = Model(pathlib.Path(__file__).parent).predict(
         list(map(np.load, videos.split(','))), np.load(sentence), *map(float, length))

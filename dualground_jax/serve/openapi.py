@@ -29,13 +29,17 @@ def _body(schema: dict, text: str = 'The answer.', kind: str = 'application/json
 
 ERRORS = {
     400: 'No JSON.', 401: 'The token is missing or wrong.', 403: 'A page of another origin asks.',
-    404: 'There is no such video or sample.', 408: 'The upload or request stalled.',
+    404: 'There is no such video or sample.', 405: 'The address has no such method.',
+    408: 'The upload or request stalled.',
     409: "The video's state does not allow it, or the store has no room.",
     413: 'The upload or the JSON is too large.', 415: 'No video, or another content type.',
-    416: 'There is no such range of bytes.', 422: 'A field is not as expected.',
+    416: 'There is no such range of bytes.', 421: 'Another host name is meant.',
+    422: 'A field is not as expected.',
     429: 'Too many requests a second; see Retry-After.', 503: 'Too many wait; see Retry-After.',
     504: 'No answer in time.', 507: 'The disk is full.'}
 SERIES = _list(NUMBER, description='A number a clip.')
+# The models' attention is no share of anything: it tells clips apart, not words.
+ATTENTION = _list(NUMBER, description='A number of 0 or more a clip, of no fixed scale.')
 VIDEO = _object(dict(
     id=dict(TEXT, description="The start of the SHA-256 of the file's bytes."), name=TEXT,
     state=dict(enum=['queued', 'encoding', 'ready', 'failed', 'cancelled']), bytes=WHOLE,
@@ -50,17 +54,18 @@ RESULT = _object(dict(
     windows=_list(_list(NUMBER, minItems=3, maxItems=3),
                   description='Start and end in seconds and a score, best first.'),
     saliency=SERIES, relevance=dict(SERIES, description='Saliency from 0 to 1 in this video.'),
-    words=_list(_object(dict(text=TEXT, attention=dict(SERIES, type=['array', 'null'])))),
+    words=_list(_object(dict(text=TEXT, attention=dict(ATTENTION, type=['array', 'null'])))),
     phrases=_list(_object(dict(shares=_list(NUMBER, description='A number a word.'),
-                               attention=SERIES))),
-    sentence=dict(SERIES, type=['array', 'null']),
+                               attention=ATTENTION))),
+    sentence=dict(ATTENTION, type=['array', 'null']),
 ), 'words', 'phrases', 'sentence')
 
 
 def document(limits: Limits) -> dict[str, Any]:
     """The document of a service with these limits."""
     def operation(text: str, answers: dict, *errors: int, **more: Any) -> dict:
-        known = {str(code): _body(_ref('Error'), ERRORS[code]) for code in sorted(errors)}
+        known = {str(code): _body(_ref('Error'), ERRORS[code])
+                 for code in sorted({405, 421, *errors})}
         return dict(summary=text, responses={str(code): answer for code, answer in answers.items()}
                     | known, **more)
 
@@ -89,7 +94,7 @@ def document(limits: Limits) -> dict[str, Any]:
             '/healthz': dict(get=operation('Whether it serves.', {200: _body(
                 _object(dict(status=TEXT)))})),
             '/metrics': dict(get=operation('Counters for Prometheus.', {200: _body(
-                TEXT, kind='text/plain')}, 401)),
+                TEXT, kind='text/plain')}, 401, 429)),
             '/openapi.json': dict(get=operation('This document.', {200: _body(
                 dict(type='object'))})),
             '/v1': dict(get=guarded('The model and the limits.', {200: _body(about)})),
@@ -102,7 +107,7 @@ def document(limits: Limits) -> dict[str, Any]:
                     'Uploads a video, or takes one of the allowed folder, and encodes it.',
                     {200: dict(video, description='It was here already.'),
                      202: dict(video, description='It will be encoded.')},
-                    403, 404, 408, 409, 413, 415, 422, 503, 507,
+                    400, 403, 404, 408, 409, 413, 415, 422, 503, 507,
                     parameters=[dict(name='name', schema=TEXT, **{'in': 'query'},
                                      description='For people; no path.')],
                     requestBody=dict(required=True, content={

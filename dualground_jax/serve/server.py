@@ -7,6 +7,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 from typing import Any
 
 import uvicorn
@@ -39,7 +40,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         config: that of the checkpoint.
 
     Raises:
-        ConfigError: a flag names what is not there, or there is no encoder.
+        ConfigError: a flag names what is not there, the port is taken, or there is no encoder.
         DataError: an encoder that can't read sentences, or by another recipe than the model's.
     """
     if not values.encoder and not known_encoder(config.data.recipe, values.workdir):
@@ -50,6 +51,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     videos = values.videos or str(demo.VIDEOS) * is_demo
     if videos and not os.path.isdir(videos):
         raise ConfigError(f'--videos={values.videos}: no such folder')
+    place = bind(values.host, values.port)
     # Until uvicorn runs, which has its own, nothing is in work that could be lost. An orderly end
     # would wait for a thread that compiles, or crash it.
     for stop in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +71,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     log_json()
     progress.silence()
     service.start()
-    serve(api.make(service, hosts), values.host, values.port, limits.grace)
+    serve(api.make(service, hosts), values.host, place, limits.grace)
 
 
 def read_token(path: str | None) -> str:
@@ -89,15 +91,28 @@ def read_token(path: str | None) -> str:
     return token
 
 
-def serve(app: Any, host: str, port: int, grace: float) -> None:
+def bind(host: str, port: int) -> socket.socket:
+    """The address to serve at, which takes no connection yet; ConfigError if it can't be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, kind)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+    except OSError as error:
+        raise ConfigError(f'--host={host} --port={port}: {error.strerror}') from error
+    return place
+
+
+def serve(app: Any, host: str, place: socket.socket, grace: float) -> None:
     """Runs the application; returns when it was stopped by a signal."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     server = uvicorn.Server(uvicorn.Config(
-        app, host, port, http=Protocol, ws='none', loop='asyncio', lifespan='on', log_config=None,
-        access_log=False, server_header=False, proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=max(int(grace), 1)))
-    server.run()
+        app, host, place.getsockname()[1], http=Protocol, ws='none', loop='asyncio',
+        lifespan='on', log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=max(int(grace), 1)))
+    server.run([place])
 
 
 class Protocol(H11Protocol):

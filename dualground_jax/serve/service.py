@@ -18,7 +18,7 @@ from dualground_jax.serve import jobs, reading, words
 from dualground_jax.serve.device import Device
 from dualground_jax.serve.limits import Limits
 from dualground_jax.serve.metrics import Metrics
-from dualground_jax.serve.store import QUEUED, Store, Video
+from dualground_jax.serve.store import QUEUED, READY, Store, Video
 
 LOG = logging.getLogger('dualground.serve')
 SIZES = 1, 4, 16  # of batches: each is a program, compiled before the first request
@@ -130,8 +130,10 @@ class Service:
                           width=facts.width, height=facts.height)
         if video.error:
             found['error'] = video.error
-        if video.total:
-            found['progress'] = 1.0 if video.state == 'ready' else min(video.done / video.total, 1)
+        if video.state == READY:
+            found['progress'] = 1.0
+        elif video.total:
+            found['progress'] = min(video.done / video.total, 1)
         left = jobs.seconds_left(video, now)
         if left is not None:
             found['seconds_left'] = round(left, 1)

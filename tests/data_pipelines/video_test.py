@@ -252,6 +252,7 @@ BAD = {  # name: what makes it, what is said
     'empty.mp4': (lambda path: path.touch(), "can't be read as a video: empty"),
     'text.mp4': (lambda path: path.write_text('a dog runs\n' * 99),
                  "can't be read as a video: Invalid data"),
+    'text.txt': (lambda path: path.write_text('a dog runs\n' * 99), 'a text, expected a video'),
     'page.mp4': (lambda path: path.write_text('<!doctype html>'), 'not the file but a web page'),
     'pointer.mp4': (lambda path: path.write_text('version https://git-lfs.github.com/spec/v1'),
                     'not the file but a pointer of Git LFS'),

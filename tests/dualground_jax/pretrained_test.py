@@ -267,8 +267,14 @@ def test_a_model_finds_the_encoder_that_it_names(demo, tmp_path):
     sighted = Predictor.from_checkpoint(demo / 'run', encoder=encoder)
     told = [one.predict(one.encode_video(pictures), 'a man runs') for one in (loaded, sighted)]
     np.testing.assert_array_equal(told[0].saliency, told[1].saliency)
+    loaded.save_pretrained(tmp_path / 'again' / 'model')
+    again = Predictor.from_pretrained(tmp_path / 'again' / 'model')
+    assert again.known_encoder == loaded.known_encoder
     shutil.rmtree(moved / 'encoder')
-    assert Predictor.from_pretrained(moved / 'model').known_encoder == ''
+    blind = Predictor.from_pretrained(moved / 'model')
+    assert blind.known_encoder == ''
+    with pytest.raises(ConfigError, match=r'from_pretrained; not found: \.\./encoder$'):
+        blind.require_encoder()
 
 
 def test_an_encoder_of_the_hub_is_named_so(demo):

@@ -190,6 +190,7 @@ def test_a_stop_loses_nothing(predictor, files, monkeypatch):
     assert states == {running.id: 'ready', waiting.id: 'queued'}
     assert second.store.load(second.store.videos[running.id]).duration == 70
     second.start()
+    assert second.describe(second.store.videos[running.id])['progress'] == 1.0
     while second.store.videos[waiting.id].state != 'ready':
         pass
     second.stop()

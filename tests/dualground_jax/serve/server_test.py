@@ -40,6 +40,16 @@ def test_what_is_not_there_is_told_first(tmp_path):
         server.run(values, config)
 
 
+def test_a_place_that_is_taken_is_told_before_anything_is_compiled():
+    with server.bind('127.0.0.1', 0) as place:
+        place.listen()
+        taken = place.getsockname()[1]
+        with pytest.raises(ConfigError, match=f'--port={taken}: Address already in use'):
+            server.bind('127.0.0.1', taken)
+    with pytest.raises(ConfigError, match='--host=nowhere.invalid --port=80: '):
+        server.bind('nowhere.invalid', 80)
+
+
 def test_tokens(tmp_path):
     (tmp_path / 'token').write_text('correct-horse-battery\n')
     assert server.read_token(str(tmp_path / 'token')) == 'correct-horse-battery'
