@@ -200,7 +200,8 @@ def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
                 usual: Mapping[str, Any]) -> list[dict]:
     """Compares groups of runs with those that have a usual value in place of one of theirs.
 
-    Variants of the usual model are also compared with other models that are usual in all else.
+    Variants of the usual model are also compared with other models that have the same of all else
+    that they have.
 
     Args:
         runs: (assignment, numbers) each.
@@ -218,9 +219,8 @@ def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
             differing = [key for key in values if values[key] != other[key]
                          and {values[key], other[key]} != {None, usual[key]}]
             is_one = len(differing) == 1 and other[differing[0]] == usual[differing[0]]
-            is_rival = (
-                is_variant and MODEL in differing and WORLD not in differing
-                and all(other[key] in (None, usual[key]) for key in differing if key != MODEL))
+            is_rival = (is_variant and MODEL in differing
+                        and all(other[key] is None for key in differing if key != MODEL))
             seeds = sorted(own.keys() & there.keys())
             if (is_one or is_rival) and seeds:
                 key = MODEL if is_rival else differing[0]

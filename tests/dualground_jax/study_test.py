@@ -123,7 +123,8 @@ def test_a_config_without_a_study_is_refused(monkeypatch, tmp_path):
 
 def test_runs_are_compared_with_usual_ones_and_with_rivals():
     runs = [run_of(seed, score + seed, **values) for seed in (1, 2) for score, values in (
-        (50, {}), (60, dict(width=64)), (70, dict(name='flash_vtg', paths=None)),
+        (50, {}), (60, dict(width=64)), (55, dict(paths='phrase')),
+        (70, dict(name='flash_vtg', paths=None)),
         (75, dict(name='flash_vtg', paths=None, tokens='eos')), (80, dict(world='b')),
         (90, dict(world='b', width=64)))]
     found = {(tuple(study.told(row['values'], USUAL).values()), row['key'], row['first']):
@@ -131,7 +132,8 @@ def test_runs_are_compared_with_usual_ones_and_with_rivals():
     dualground, flash = ('a', 'dualground'), ('a', 'flash_vtg')
     assert found == {
         ((*dualground, 64), 'model.width', 32): 10,
-        ((*dualground, 64), 'model.name', 'flash_vtg'): -10,
+        ((*dualground, 'phrase'), 'model.paths', 'both'): 5,
+        ((*dualground, 'phrase'), 'model.name', 'flash_vtg'): -15,
         (flash, 'model.name', 'dualground'): 20,
         ((*flash, 'eos'), 'model.tokens', 'full'): 5,
         (('b', 'dualground'), 'world', 'a'): 30,
