@@ -213,7 +213,7 @@ def differences(runs: list[tuple[dict, dict]], others: list[tuple[dict, dict]],
     """
     found = []
     for values, own in by_seed(runs):
-        is_variant = values[MODEL] == usual[MODEL] and any(
+        is_variant = values.get(MODEL) == usual.get(MODEL) and any(
             value not in (None, usual[key]) for key, value in values.items() if key != WORLD)
         for other, there in by_seed(others):
             differing = [key for key in values if values[key] != other[key]
