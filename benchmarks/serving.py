@@ -69,9 +69,8 @@ def started(workdir: str, encoder: str, store: str, *flags: str) -> Iterator[tup
         stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
-            if 'Uvicorn running on' in line:
-                url = json.loads(line)['event'].split()[3]
-                running = Running(process, url)
+            if '"serving"' in line:
+                running = Running(process, json.loads(line)['address'])
                 break
             if line.startswith('error'):
                 sys.exit(line)

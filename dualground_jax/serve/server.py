@@ -24,6 +24,7 @@ from dualground_jax.serve import api
 from dualground_jax.serve.limits import Limits
 from dualground_jax.serve.service import Service
 
+LOG = logging.getLogger('dualground.serve')
 LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 HEADER_SECONDS = 20.0  # from a connection, or the start of a request, to the end of its headers
 KEEP_ALIVE = 20  # seconds between two requests of a connection
@@ -107,12 +108,22 @@ def serve(app: Any, host: str, place: socket.socket, grace: float) -> None:
     """Runs the application; returns when it was stopped by a signal."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    server = uvicorn.Server(uvicorn.Config(
-        app, host, place.getsockname()[1], http=Protocol, ws='none', loop='asyncio',
+    port = place.getsockname()[1]
+    server = Server(uvicorn.Config(
+        app, host, port, http=Protocol, ws='none', loop='asyncio',
         lifespan='on', log_config=None, access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(int(grace), 1)))
     server.run([place])
+
+
+class Server(uvicorn.Server):
+    """Tells where it serves once it does; uvicorn is silent about sockets that it did not make."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host = f'[{self.config.host}]' if ':' in self.config.host else self.config.host
+        LOG.info('serving', extra=dict(address=f'http://{host}:{self.config.port}'))
 
 
 class Protocol(H11Protocol):

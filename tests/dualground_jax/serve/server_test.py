@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import pytest
+import uvicorn
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import ConfigError
@@ -48,6 +51,27 @@ def test_a_place_that_is_taken_is_told_before_anything_is_compiled():
             server.bind('127.0.0.1', taken)
     with pytest.raises(ConfigError, match='--host=nowhere.invalid --port=80: '):
         server.bind('nowhere.invalid', 80)
+
+
+def test_the_address_is_told_once_it_serves(caplog):
+    async def app(scope, receive, send):
+        await receive()
+        await send(dict(type='lifespan.startup.complete'))
+        await receive()
+        await send(dict(type='lifespan.shutdown.complete'))
+
+    place = server.bind('127.0.0.1', 0)
+    port = place.getsockname()[1]
+    own = server.Server(uvicorn.Config(app, '127.0.0.1', port, log_config=None))
+    thread = threading.Thread(target=own.run, args=([place],))
+    with caplog.at_level(logging.INFO, 'dualground.serve'):
+        thread.start()
+        while not own.started:
+            time.sleep(0.01)
+        own.should_exit = True
+        thread.join()
+    assert [record.address for record in caplog.records if record.message == 'serving'] == [
+        f'http://127.0.0.1:{port}']
 
 
 def test_tokens(tmp_path):
