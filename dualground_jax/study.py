@@ -101,8 +101,11 @@ def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[pathlib.Path, d
 
 
 def digest(config: ConfigDict) -> str:
-    """What tells a run's config from others; the study that it is part of may grow."""
+    """What tells a run's config, and its encoder's, from others; the rest of a study may grow."""
     own = {key: value for key, value in config.to_dict().items() if key != 'study'}
+    name = pathlib.Path((config.world or {}).get('encoder', '')).parent.name
+    if name in config.get('study', {}).get('encoders', {}):
+        own['encoder'] = encoder_config(config.study, name).to_dict()
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -112,15 +115,19 @@ def train_encoders(study: ConfigDict) -> None:
     Raises:
         CheckpointError: a folder holds another encoder.
     """
-    for name, changes in study.encoders.items():
-        folder = pathlib.Path(study.folder, name)
-        config = load_config(
-            study.encoder, traverse_util.flatten_dict(changes.to_dict(), sep='.'))
+    for name in study.encoders:
+        folder, config = pathlib.Path(study.folder, name), encoder_config(study, name)
         if (folder / 'results.json').exists():
             check_same_run(folder, Checkpoints(folder).config('latest'), config)
         else:
             print(f'encoder {name}')
             train_encoder.train(config, folder)
+
+
+def encoder_config(study: ConfigDict, name: str) -> ConfigDict:
+    """The config that an encoder of the study is trained by."""
+    changes = traverse_util.flatten_dict(study.encoders[name].to_dict(), sep='.')
+    return load_config(study.encoder, changes)
 
 
 def analysis_command(one: sweep.Run) -> str:

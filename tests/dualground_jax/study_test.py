@@ -67,6 +67,9 @@ def test_the_whole_study_has_no_run_twice_and_needs_no_encoder_to_be_planned(tmp
         assert config.world.encoder == f'{tmp_path}/{world}/encoder'
     with pytest.raises(ConfigError, match="world='lost': expected planted, shipped, reference, "):
         study_config.get_config('world=lost')
+    before = study.digest(config)
+    config.study.encoders[world] = dict(seed=5)
+    assert study.digest(config) != before, 'its numbers are of another encoder'
     config = study_config.get_config()
     assert set(config.study.encoders) == set(study_config.ENCODERS)
     lists = [one for lists in study_config.QUESTIONS.values() for one in lists]
