@@ -95,8 +95,9 @@ def read_token(path: str | None) -> str:
 def bind(host: str, port: int) -> socket.socket:
     """The address to serve at, which takes no connection yet; ConfigError if it can't be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        place = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, kind, protocol)  # asyncio sends at once over TCP that says so
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
     except OSError as error:

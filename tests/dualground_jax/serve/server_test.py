@@ -1,10 +1,13 @@
 """The flags of mode serve, and its log."""
 
+import asyncio
+import contextlib
 import io
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -51,6 +54,24 @@ def test_a_place_that_is_taken_is_told_before_anything_is_compiled():
             server.bind('127.0.0.1', taken)
     with pytest.raises(ConfigError, match='--host=nowhere.invalid --port=80: '):
         server.bind('nowhere.invalid', 80)
+
+
+def test_answers_are_sent_without_delay():
+    async def accepted() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                found.set_result(transport.get_extra_info('socket').getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        place = server.bind('127.0.0.1', 0)
+        async with await asyncio.get_running_loop().create_server(Protocol, sock=place):
+            _, writer = await asyncio.open_connection(*place.getsockname())
+            with contextlib.closing(writer):
+                return await found
+
+    assert asyncio.run(accepted())
 
 
 def test_the_address_is_told_once_it_serves(caplog):
