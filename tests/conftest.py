@@ -22,9 +22,10 @@ gc.set_threshold(100_000, 50, 50)  # tracing makes many objects that live on
 # Longest first: else one worker ends with them while the other one waits.
 LONGEST = (
     'train_test', 'model_test', 'cg_detr_parity_test', 'tr_detr_parity_test', 'processes_test',
-    'dualground_oracle_test', 'checkpoint_test', 'execution_test', 'five_sets_test',
-    'flash_vtg_parity_test', 'mesh_test', 'analyse_test', 'attention_test', 'targets_test',
-    'highlight_sets_test', 'own_data_test', 'losses_test', 'sweep_test', 'compile_test',
+    'dualground_oracle_test', 'checkpoint_test', 'study_test', 'page_test', 'execution_test',
+    'five_sets_test', 'flash_vtg_parity_test', 'mesh_test', 'analyse_test', 'attention_test',
+    'targets_test', 'highlight_sets_test', 'own_data_test', 'losses_test', 'sweep_test',
+    'compile_test', 'pretrained_test',
 )
 
 
