@@ -13,7 +13,7 @@ order of their size. `compilations` is how many programs an epoch takes, `compil
 seconds of one: those of the drawn steps are compiled, or loaded where $JAX_COMPILATION_CACHE_DIR
 has them. `padding` is the share of the computed clips and tokens that are not there. A recipe whose
 drawn steps take more than `--memory-gb` (`memory_gb`, the compiler's) is compiled and not run.
-`--steps 0` prints the table of padding alone.
+`--steps 0` prints the tables of padding alone, of an epoch and of an evaluation.
 """
 
 import importlib
@@ -22,7 +22,7 @@ import math
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -34,7 +34,7 @@ from benchmarks import common
 from benchmarks.five_sets import SETS
 from configs.recipes import RECIPES
 from data_pipelines import annotations, datasets, features, pipeline, release, tokens
-from data_pipelines.schedule import Bucket, Schedule, padded
+from data_pipelines.schedule import Bucket, Schedule, evaluation_plan, padded, query_sizes
 from dualground_jax import models
 from dualground_jax.tpu import compile
 
@@ -79,8 +79,8 @@ class StandIns(release.ReleaseSplit):
 
 
 def load(model: str, name: str, release_name: str, folder: str, root: str
-         ) -> tuple[ConfigDict, datasets.Split]:
-    """The config of a recipe, and the training split with stand-ins for its features.
+         ) -> tuple[ConfigDict, datasets.Split, datasets.Split]:
+    """A recipe's config, and its splits for training and evaluation with stand-ins for features.
 
     Args:
         model: of the recipe.
@@ -92,7 +92,8 @@ def load(model: str, name: str, release_name: str, folder: str, root: str
     config = importlib.import_module(f'configs.{SETS[name][0]}').get_config(
         f'model={model},features={release_name},root={root},annotations={folder}/{name}')
     with mock.patch.object(release, 'ReleaseSplit', StandIns):
-        return config, datasets.load_split(config.data, 'train', training=True)
+        return (config, datasets.load_split(config.data, 'train', training=True),
+                datasets.load_split(config.data, config.evaluate.split))
 
 
 # Padding --------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def present(schedule: Schedule) -> np.ndarray:
 
 
 def padding(config: ConfigDict, split: datasets.Split) -> dict:
-    """A row of the table of padding: what is computed over what is there.
+    """A row of the table of an epoch's padding: what is computed over what is there.
 
     `before` pads to the limits of the config, `after` to buckets, `longest` to the longest of each
     batch, as the public code does.
@@ -120,14 +121,46 @@ def padding(config: ConfigDict, split: datasets.Split) -> dict:
     with_one = config.train.copy_and_resolve_references()
     with_one.buckets = 1
     single, = Schedule.of(split, config.data, with_one, config.seed)
-    there = present(schedule) / schedule.batch_size
-    ways = dict(before=buckets_of(single), after=buckets_of(schedule), longest=[
-        schedule.size(range(i, i + 1)) for i in range(schedule.steps_per_epoch)])
-    ratios = {f'{axis}_{way}': float(np.sum(sizes, 0)[i] / there[i])
-              for i, axis in enumerate(Bucket._fields) for way, sizes in ways.items()}
+    steps = [range(i, i + 1) for i in range(schedule.steps_per_epoch)]
+    rows, longest = [schedule.batch_size] * len(steps), list(map(schedule.size, steps))
     return dict(
-        batch_size=schedule.batch_size, queries=len(split.queries), **ratios,
-        buckets=' '.join(f'{clips}x{tokens}' for clips, tokens in schedule.buckets))
+        batch_size=schedule.batch_size, queries=len(split.queries),
+        **ratios(present(schedule), before=(rows, buckets_of(single)),
+                 after=(rows, buckets_of(schedule)), longest=(rows, longest)),
+        buckets=told(schedule.buckets))
+
+
+def evaluation_padding(config: ConfigDict, split: datasets.Split) -> dict:
+    """The same of an evaluation; `longest`: of batches in order."""
+    sizes, batch_size = query_sizes(split), config.evaluate.batch_size
+
+    def planned(count: int) -> tuple[list[int], list[Bucket]]:
+        plan = evaluation_plan(sizes, config.data, batch_size, count)
+        return [batches.size for _, batches in plan], [bucket for bucket, _ in plan]
+
+    after = planned(config.evaluate.buckets)
+    batches = [sizes[i : i + batch_size] for i in range(0, len(sizes), batch_size)]
+    longest = [len(one) for one in batches], [one.max(0) for one in batches]
+    return dict(
+        batch_size=batch_size, queries=len(sizes),
+        **ratios(sizes.sum(0), before=planned(1), after=after, longest=longest),
+        buckets=told(after[1]))
+
+
+def ratios(there: np.ndarray, **ways: tuple[Sequence[int], Sequence]) -> dict[str, float]:
+    """What is computed over what is there, of clips and of tokens.
+
+    Args:
+        there: clips and tokens, int[2].
+        **ways: rows, and clips and tokens that each of them is padded to.
+    """
+    return {f'{axis}_{way}': float(np.dot(rows, np.array(sizes)[:, i]) / there[i])
+            for i, axis in enumerate(Bucket._fields) for way, (rows, sizes) in ways.items()}
+
+
+def told(buckets: Sequence[Bucket]) -> str:
+    """As in a table."""
+    return ' '.join(f'{clips}x{tokens}' for clips, tokens in buckets)
 
 
 # Time -----------------------------------------------------------------------------------------
@@ -206,19 +239,22 @@ def main() -> None:
               and 'stands in' not in recipe.source + recipe.remark]
     if not chosen:
         raise SystemExit(f'no recipe of {args.models} for {args.sets}')
-    pads, times = {}, []
+    pads, evaluations, times = {}, {}, []
     for (model, name, release_name), source in chosen:
         key = dict(set=name, features=release_name)
         with tempfile.TemporaryDirectory() as root:
-            config, split = load(model, name, release_name, args.annotations, root)
-        row = key | padding(config, split)
+            config, split, valid = load(model, name, release_name, args.annotations, root)
         # Models may share one; their seeds and so their batches differ.
-        pads.setdefault((name, release_name, config.train.batch_size, config.data.max_tokens), row)
+        shared = name, release_name, config.data.max_tokens
+        pads.setdefault((*shared, config.train.batch_size), key | padding(config, split))
+        evaluations.setdefault(
+            (*shared, config.evaluate.batch_size), key | evaluation_padding(config, valid))
         if args.steps:
             source = source if args.public and model in PUBLIC else ''
             times.append(dict(model=model) | key | measure(config, split, source, args))
             print(json.dumps(times[-1]), flush=True)
-    common.write(args.output, padding=list(pads.values()), **dict(recipes=times) if times else {})
+    common.write(args.output, padding=list(pads.values()), evaluation=list(evaluations.values()),
+                 **dict(recipes=times) if times else {})
 
 
 if __name__ == '__main__':

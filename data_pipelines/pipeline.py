@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines import annotations, datasets, features, saliency
 from data_pipelines.errors import UserError
-from data_pipelines.schedule import Bucket, Schedule, choose_buckets, limits, query_sizes, smallest
+from data_pipelines.schedule import Bucket, Schedule, evaluation_plan, limits, query_sizes
 
 # What a batch holds: shape by axis names, dtype (None: data.dtype), meaning. B batch, T clips, L
 # tokens, M windows, S spans; V and E are the widths of video and text features.
@@ -39,8 +39,6 @@ BATCH = {
 }
 
 
-BATCHES = 4  # of an evaluation that pay for the compilation of another size
-OWN_TOKENS = 64  # that models have at most beside clips and text: dummies, moment queries
 SHORTEST = 8  # clips or tokens that `pad` pads to at least, if the limits of the config allow it
 PARALLEL = 2  # batches that are made at the same time
 FEATURES = ('video', 'text')  # in data.dtype; `resident` batches leave them to the device
@@ -236,7 +234,7 @@ def train_batches(
 
 
 def eval_batches(
-    split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1,
+    split: datasets.Split, data: Any, *, batch_size: int, buckets: int = 1, parts: int = 1,
     rows_of: Callable[[int], slice] = lambda size: slice(None),
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """All queries, those of a bucket in order; a last batch is filled up with empty rows.
@@ -244,24 +242,15 @@ def eval_batches(
     Args:
         split: the queries.
         data: the `data` section of the config.
-        batch_size: of the longest, all processes together. A batch of shorter ones has a multiple
-            of it that takes no more memory.
-        buckets: how many there may be, see `choose_buckets`, but one for `BATCHES` batches at most;
-            1: the limits of the config.
+        batch_size, buckets, parts: see `evaluation_plan`.
         rows_of: rows of a batch of that size that this process makes.
 
     Yields:
         (queries int[B], of all processes; -1 where empty, this process's rows of the batch).
     """
-    sizes = query_sizes(split)
-    count = min(buckets, max(len(sizes) // (BATCHES * batch_size), 1))
-    found = choose_buckets(sizes, count) if buckets > 1 else [limits(data)]
-    place, memory = smallest(found, sizes), [sum(bucket) + OWN_TOKENS for bucket in found]
-    for number in np.unique(place):
-        own, bucket = np.flatnonzero(place == number), found[number]
-        size = batch_size * min(max(memory) // memory[number], -(-len(own) // batch_size))
-        own = np.pad(own, (0, -len(own) % size), constant_values=-1)
-        batches, rows = own.reshape(-1, size), rows_of(size)
+    for bucket, batches in evaluation_plan(
+            query_sizes(split), data, batch_size, buckets, parts):
+        rows = rows_of(batches.shape[1])
 
         def make(number: int, batches=batches, bucket=bucket, rows=rows) -> dict[str, np.ndarray]:
             return collate(split, data, batches[number][rows], None, bucket=bucket)

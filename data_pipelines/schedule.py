@@ -1,4 +1,4 @@
-"""Which queries a training step sees, and the sizes that batches are padded to.
+"""Which queries a step of training or evaluation sees, and what batches are padded to.
 
 Both are functions of the split, the config and the seed alone: every process and every resumed run
 finds the same without asking.
@@ -17,6 +17,8 @@ from data_pipelines.errors import DataError
 GRID = 8, 4  # buckets are multiples of so many clips and tokens
 WORTH = 0.05  # a bucket more, which takes a compilation, saves this share of what is computed
 EPOCHS = 4  # whose batches decide which buckets there are
+BATCHES = 4  # of an evaluation that pay for the compilation of another size
+OWN_TOKENS = 64  # that models have at most beside clips and text: dummies, moment queries
 
 
 class Bucket(NamedTuple):
@@ -77,6 +79,40 @@ def _positions(buckets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Clips and tokens that each size [N, 2] takes in each bucket [K, 2]: [K, N], inf: no room."""
     holds = (sizes <= buckets[:, None]).all(-1)
     return np.where(holds, buckets.sum(1)[:, None], np.inf)
+
+
+def evaluation_plan(sizes: np.ndarray, data: Any, batch_size: int, count: int, parts: int = 1
+                    ) -> list[tuple[Bucket, np.ndarray]]:
+    """The batches of an evaluation, by what they are padded to.
+
+    Args:
+        sizes: int[N, 2], clips and tokens of the queries.
+        data: the `data` section of the config.
+        batch_size: most of the longest, all processes together; of shorter ones a batch has as many
+            as take no more memory, of all as few as leave no rows empty.
+        count: how many buckets there may be, see `choose_buckets`, but one for `BATCHES` batches at
+            most; 1: the limits of the config, and batches of `batch_size`.
+        parts: that a batch is split into.
+
+    Returns:
+        (bucket, queries int[batches, B] in order, -1 where empty), of each bucket.
+    """
+    if count == 1:
+        return [(limits(data), _batches(np.arange(len(sizes)), batch_size))]
+    buckets = choose_buckets(sizes, min(count, max(len(sizes) // (BATCHES * batch_size), 1)))
+    place, memory = smallest(buckets, sizes), [sum(bucket) + OWN_TOKENS for bucket in buckets]
+    plan = []
+    for number in np.unique(place):
+        own = np.flatnonzero(place == number)
+        most = batch_size * (max(memory) // memory[number])
+        size = -(-len(own) // -(-len(own) // most))  # with no more batches
+        plan.append((buckets[number], _batches(own, -(-size // parts) * parts)))
+    return plan
+
+
+def _batches(queries: np.ndarray, size: int) -> np.ndarray:
+    """Rows of `size`, the last one filled up with -1."""
+    return np.pad(queries, (0, -len(queries) % size), constant_values=-1).reshape(-1, size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

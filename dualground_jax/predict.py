@@ -146,7 +146,7 @@ def predict_runs(
     placement = sharding.batch_sharding(mesh)
     batches = pipeline.eval_batches(
         split, config.data, batch_size=config.evaluate.batch_size,
-        buckets=config.evaluate.buckets,
+        buckets=config.evaluate.buckets, parts=sharding.batch_parts(mesh),
         rows_of=functools.partial(sharding.local_rows, placement))
     found = ((index, predict_step(params, sharding.put_batch(batch, placement, len(index))))
              for index, batch in batches)

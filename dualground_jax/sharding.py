@@ -117,10 +117,14 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
     """Raises ConfigError if a batch is empty, or cannot be split evenly over the mesh."""
     if batch_size < 1:
         raise ConfigError(f'{key}={batch_size}: expected 1 or more')
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    if batch_size % parts:
-        raise ConfigError(f'{key}={batch_size} cannot be split over {parts} devices (mesh.data x '
-                          'mesh.fsdp)')
+    if batch_size % batch_parts(mesh):
+        raise ConfigError(f'{key}={batch_size} cannot be split over {batch_parts(mesh)} devices '
+                          '(mesh.data x mesh.fsdp)')
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def local_rows(sharding: NamedSharding, size: int) -> slice:

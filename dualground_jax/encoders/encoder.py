@@ -151,7 +151,7 @@ def load(
         raise ConfigError('clips of a number of frames have no length in seconds, and SlowFast '
                           'needs that')
     mesh = mesh or sharding.one_device()
-    devices = mesh.shape['data'] * mesh.shape['fsdp']
+    devices = sharding.batch_parts(mesh)
     found, text, clip_encoder = [], None, None
     for name, source in sources.items():
         options = dict(mesh=mesh, batch_size=BATCH[name] * devices)

@@ -185,7 +185,7 @@ def largest_batch(config: ConfigDict, mesh, place: chips.Topology, first: dict) 
         batch_size (0: not even one row a chip fits), compilations and tried: batch size ->
         HBM bytes of a chip.
     """
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    parts = sharding.batch_parts(mesh)
     tried = {first['batch_size']: first['hbm_bytes_per_chip']}
 
     def fits(power):

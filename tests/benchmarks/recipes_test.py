@@ -14,12 +14,14 @@ def load(tmp_path, lengths):
                  relevant_windows=[[0, 5]]) for i, (seconds, words) in enumerate(lengths)]
     folder = tmp_path / 'charades_sta'
     folder.mkdir()
-    (folder / 'charades_sta_train_tvr_format.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    for split in ('train', 'test'):
+        (folder / f'charades_sta_{split}_tvr_format.jsonl').write_text(
+            '\n'.join(map(json.dumps, rows)))
     return recipes.load('tr_detr', 'charades_sta', 'sf_clip', str(tmp_path), str(tmp_path / 'root'))
 
 
 def test_stand_ins_have_the_real_numbers_of_rows_in_one_block(tmp_path):
-    _, split = load(tmp_path, [(10, 3), (50.2, 8), (203, 40)])
+    _, split, _ = load(tmp_path, [(10, 3), (50.2, 8), (203, 40)])
     assert [rows.shape for rows in split.videos] == [(10, 2816), (51, 2816), (200, 2816)]
     assert [rows.shape for rows in split.text] == [(5, 512), (10, 512), (32, 512)]
     assert all(np.shares_memory(rows, split.videos[2]) for rows in split.videos)
@@ -38,15 +40,25 @@ def test_stand_ins_have_the_real_numbers_of_rows_in_one_block(tmp_path):
 ])
 def test_padding_is_what_is_computed_over_what_is_there(
         tmp_path, lengths, batch_size, expected, buckets):
-    config, split = load(tmp_path, lengths)
+    config, split, _ = load(tmp_path, lengths)
     config.train.batch_size = batch_size
     row = recipes.padding(config, split)
     assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert row['queries'] == len(lengths) and row['buckets'] == buckets
 
 
+def test_padding_of_an_evaluation(tmp_path):
+    config, _, split = load(tmp_path, [(10, 3)] * 8 + [(50, 8)] * 8)
+    config.evaluate.batch_size = 2
+    row = recipes.evaluation_padding(config, split)
+    expected = dict(clips_before=16 * 200 / 480, clips_after=(8 * 16 + 8 * 50) / 480,
+                    clips_longest=1, tokens_before=16 * 32 / 120, tokens_longest=1)
+    assert {key: row[key] for key in expected} == pytest.approx(expected)
+    assert row['queries'] == 16 and row['buckets'] == '16x8 50x10'
+
+
 def test_steps_are_drawn_evenly_by_size(tmp_path):
-    config, split = load(tmp_path, [(10 * i, 3) for i in range(1, 10)])
+    config, split, _ = load(tmp_path, [(10 * i, 3) for i in range(1, 10)])
     config.train.batch_size = 1
     schedule, = recipes.Schedule.of(split, config.data, config.train, 0)
     steps = recipes.drawn(schedule, 3)
