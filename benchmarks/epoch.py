@@ -34,8 +34,8 @@ def loops(config, steps: int, folder: str) -> dict:
         config, resident.load(split, config.data, mesh) if config.data.resident else None)
 
     def batches():
-        return runtime.one_ahead(train.device_batches(
-            split, config, mesh, schedule, first_step=0, last_step=steps, stop_every=steps))
+        calls = train.planned_calls([schedule], config.train, range(steps), steps)
+        return runtime.one_ahead(train.device_batches(split, config, mesh, [schedule], calls))
 
     def loop():
         for _, batch in batches():

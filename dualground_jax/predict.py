@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from ml_collections import ConfigDict
 from data_pipelines import annotations, datasets, pipeline, progress, recipe
 from data_pipelines.errors import ConfigError
 from data_pipelines.files import write_jsonl
-from dualground_jax import models, pretrained, runtime, sharding, spans
+from data_pipelines.schedule import evaluation_plan, query_sizes
+from dualground_jax import models, pretrained, runtime, sharding, spans, state
 from dualground_jax.checkpoints import CheckpointError
 from dualground_jax.config import differences
 from dualground_jax.metrics import official
@@ -119,6 +121,20 @@ def check_section(section: ConfigDict, mesh: Mesh) -> None:
     sharding.check_batch_size(mesh, section.batch_size, 'evaluate.batch_size')
     if section.buckets < 1:
         raise ConfigError(f'evaluate.buckets={section.buckets}: expected 1 or more')
+
+
+def prepare(
+    predict_step: runtime.Step, compilers: Executor, params: dict, split: datasets.Split,
+    config: ConfigDict, mesh: Mesh,
+) -> None:
+    """Has threads compile what `predict_runs` will need for parameters of these shapes."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding.gathered(x.sharding)), params)
+    for bucket, batches in evaluation_plan(
+            query_sizes(split), config.data, config.evaluate.batch_size, config.evaluate.buckets,
+            sharding.batch_parts(mesh)):
+        predict_step.prepare(
+            compilers, params, state.abstract_batch(config, batches.shape[1], mesh, bucket))
 
 
 def predict_split(
@@ -259,8 +275,10 @@ def predict_best(config: ConfigDict, workdir: str, split: datasets.Split) -> lis
     digits = official.PROTOCOLS[config.evaluate.protocol].digits
     print(f'best checkpoint: step {step}, {told["best_value"]:.{digits}f} on '
           f'{" + ".join(config.evaluate.selection)}')
-    predict_step = runtime.announced(make_predict_step(config, mesh), 'predict')
-    rows = predict_split(predict_step, params, split, config, mesh)
+    predict_step = runtime.Step(make_predict_step(config, mesh), 'predict')
+    with runtime.compilers() as compilers:
+        prepare(predict_step, compilers, params, split, config, mesh)
+        rows = predict_split(predict_step, params, split, config, mesh)
     if runtime.is_first():
         path = pathlib.Path(workdir, f'{split.name}_predictions.jsonl')
         write_jsonl(path, rows)

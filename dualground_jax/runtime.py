@@ -11,8 +11,10 @@ import logging
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from absl import logging as absl_logging
 from absl.flags import FlagValues
@@ -50,24 +52,63 @@ def quiet() -> None:
             stream.reconfigure(errors='replace')
 
 
-def announced(step: Callable, name: str) -> Callable:
-    """A jitted step that tells when it is compiled: for its first batch of some shapes.
+class Step:
+    """A jitted step that is compiled once for batches of some shapes, and tells of it.
 
     Args:
         step: takes the parameters or the state, a batch and more.
         name: as in 'train'.
     """
-    known = set()
 
-    def call(state, batch, *rest):
-        shapes = tuple(x.shape for x in batch.values())
-        told = contextlib.nullcontext() if shapes in known else progress.timed(
-            f'compiling the {name} step')
-        known.add(shapes)
-        with told:
-            return step(state, batch, *rest)
+    def __init__(self, step: Callable, name: str):
+        self._step, self._name = step, name
+        self._programs: dict[tuple, Callable] = {}
+        self._coming: dict[tuple, Future] = {}
 
-    return call
+    def prepare(self, compilers: Executor, state: Any, batch: dict, *rest) -> None:
+        """Has a thread compile it for arguments of these shapes and placements.
+
+        One of several processes leaves that to the first use: on GPUs they tune programs together.
+        """
+        import jax
+
+        key = _shapes(batch)
+
+        def compiled() -> tuple[Callable, float]:
+            start = time.monotonic()
+            return self._step.lower(state, batch, *rest).compile(), time.monotonic() - start
+
+        if key not in self._programs | self._coming and jax.process_count() == 1:
+            self._coming[key] = compilers.submit(compiled)
+            self._coming[key].add_done_callback(
+                lambda future: future.cancelled() and self._coming.pop(key, None))
+
+    def __call__(self, state, batch, *rest):
+        key = _shapes(batch)
+        if key in self._programs:
+            return self._programs[key](state, batch, *rest)
+        coming, work = self._coming.pop(key, None), f'compiling the {self._name} step'
+        if coming and coming.done():
+            self._programs[key], seconds = coming.result()
+            progress.say(f'{work}: {seconds:.1f} s')
+            return self._programs[key](state, batch, *rest)
+        with progress.timed(work):
+            self._programs[key] = coming.result()[0] if coming else self._step
+            return self._programs[key](state, batch, *rest)
+
+
+def _shapes(batch: dict) -> tuple:
+    return tuple(x.shape for x in batch.values())
+
+
+@contextlib.contextmanager
+def compilers() -> Iterator[Executor]:
+    """Threads that compile, one for each CPU; in the end what was not begun is left out."""
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import pipeline
 from data_pipelines.errors import ConfigError
+from data_pipelines.schedule import Bucket
 from dualground_jax import models, sharding
 
 
@@ -113,14 +114,22 @@ def dummy_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def abstract_batch(
-    config: ConfigDict, batch_size: int, mesh: Mesh
+    config: ConfigDict, batch_size: int, mesh: Mesh, bucket: Bucket | None = None, *,
+    resident: bool = False, steps: int = 1,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and placement of a batch."""
-    placement = sharding.batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
-        for name, (shape, dtype) in pipeline.batch_spec(config.data, batch_size).items()
-    }
+    """Shapes and placement of a batch, or of those of several steps behind a first axis.
+
+    Args:
+        config: whole config.
+        batch_size, bucket, resident: see `pipeline.batch_spec`.
+        mesh: it is split over it.
+        steps: how many.
+    """
+    placement = sharding.batch_sharding(mesh, steps > 1)
+    before = (steps,) if steps > 1 else ()
+    spec = pipeline.batch_spec(config.data, batch_size, bucket, resident=resident)
+    return {name: jax.ShapeDtypeStruct((*before, *shape), dtype, sharding=placement)
+            for name, (shape, dtype) in spec.items()}
 
 
 def init_model(config: ConfigDict, key: jax.Array) -> Any:

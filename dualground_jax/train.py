@@ -4,7 +4,8 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import jax
@@ -17,16 +18,18 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from data_pipelines import datasets, pipeline, progress
 from data_pipelines.errors import ConfigError
-from data_pipelines.schedule import Schedule, padded
+from data_pipelines.schedule import Bucket, Schedule, padded
 from dualground_jax import evaluate, inputs, models, predict, resident, runtime, sharding
 from dualground_jax.config import with_recipe
 from dualground_jax.runs import Run, fingerprint
 from dualground_jax.state import (
     TrainState,
+    abstract_batch,
     abstract_state,
     make_fresh_state,
     make_optimizer,
     make_stack,
+    of_runs,
 )
 
 
@@ -121,36 +124,60 @@ def programs(config: FrozenConfigDict, mesh: Mesh, total_steps: int) -> Programs
     return Programs(
         abstract,
         make_fresh_state(config, make_optimizer(config.optimizer, total_steps), abstract),
-        {stacked: runtime.announced(
+        {stacked: runtime.Step(
             make_train_step(config, mesh, total_steps, abstract, stacked=stacked), 'train')
          for stacked in (False, True)},
-        runtime.announced(predict.make_predict_step(config, mesh), 'predict'))
+        runtime.Step(predict.make_predict_step(config, mesh), 'predict'))
+
+
+def planned_calls(schedules: Sequence[Schedule], section: ConfigDict, steps: range, stop_every: int
+                  ) -> dict[range, Bucket]:
+    """The steps of each call of a program, and what their batches are padded to.
+
+    Args:
+        schedules: of the runs.
+        section: the `train` section. A call has `steps_per_call` steps, or a single one where so
+            many would go beyond the last step or a multiple of `stop_every`.
+        steps: to be done.
+        stop_every: steps.
+    """
+    calls, step, most = [], steps.start, section.steps_per_call
+    while step < steps.stop:
+        stop = min(steps.stop, (step // stop_every + 1) * stop_every)
+        calls.append(range(step, step + (most if step + most <= stop else 1)))
+        step = calls[-1].stop
+    return padded(schedules, calls)
+
+
+def prepare(
+    program: Programs, compilers: Executor, config: ConfigDict, mesh: Mesh,
+    calls: Mapping[range, Bucket], *rest: dict, runs: int,
+) -> None:
+    """Has threads compile what the calls need; `rest`: of `make_train_step`, after the batch."""
+    for steps, bucket in dict.fromkeys((len(call), bucket) for call, bucket in calls.items()):
+        batch = abstract_batch(config, config.train.batch_size, mesh, bucket, steps=steps,
+                               resident=config.data.resident)
+        program.train[steps > 1].prepare(
+            compilers, of_runs(program.abstract, runs), of_runs(batch, runs), *rest)
 
 
 def device_batches(
-    split: datasets.Split, config: ConfigDict, mesh: Mesh, *schedules: Schedule, first_step: int,
-    last_step: int, stop_every: int,
+    split: datasets.Split, config: ConfigDict, mesh: Mesh, schedules: Sequence[Schedule],
+    calls: Mapping[range, Bucket],
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """Puts the batches of the steps after `first_step` on the devices.
+    """Puts the batches of `planned_calls` on the devices.
 
     With the schedules of several runs, batches have a first axis of runs.
 
     Yields:
-        (n, batches of n steps): config.train.steps_per_call of them, stacked, or a single one where
-        so many would go beyond `last_step` or a multiple of `stop_every`.
+        (n, batches of n steps): stacked, unless it is one.
     """
-    size, most = config.train.batch_size, config.train.steps_per_call
-    calls, step = [], first_step
-    while step < last_step:
-        stop = min(last_step, (step // stop_every + 1) * stop_every)
-        calls.append(range(step, step + (most if step + most <= stop else 1)))
-        step = calls[-1].stop
+    size = config.train.batch_size
     runs = len(schedules)
     here = sharding.local_rows(sharding.along_runs(sharding.replicated(mesh)), runs)
     rows = sharding.local_rows(sharding.batch_sharding(mesh), size)
-    buckets = padded(schedules, calls)
     streams = [pipeline.train_batches(
-        split, config.data, schedule, buckets, resident=config.data.resident, rows=rows)
+        split, config.data, schedule, calls, resident=config.data.resident, rows=rows)
         for schedule in schedules[here]]
     for call in calls:
         stacked = len(call) > 1
@@ -259,8 +286,14 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
     store = resident.load(train_split, config.data, mesh) if config.data.resident else {}
     starts = sorted({run.first_step for run in runs})
     clock, note = StepClock(), None
-    with progress.Bar('step', total_steps, 'steps', done=starts[0]) as bar:
+    with progress.Bar('step', total_steps, 'steps', done=starts[0]) as bar, (
+            runtime.compilers()) as compilers:
         for step, last_step in itertools.pairwise([*starts, total_steps]):
+            calls = planned_calls(schedules, config.train, range(step, last_step), eval_steps)
+            prepare(program, compilers, config, mesh, calls, values, store, runs=len(runs))
+            predict.prepare(
+                program.predict, compilers, of_runs(program.abstract, len(runs)).eval_params,
+                val_split, config, mesh)
             for run in runs:
                 if run.first_step == step:
                     state = run.begin(
@@ -268,9 +301,7 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
                     states = put(states, run.place, state)
             going = [run for run in runs if run.first_step <= step and not run.failure]
             for count, batch in runtime.one_ahead(device_batches(
-                train_split, config, mesh, *schedules, first_step=step, last_step=last_step,
-                stop_every=eval_steps,
-            )):
+                    train_split, config, mesh, schedules, calls)):
                 states, metrics = program.train[count > 1](states, batch, values, store)
                 step += count
                 for run in going:

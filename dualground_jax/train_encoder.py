@@ -155,7 +155,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
             dataclasses.replace(encoder, params=sharding.gather(params)), held_out)
 
     # ---- Steps -------------------------------------------------------------------------------
-    train_step = runtime.announced(
+    train_step = runtime.Step(
         make_train_step(config, mesh, total_steps, abstract), 'train')
     steps, clock = range(first_step or 0, total_steps), StepClock()
     batches = device_batches(config, mesh, words, steps)

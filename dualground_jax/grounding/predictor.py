@@ -129,7 +129,7 @@ class Predictor:
         if encoder is not None:
             check_encoder(encoder.recipe, config)
         params, _, told = predict.restore_best(workdir, config, mesh)
-        steps = (runtime.announced(step, 'predict') for step in make_steps(config, mesh))
+        steps = (runtime.Step(step, 'predict') for step in make_steps(config, mesh))
         return cls(config, params, *steps, mesh, encoder,
                    known_encoder(saved.data.recipe, workdir), told)
 

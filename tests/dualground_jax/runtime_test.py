@@ -4,8 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import numpy as np
 import pytest
 
 from dualground_jax import runtime
@@ -44,3 +47,57 @@ def test_a_process_without_the_others_ends_at_once_with_one_line(monkeypatch, ca
         runtime.leave_others(error)
     told = capfd.readouterr().err
     assert told.startswith('error: process 0 of 2: UNKNOWN: Gloo') and told.count('\n') == 1
+
+
+def counted_step():
+    """A step that counts its traces, and what it was traced in."""
+    traces = []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(threading.current_thread())
+        return state + batch['x'].sum()
+
+    return runtime.Step(step, 'test'), traces
+
+
+def batch_of(rows):
+    return dict(x=np.ones(rows, np.float32))
+
+
+def test_programs_are_compiled_ahead_of_their_use(capsys):
+    step, traces = counted_step()
+    with runtime.compilers() as compilers:
+        for rows in (2, 3, 2):
+            step.prepare(compilers, np.float32(0), batch_of(rows))
+        assert [float(step(np.float32(1), batch_of(rows))) for rows in (2, 3, 4, 2)] == [3, 4, 5, 3]
+    assert [thread is threading.main_thread() for thread in traces].count(False) == 2
+    assert traces[-1] is threading.main_thread() and len(traces) == 3
+    assert 'compiling the test step' in capsys.readouterr().err
+
+
+def test_programs_are_compiled_beside_one_another():
+    both = threading.Barrier(2, timeout=60)
+
+    @jax.jit
+    def step(state, batch):
+        both.wait()
+        return state + batch['x'].sum()
+
+    step = runtime.Step(step, 'test')
+    with ThreadPoolExecutor(2) as compilers:
+        for rows in (2, 3):
+            step.prepare(compilers, np.float32(0), batch_of(rows))
+        assert step(np.float32(1), batch_of(3)) == 4
+
+
+def test_what_was_not_begun_is_compiled_at_its_use(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0})
+    step, traces = counted_step()
+    held = threading.Event()
+    with runtime.compilers() as compilers:
+        compilers.submit(held.wait)
+        step.prepare(compilers, np.float32(0), batch_of(2))
+    held.set()
+    assert step(np.float32(1), batch_of(2)) == 3
+    assert traces == [threading.main_thread()]

@@ -296,8 +296,8 @@ def test_a_call_ends_where_an_evaluation_is_due(config):
         with changed.unlocked():
             changed.train.steps_per_call = steps_per_call
         schedule, = Schedule.of(split, changed.data, changed.train, changed.seed)
-        return list(train.device_batches(
-            split, changed, mesh, schedule, first_step=1, last_step=10, stop_every=4))
+        calls = train.planned_calls([schedule], changed.train, range(1, 10), 4)
+        return list(train.device_batches(split, changed, mesh, [schedule], calls))
 
     found, single = batches(3), iter(batches(1))
     assert [count for count, _ in found] == [3, 3, 1, 1, 1]  # 2-4, 5-7, 8, 9, 10
@@ -322,8 +322,8 @@ def test_buckets_train_the_same(config):
     for buckets in ([limits(plain.data)], [Bucket(largest.clips - 4, largest.tokens), largest]):
         state = jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, abstract))
         schedule = Schedule(sizes, 2, plain.seed, buckets=buckets)
-        for _, batch in train.device_batches(split, plain, mesh, schedule, first_step=0,
-                                             last_step=20, stop_every=20):
+        calls = train.planned_calls([schedule], plain.train, range(20), 20)
+        for _, batch in train.device_batches(split, plain, mesh, [schedule], calls):
             state, _ = step(state, batch, dict(seed=np.uint32(0)), {})
         found.append((step._cache_size(), jax.device_get(state.params)))
     assert [programs for programs, _ in found] == [1, 3]
