@@ -27,6 +27,7 @@ ENCODERS = dict(
 FIVE, EIGHT = 'seed=1,2,3,4,5', 'seed=1,2,3,4,5,6,7,8'
 FURTHER = 'seed=9,10,11,12,13,14,15,16'
 BOTH, LEARNED = f':world={PLANTED},{SHIPPED}', f':world={SHIPPED}'
+LONG = 'train.max_steps=3000'
 PATHS, DETRS = ':model=dualground,flash_vtg', ':model=tr_detr,cg_detr'
 QUESTIONS = {
     'Models': ((BOTH, PATHS, EIGHT), (BOTH, DETRS, FIVE)),
@@ -43,7 +44,9 @@ QUESTIONS = {
         (BOTH, ':paths=sentence,phrase', FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE)),
-    'Trained three times as long': ((BOTH, PATHS, 'train.max_steps=3000', FIVE),),
+    'Trained three times as long': (
+        (BOTH, PATHS, LONG, FIVE), (BOTH, 'loss.weights.eos=0.0', LONG, FIVE),
+        (BOTH, DETRS, LONG, FIVE)),
     'Encoders': ((f':world={",".join(ENCODERS)}', PATHS, FIVE),),
     # The middle of each size is a run above.
     'Sizes': (
