@@ -2,8 +2,9 @@
 
     python -m benchmarks.startup [--models dualground,flash_vtg] [--output FILE.json]
 
-Each run is a process that trains and evaluates after one step, on the generated world at the full
-size of the model. The first of a pair finds no compiled programs, the second those that it left.
+Each run is a process that trains one step on the generated world, with the models of
+configs/synthetic.py, as they are and with `model.scan_layers`, and evaluates. The first of a pair
+finds no compiled programs, the second those that it left.
 """
 
 import os

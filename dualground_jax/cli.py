@@ -35,7 +35,7 @@ CONFIG = ('configs/NAME.py or configs/NAME.py:ARGUMENTS; --config.KEY=VALUE chan
           'none is given')
 # Who reads it -> kind of flag, name, default, help and limits.
 FLAGS = {
-    'train, evaluate, predict, sweep, analyse, convert, publish, export, '
+    'train, evaluate, predict, sweep, study, analyse, convert, publish, export, '
     'serve, train-encoder': [
         (TEXT, 'workdir', None, 'folder of the run: checkpoints, metrics, predictions; evaluate, '
          'predict, publish, export, serve: also of a published model'),

@@ -9,7 +9,7 @@ from data_pipelines import annotations, release, tokens
 
 
 def run(values: Any, config: ConfigDict) -> None:
-    """Mode `inspect-text`: prints `text_similarity` for the config's split; takes no flags."""
+    """Mode `inspect-text`: prints `text_similarity` for --split, else that of the config."""
     print(text_similarity(config.data, config.evaluate.split))
 
 
