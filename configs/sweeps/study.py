@@ -45,7 +45,7 @@ QUESTIONS = {
         (LEARNED, 'world.attribute_swaps=1.0', PATHS, FIVE),
         (LEARNED, 'world.attribute_swaps=1.0', ':paths=sentence,phrase', FIVE)),
     'Trained three times as long': (
-        (BOTH, PATHS, LONG, FIVE), (BOTH, 'loss.weights.eos=0.0', LONG, FIVE),
+        (BOTH, PATHS, LONG, EIGHT), (BOTH, 'loss.weights.eos=0.0', LONG, EIGHT),
         (BOTH, DETRS, LONG, FIVE)),
     'Encoders': ((f':world={",".join(ENCODERS)}', PATHS, FIVE),),
     # The middle of each size is a run above.
