@@ -1,6 +1,7 @@
 """Mode `serve`: reads the flags, loads the model, runs the server until SIGTERM or SIGINT."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -8,6 +9,8 @@ import pathlib
 import resource
 import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -48,30 +51,27 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         raise ConfigError('--mode=serve needs --encoder=clip=FOLDER, the encoder that made the '
                           "features of the model's training")
     token = read_token(values.token_file)
-    is_demo = os.path.samefile(values.workdir, demo.MODEL)
+    is_demo = os.path.realpath(values.workdir) == os.path.realpath(demo.MODEL)
     videos = values.videos or str(demo.VIDEOS) * is_demo
     if videos and not os.path.isdir(videos):
         raise ConfigError(f'--videos={values.videos}: no such folder')
     place = bind(values.host, values.port)
-    # Until uvicorn runs, which has its own, nothing is in work that could be lost. An orderly end
-    # would wait for a thread that compiles, or crash it.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: os._exit(0))
-    predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
-    limits = Limits.of(values, values.decoders or len(os.sched_getaffinity(0)))
-    folder = values.output or os.path.join(
-        runtime.user_cache() if is_demo else values.workdir, 'served')
-    title = 'demo model, knows drawn scenes alone' if is_demo else predictor.config.model.name
-    service = Service(predictor, folder, limits, token, videos, title)
     hosts = set() if token else LOOPBACK | {values.host.lower()}
     if values.host in ('0.0.0.0', '::'):
         hosts = set()
         if not token:
             progress.say(f'--host={values.host} without --token_file: whoever reaches this machine '
                          'may use it')
-    log_json()
-    progress.silence()
-    service.start()
+    limits = Limits.of(values, values.decoders or len(os.sched_getaffinity(0)))
+    folder = values.output or os.path.join(
+        runtime.user_cache() if is_demo else values.workdir, 'served')
+    with ends_at_once():
+        predictor = Predictor.from_checkpoint(values.workdir, config, values.encoder)
+        title = 'demo model, knows drawn scenes alone' if is_demo else predictor.config.model.name
+        service = Service(predictor, folder, limits, token, videos, title)
+        log_json()
+        progress.silence()
+        service.start()
     serve(api.make(service, hosts), values.host, place, limits.grace)
 
 
@@ -93,16 +93,50 @@ def read_token(path: str | None) -> str:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The address to serve at, which takes no connection yet; ConfigError if it can't be had."""
+    """The address to serve at, where connections wait until then.
+
+    It listens at once, else another service could bind it too.
+
+    Raises:
+        ConfigError: it can't be had.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM)[0]
         place = socket.socket(family, kind, protocol)  # asyncio sends at once over TCP that says so
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
+        place.listen()
     except OSError as error:
         raise ConfigError(f'--host={host} --port={port}: {error.strerror}') from error
     return place
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Has SIGTERM and SIGINT end the process, whatever its threads do.
+
+    Nothing that could be lost is in work yet, and an orderly end would wait for a thread that
+    compiles, or crash it. Handlers alone are late: the main thread runs them, which does not wake
+    up where another thread got the signal.
+    """
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: os._exit(0))
+    came, told = os.pipe()
+    os.set_blocking(told, False)
+
+    def wait() -> None:
+        if os.read(came, 1):
+            os._exit(0)
+        os.close(came)
+
+    threading.Thread(target=wait, name='signals', daemon=True).start()
+    signal.set_wakeup_fd(told)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(told)
 
 
 def serve(app: Any, host: str, place: socket.socket, grace: float) -> None:
