@@ -254,9 +254,11 @@ class Run:
         self.history.writer.close()
         if self.failure:
             return
-        chosen_by = self.checkpoints.config('best')
+        config = self.checkpoints.config('best').copy_and_resolve_references()
+        for key in ('epochs', 'max_steps'):  # a shorter training may have found the best
+            config.train[key] = self.config.train[key]
         if runtime.is_first():
-            write_results(chosen_by, self.folder, self.best, parameters, self.history.rows, split)
+            write_results(config, self.folder, self.best, parameters, self.history.rows, split)
 
 
 def start_from(workdir: str | os.PathLike, fresh: TrainState) -> TrainState:
@@ -301,6 +303,13 @@ def check_same_run(
     return changed
 
 
+def check_steps(workdir: str | os.PathLike, there: int, asked: int) -> None:
+    """Raises CheckpointError if the run in a workdir has done more steps than it is asked for."""
+    if there > asked:
+        raise CheckpointError(f'{workdir}: holds a run of {there} steps, {asked} are asked for; '
+                              'use another --workdir')
+
+
 def is_evaluated_anew(changed: list[str]) -> bool:
     """Whether what has changed since, as of `check_same_run`, changes the numbers of a model."""
     return any(text.startswith('evaluate.') and not text.startswith(_SAME_NUMBERS)
@@ -331,7 +340,7 @@ def write_results(
     """Writes results.json and the pictures of a finished run, and prints its metrics.
 
     Args:
-        config: whole config that the best checkpoint was made and chosen by.
+        config: that the best checkpoint was made and chosen by, with the run's own length.
         folder: the workdir, which holds the predictions of the best step.
         best: progress of the run: best_step, best_metrics, steps_per_second, versions.
         parameters: how many the model has.

@@ -58,7 +58,9 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     if trains:
         train_encoders(config.study)
     choices, runs = plan(())
-    numbers = read_kept(folder / KEPT, runs)
+    kept = read_kept(folder / KEPT, runs)
+    numbers = {one.workdir: kept[one.workdir.name]['numbers'] for one in runs
+               if one.workdir.name in kept}
     missing = [one for one in runs if one.workdir not in numbers]
     if values.commands:
         sweep.check(missing)
@@ -73,19 +75,20 @@ def run(values: FlagValues, config: ConfigDict) -> None:
             sweep.check_same_config(one)
             report = analyse.analyse_run(one.workdir, SETTINGS)
             numbers[one.workdir] = comparison.numbers_of(report['splits'][SPLIT])
-    files.write_jsonl(folder / KEPT, [
-        dict(run=one.workdir.name, config=digest(one.config), numbers=numbers[one.workdir])
-        for one in runs if one.workdir in numbers])
+    kept |= {one.workdir.name: dict(
+        run=one.workdir.name, config=digest(one.config), numbers=numbers[one.workdir])
+        for one in missing if one.workdir in numbers}
+    files.write_jsonl(folder / KEPT, kept.values())
     questions = {title: plan(lists)[1] for title, lists in config.study.questions.items()}
     write(folder, config, questions, numbers)
     print(f'wrote {folder / "study.md"}, {len(numbers)} of {len(runs)} runs are finished')
 
 
-def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[pathlib.Path, dict]:
-    """Numbers of the runs that the file has, by their folders; lines of other runs are left out.
+def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[str, dict]:
+    """The file's lines by the names of their runs; some may be of other runs than these.
 
     Raises:
-        DataError: a line is no such record, or its run had another config.
+        DataError: a line is no such record, or one of these runs had another config.
     """
     by_name, found = {one.workdir.name: one for one in runs}, {}
     for line, row in enumerate(files.load_jsonl(path) if path.exists() else (), 1):
@@ -95,8 +98,7 @@ def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[pathlib.Path, d
         if one and row.get('config') != digest(one.config):
             raise DataError(f'{path}: line {line}: {row["run"]} had another config; delete the '
                             'line to train it anew')
-        if one:
-            found[one.workdir] = row['numbers']
+        found[row['run']] = row
     return found
 
 
@@ -117,7 +119,8 @@ def train_encoders(study: ConfigDict) -> None:
     """
     for name in study.encoders:
         folder, config = pathlib.Path(study.folder, name), encoder_config(study, name)
-        if (folder / 'results.json').exists():
+        results = folder / 'results.json'
+        if results.exists() and json.loads(results.read_text())['steps'] == config.train.max_steps:
             check_same_run(folder, Checkpoints(folder).config('latest'), config)
         else:
             print(f'encoder {name}')

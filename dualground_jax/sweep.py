@@ -79,9 +79,8 @@ class Run:
         """Whether it is trained for as long as the config says."""
         if not self.results.exists():
             return False
-        saved = checkpoints.Checkpoints(self.workdir).config('latest')
-        there, here = ((x.train.epochs, x.train.max_steps) for x in (saved, self.config))
-        return there == here
+        there, here = json.loads(self.results.read_text())['config']['train'], self.config.train
+        return all(there[key] == here[key] for key in ('epochs', 'max_steps'))
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -424,7 +423,7 @@ def write(
     """
     listed = []
     for one in runs:
-        if one.results.exists():
+        if one.is_finished:
             result = json.loads(one.results.read_text())
             kept = {name: result[name] for name in ('brief', 'best_step', 'parameters')}
             listed.append(dict(values=one.values, workdir=str(one.workdir), **kept))

@@ -21,7 +21,7 @@ from data_pipelines.errors import ConfigError
 from data_pipelines.schedule import Bucket, Schedule, padded
 from dualground_jax import evaluate, inputs, models, predict, resident, runtime, sharding
 from dualground_jax.config import with_recipe
-from dualground_jax.runs import Run, fingerprint
+from dualground_jax.runs import Run, check_steps, fingerprint
 from dualground_jax.state import (
     TrainState,
     abstract_batch,
@@ -271,6 +271,7 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         # Without an incomplete batch there is nothing to drop.
         whole = len(train_split.queries) % batch_size == 0
         run.check(unused=('train.drop_last',) if whole else ())
+        check_steps(run.folder, run.first_step, total_steps)
     program = programs(inputs.seedless(config), mesh, total_steps)
     states, put, take = make_stack(program.abstract, len(runs))
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))

@@ -24,7 +24,7 @@ from data_pipelines.world import World
 from dualground_jax import runtime, sharding
 from dualground_jax.checkpoints import Checkpoints
 from dualground_jax.encoders import clip, contrastive, tokenizer
-from dualground_jax.runs import History, check_same_data, check_same_run
+from dualground_jax.runs import History, check_same_data, check_same_run, check_steps
 from dualground_jax.state import TrainState, abstract_state, make_fresh_state, make_optimizer
 from dualground_jax.train import StepClock
 
@@ -141,6 +141,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
         state = make_fresh_state(config, tx, abstract, init)(np.uint32(config.seed))
     else:
         changed = check_same_run(workdir, checkpoints.config('latest'), config)
+        check_steps(workdir, first_step, total_steps)
         state, saved = checkpoints.restore('latest', abstract)
         check_same_data(workdir, saved, told)
         told |= saved

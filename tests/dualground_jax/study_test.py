@@ -43,6 +43,12 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
             UserError, match='encoders/reference: .*seed: 0 there, 7 here'):
         section.encoders.reference = dict(seed=7)
         study.train_encoders(section)
+    asked = []
+    monkeypatch.setattr(train_encoder, 'train', lambda *one: asked.append(one))
+    with section.unlocked():
+        section.encoders.reference = dict(train=dict(max_steps=2))
+    study.train_encoders(section)
+    assert [(one.train.max_steps, folder.name) for one, folder in asked] == [(2, 'reference')]
     found = json.loads((tmp_path / 'out' / 'study.json').read_text())
     row, = found['Encoders']['groups']
     assert row['values'] == {'world': 'reference'}
@@ -53,12 +59,16 @@ def test_a_reduced_study_from_encoder_to_tables(tmp_path, monkeypatch):
     text = (tmp_path / 'out' / 'study.md').read_text()
     assert '## Encoders' in text and '| world=reference |' in text
 
-    # Numbers outlive the folders of their runs.
+    # Numbers outlive the folders of their runs, and those of other runs are kept.
     shutil.rmtree(tmp_path / 'out' / 'runs')
+    kept = tmp_path / 'out' / study.KEPT
+    rows = [dict(run='seed=9', config='of another', numbers={}), *files.load_jsonl(kept)]
+    files.write_jsonl(kept, rows)
     with pytest.raises(SystemExit):
         do()
     assert (tmp_path / 'out' / 'study.md').read_text() == text
     assert not (tmp_path / 'out' / 'runs').exists()
+    assert list(files.load_jsonl(kept)) == rows
 
 
 def test_the_whole_study_has_no_run_twice_and_needs_no_encoder_to_be_planned(tmp_path):
@@ -94,7 +104,7 @@ def test_kept_numbers_of_another_config_are_refused(change, message, tmp_path):
             for one in runs[:2]]
     path = tmp_path / study.KEPT
     files.write_jsonl(path, [*rows, dict(rows[0], run='seed=9', config='of another study')])
-    assert study.read_kept(path, runs) == {one.workdir: dict(full=1.5) for one in runs[:2]}
+    assert list(study.read_kept(path, runs)) == ['seed=1', 'seed=2', 'seed=9']
     assert study.digest(runs[0].config) != study.digest(runs[1].config)
     grown = runs[0].config.copy_and_resolve_references()
     with grown.unlocked():

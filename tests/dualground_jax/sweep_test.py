@@ -66,7 +66,8 @@ class Training:
             save_checkpoint(config, workdir)
         brief = {'MR-full-mAP': MAP.get((config.model.tokens, config.seed), 40.0),
                  'MR-full-R1@0.5': 10.0 * config.seed, 'MR-short-mAP': 1.0}
-        result = dict(brief=brief, best_step=config.seed + 100, parameters=7, full={})
+        result = dict(brief=brief, best_step=config.seed + 100, parameters=7, full={},
+                      config=json.loads(config.to_json()))
         (workdir / 'results.json').write_text(json.dumps(result))
         return None
 
@@ -302,6 +303,19 @@ def test_finished_runs_are_not_trained_again_and_cut_off_ones_are(
         f'run {i} of 4: seed={i} is finished, it is not trained again' for i in (1, 3)]
     assert [run['values'] for run in report_of(tmp_path)['runs']] == [
         {'seed': seed} for seed in (1, 2, 3, 4)]
+
+
+def test_a_run_that_goes_on_is_not_finished_until_it_is(config, training, tmp_path):
+    train_all(config, tmp_path, ['seed=1,2'])
+    longer = config.copy_and_resolve_references()
+    longer.train.max_steps = 300
+    choices, runs = sweep.plan(longer, tmp_path, ['seed=1,2'])
+    save_checkpoint(runs[1].config, runs[1].workdir, step=20)  # its first one, then it was killed
+    assert sweep.write(longer, tmp_path, choices, runs) == '', 'numbers of the short training'
+    training.calls.clear()
+    train_all(longer, tmp_path, ['seed=1,2'])
+    assert training.calls == ['seed=1', 'seed=2']
+    assert len(report_of(tmp_path)['runs']) == 2
 
 
 @pytest.mark.parametrize('finished', [True, False])

@@ -189,6 +189,19 @@ def test_a_finished_run_is_not_trained_further(finished, config, capsys):
     assert 'evaluate.nms: 0.7 there, 0.3 here' in capsys.readouterr().err
 
 
+def test_results_tell_how_long_the_run_was_trained(finished, config, tmp_path):
+    """Be its best checkpoint of a shorter training, which was extended."""
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    longer = changed(config, train__epochs=9, train__max_steps=12)
+    train.train(longer, str(workdir))
+    assert checkpoints.Checkpoints(workdir).config('best').train.epochs == config.train.epochs
+    result = json.loads((workdir / 'results.json').read_text())
+    assert result['config'] == json.loads(longer.to_json())
+    with pytest.raises(checkpoints.CheckpointError,
+                       match='run: holds a run of 12 steps, 11 are asked for; use another'):
+        train.train(changed(config, train__max_steps=11), str(workdir))
+
+
 @pytest.mark.parametrize('values, message', [
     (dict(seed=7), 'seed: 2024 there, 7 here'),
     (dict(optimizer__learning_rate=1.0, loss__weights__cls=2.0),
