@@ -158,12 +158,12 @@ def parse_annotations(numbered: Sequence[tuple[int, bytes]], path: Any, data: An
 
     The lines whose numbers are in `skip` are not looked at, but count for data.limit.
     """
-    first_lines: dict[int | str, int] = {}
+    first_lines: dict[str, int] = {}
     first_graded: list[Query] = []
 
     def read_query(number: int, line: bytes) -> Query:
         query = _parse_query(line, number, f'{path}:{number}', data)
-        first = first_lines.setdefault(query.qid, number)
+        first = first_lines.setdefault(str(query.qid), number)  # as feature files are named
         if first != number:
             raise DataError(f'{path}:{number}: qid {query.qid!r} is that of line {first}, '
                             'expected another')
@@ -350,6 +350,20 @@ def for_training(queries: Sequence[Query], path: Any, data: Any, skipped: list[s
                 continue
         kept.append(query)
     return kept, left_out
+
+
+def check_sentence(known: dict[str, str], qid: int | str, sentence: str, where: Any) -> None:
+    """Notes the sentence of a qid; DataError if it has another one, as in another split.
+
+    Args:
+        known: qid as text -> sentence; changed.
+        qid: of a query.
+        sentence: of the query.
+        where: what messages call its record.
+    """
+    if (other := known.setdefault(str(qid), sentence)) != sentence:
+        raise DataError(f'{where}: qid {qid!r} stands for {files.short(other)}, too: they share a '
+                        'feature file')
 
 
 # Queries that cannot be used

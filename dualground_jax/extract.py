@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import beam as beam_lib
 from data_pipelines import decoding, features, files, progress, recipe
+from data_pipelines.annotations import check_sentence
 from data_pipelines.decoding import Job
 from data_pipelines.errors import ConfigError, DataError, UserError
 from dualground_jax import runtime, sharding
@@ -127,14 +128,13 @@ def find_work(videos: str | None, annotations: str | None) -> Work:
         DataError: two videos of one name, two sentences of one query, or files that can't be read.
     """
     found = _videos(pathlib.Path(videos)) if videos else {}
-    queries, wanted = {}, {}
+    queries, sentences, wanted = {}, {}, {}
     for path in filter(None, (annotations or '').split(',')):
         for number, row in enumerate(files.load_jsonl(path), start=1):
-            query = _query(row, f'{path}: record {number}')
-            other = queries.setdefault(str(query.qid), query)
-            if other.sentence != query.sentence:
-                raise DataError(f'{path}: record {number}: qid {query.qid!r} stands for '
-                                f'{files.short(other.sentence)}, too: they share a feature file')
+            where = f'{path}: record {number}'
+            query = _query(row, where)
+            check_sentence(sentences, query.qid, query.sentence, where)
+            queries.setdefault(str(query.qid), query)
             wanted[row['vid']] = None
     jobs = [Job(vid, found.get(vid, '')) for vid in wanted or found] if videos else []
     return Work(jobs, list(queries.values()))

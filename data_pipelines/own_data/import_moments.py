@@ -109,6 +109,7 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
     queries: dict[tuple, Query] = {}
     same: collections.Counter[tuple] = collections.Counter()
     split_in = next((row.where for row in rows if row.split), '')
+    firsts: dict[str, Query] = {}
     late, told = [], set()
     for row in rows:
         _check_texts(row, split_in, report)
@@ -129,12 +130,15 @@ def _gather(rows: Sequence[Row], durations: dict[str, float], values: Any, repor
             if row.is_query:
                 same[row.split, qid] += 1
                 qid += f'-{n}' if (n := same[row.split, qid]) > 1 else ''
-        query = queries.setdefault((row.split, qid), Query(
-            qid, row.video, row.sentence, row.split, row.where, duration))
-        if (query.video, query.sentence) != (row.video, row.sentence):
-            report.add(row.where, 'qid', row.qid, f'another than that of {query.where}, which has '
+        new = Query(qid, row.video, row.sentence, row.split, row.where, duration)
+        query = queries.get((row.split, str(qid)), new)
+        first = firsts.setdefault(str(qid), new)  # of any split: a feature file has no other name
+        other = query if first.sentence == row.sentence else first
+        if (other.video, other.sentence) != (row.video, row.sentence):
+            report.add(row.where, 'qid', row.qid, f'another than that of {other.where}, which has '
                        'another video or sentence')
             continue
+        queries[row.split, str(qid)] = query
         report.notes['rows with invisible characters, such as joiners, which are kept'] += (
             import_rows.has_invisible(row.video + row.sentence))
         if window is None:

@@ -385,9 +385,9 @@ def _compare_splits(report: Report) -> None:
     for first, second in itertools.combinations(report.parts, 2):
         if first.path == second.path:
             continue
-        of_qid = {query.qid: query for query in first.queries}
+        of_qid = {str(query.qid): query for query in first.queries}
         for query in second.queries:
-            if other := of_qid.get(query.qid):
+            if other := of_qid.get(str(query.qid)):
                 sentence = 'the same' if other.query == query.query else 'another'
                 report.add('shared qid', f'{second.path}:{query.line}: qid {query.qid!r} is also '
                            f'in {first.path}:{other.line}, with {sentence} sentence',

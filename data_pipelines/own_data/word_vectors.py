@@ -41,7 +41,7 @@ def write_rows(data: Any, path: str | os.PathLike) -> str:
 
     Raises:
         ConfigError: data.text_layout has rows that are no words.
-        DataError: bad annotations or vectors, or text_dir exists.
+        DataError: bad annotations or vectors, two sentences of one qid, or text_dir exists.
     """
     layout = tokens.TEXT_LAYOUTS[data.text_layout]
     if layout.start or layout.has_eos or layout.padded:
@@ -50,16 +50,17 @@ def write_rows(data: Any, path: str | os.PathLike) -> str:
     folder = pathlib.Path(data.root, data.text_dir)
     if folder.exists():
         raise DataError(f'{folder}: exists, expected to make it (data.root, data.text_dir)')
-    sentences = {}
+    sentences: dict[str, str] = {}
     for file in dict.fromkeys(annotations.annotation_files(data).values()):
-        found = annotations.read_annotations(file, data)
-        sentences |= {query.qid: query.query.lower().split() for query in found}
-    words = {word for sentence in sentences.values() for word in sentence}
+        for query in annotations.read_annotations(file, data):
+            annotations.check_sentence(sentences, query.qid, query.query, f'{file}:{query.line}')
+    words_of = {qid: sentence.lower().split() for qid, sentence in sentences.items()}
+    words = {word for own in words_of.values() for word in own}
     vectors = _read_vectors(path, words, data.text_dim)
     unknown = np.zeros(data.text_dim, np.float32)
     with files.whole_folder(folder) as unfinished:
-        for qid, sentence in sentences.items():
-            rows = np.stack([vectors.get(word, unknown) for word in sentence])
+        for qid, own in words_of.items():
+            rows = np.stack([vectors.get(word, unknown) for word in own])
             np.save(unfinished / f'qid{qid}.npy', rows)
     return (f'wrote {folder}: {len(sentences)} queries; {len(vectors)} of their {len(words)} '
             'different words have a vector')

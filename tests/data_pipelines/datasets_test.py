@@ -324,9 +324,10 @@ def test_windows_without_length_are_read_and_not_trained_on(tmp_path):
     assert_parts(refusal(datasets.load_split, data, 'val'), 'data.empty_windows', 'refuse, drop')
 
 
-def test_repeated_qid_names_both_lines(tmp_path):
-    lines = [{**LINE, 'qid': 7}, LINE, {**LINE, 'qid': 7}]
-    assert_parts(refusal(read_lines, tmp_path, lines), 'a.jsonl:3: qid 7', 'line 1')
+@pytest.mark.parametrize('again', [7, '7'])  # their feature files have one name
+def test_repeated_qid_names_both_lines(tmp_path, again):
+    lines = [{**LINE, 'qid': 7}, LINE, {**LINE, 'qid': again}]
+    assert_parts(refusal(read_lines, tmp_path, lines), f'a.jsonl:3: qid {again!r}', 'line 1')
     skipped = []
     records = read_lines(tmp_path, lines, skipped)
     assert [(record.qid, record.line) for record in records] == [(7, 1), (1, 2)]

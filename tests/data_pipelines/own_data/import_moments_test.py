@@ -86,6 +86,21 @@ def test_qids_are_those_of_the_table_or_hang_on_the_query_alone(convert):
         row['vid']: row['qid'] for row in other}.items()
 
 
+@pytest.mark.parametrize('second, parts', [
+    ('w,1,2,b,9,1,val', ["t.csv:3: qid is 1, expected another than that of", 't.csv:2']),
+    ('v,3,4,b,9,1,train', ['t.csv:3', 't.csv:2']),
+    ('w,3,4,a,9,1,train', ['t.csv:3', 't.csv:2']),
+    ('w,3,4,a,9,1,val', None),
+])  # fmt: skip
+def test_a_qid_has_one_sentence_in_all_splits_and_one_video_in_each(convert, second, parts):
+    """Since a feature file is named by it alone."""
+    table = f'video,start,end,sentence,duration,qid,split\nv,1,2,a,9,1,train\n{second}\n'
+    if parts is None:
+        assert [row['qid'] for rows in convert(table).values() for row in rows] == [1, 1]
+    else:
+        assert_parts(refusal(convert, table), *parts)
+
+
 def test_splits_of_the_table_and_queries_without_windows(convert):
     found = convert('video,start,end,sentence,duration,split\nv,1,2,a,9,train\nw,1,2,b,9,val\n'
                     'x,,,c,9,test\n')

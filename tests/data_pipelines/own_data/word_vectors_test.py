@@ -52,6 +52,13 @@ def test_bad_vectors_leave_nothing(data, tmp_path, vectors, parts):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_qid_of_two_sentences_is_refused(data, tmp_path):
+    write_lines(tmp_path / 'val.jsonl', [LINE | dict(qid=str(LINE['qid']), query='a cat')])
+    assert_parts(refusal(word_vectors.write_rows, data, tmp_path / 'vectors.txt'),
+                 "val.jsonl:1: qid '1' stands for 'The dog runs.', too: they share a feature file")
+    assert not (tmp_path / 'glove').exists()
+
+
 def test_only_for_releases_of_words_alone(data, tmp_path):
     data.text_layout = 'clip'
     with pytest.raises(ConfigError, match="'clip', whose rows are not words alone"):
