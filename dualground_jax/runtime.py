@@ -53,7 +53,7 @@ def quiet() -> None:
 
 
 class Step:
-    """A jitted step that is compiled once for batches of some shapes, and tells of it.
+    """A jitted step that is compiled once for arguments of some shapes, and tells of it.
 
     Args:
         step: takes the parameters or the state, a batch and more.
@@ -72,7 +72,7 @@ class Step:
         """
         import jax
 
-        key = _shapes(batch)
+        key = _shapes(state, batch, *rest)
 
         def compiled() -> tuple[Callable, float]:
             start = time.monotonic()
@@ -84,7 +84,7 @@ class Step:
                 lambda future: future.cancelled() and self._coming.pop(key, None))
 
     def __call__(self, state, batch, *rest):
-        key = _shapes(batch)
+        key = _shapes(state, batch, *rest)
         if key in self._programs:
             return self._programs[key](state, batch, *rest)
         coming, work = self._coming.pop(key, None), f'compiling the {self._name} step'
@@ -97,8 +97,11 @@ class Step:
             return self._programs[key](state, batch, *rest)
 
 
-def _shapes(batch: dict) -> tuple:
-    return tuple(x.shape for x in batch.values())
+def _shapes(*arguments: Any) -> tuple:
+    import jax
+
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple(leaf.shape for leaf in leaves)
 
 
 @contextlib.contextmanager

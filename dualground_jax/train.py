@@ -292,9 +292,10 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
         for step, last_step in itertools.pairwise([*starts, total_steps]):
             calls = planned_calls(schedules, config.train, range(step, last_step), eval_steps)
             prepare(program, compilers, config, mesh, calls, values, store, runs=len(runs))
-            predict.prepare(
-                program.predict, compilers, of_runs(program.abstract, len(runs)).eval_params,
-                val_split, config, mesh)
+            if calls:
+                predict.prepare(
+                    program.predict, compilers, of_runs(program.abstract, len(runs)).eval_params,
+                    val_split, config, mesh)
             for run in runs:
                 if run.first_step == step:
                     state = run.begin(

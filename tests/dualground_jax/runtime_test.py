@@ -76,6 +76,25 @@ def test_programs_are_compiled_ahead_of_their_use(capsys):
     assert 'compiling the test step' in capsys.readouterr().err
 
 
+def test_a_program_is_that_of_all_arguments_whatever_their_order():
+    """As of groups of runs that differ in number, or in what differs among them."""
+    traces = []
+
+    @jax.jit
+    def step(state, batch, values):
+        traces.append(threading.current_thread())
+        return state + batch['x'].sum() + sum(value.sum() for value in values.values())
+
+    step = runtime.Step(step, 'test')
+    one, two = np.ones(1, np.float32), np.ones(2, np.float32)
+    with runtime.compilers() as compilers:
+        for state, values in ((one, dict(a=one)), (two, dict(a=two)), (two, dict(a=two, b=two))):
+            step.prepare(compilers, state, dict(y=two, x=one), values)
+            found = step(state, dict(x=one, y=two), values)
+            np.testing.assert_array_equal(found, 2 + sum(value.sum() for value in values.values()))
+    assert len(traces) == 3 and threading.main_thread() not in traces
+
+
 def test_programs_are_compiled_beside_one_another():
     both = threading.Barrier(2, timeout=60)
 

@@ -21,7 +21,7 @@ from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
 from data_pipelines.errors import UserError
 from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
-from dualground_jax import checkpoints, evaluate, models, predict, sharding, train
+from dualground_jax import checkpoints, evaluate, models, predict, runtime, sharding, train
 from dualground_jax import runs as runs_lib
 from dualground_jax import state as state_lib
 from dualground_jax.config import load_config
@@ -60,6 +60,14 @@ def tiny_config(tmp_path_factory):
 def finished_run(config, tmp_path_factory):
     """An uninterrupted run: workdir, how often its functions were traced, stderr, its result."""
     workdir = tmp_path_factory.mktemp('runs') / 'finished'
+    with counted_traces() as traces, contextlib.redirect_stderr(io.StringIO()) as told:
+        found = train.train(config, str(workdir))
+    return workdir, traces, told.getvalue(), found
+
+
+@contextlib.contextmanager
+def counted_traces():
+    """Gives name -> how often that function of the model is traced."""
     traces = dict(loss_fn=0, decode=0)
     with pytest.MonkeyPatch.context() as patch:
         for name in traces:
@@ -70,9 +78,7 @@ def finished_run(config, tmp_path_factory):
                 return original(*args)
 
             patch.setattr(models.MODELS['dualground'], name, counted)
-        with contextlib.redirect_stderr(io.StringIO()) as told:
-            found = train.train(config, str(workdir))
-    return workdir, traces, told.getvalue(), found
+        yield traces
 
 
 def restored(workdir, config, kind='latest'):
@@ -178,8 +184,9 @@ def changed(config, **values):
     return other.lock()
 
 
-def test_a_finished_run_is_not_trained_further(finished, config, capsys):
+def test_a_finished_run_is_not_trained_further(finished, config, monkeypatch, capsys):
     """Nor does it say other than what it was trained and evaluated by."""
+    monkeypatch.setattr(runtime.Step, 'prepare', lambda *_: pytest.fail('compiles for nothing'))
     read = lambda: (files.load_jsonl(finished[0] / 'metrics.jsonl'),
                     json.loads((finished[0] / 'results.json').read_text()))
     before = read()
@@ -286,7 +293,9 @@ def test_resident_features_and_several_steps_in_one_program(
         fast.data.resident = True
         fast.train.steps_per_call = 4
     monkeypatch.setattr(evaluate, 'selection_value', lambda *_: math.nan)
-    train.train(fast, str(tmp_path))
+    with counted_traces() as traces:
+        train.train(fast, str(tmp_path))
+    assert traces == finished[1], 'a program that was compiled ahead is not used'
     assert json.loads((tmp_path / 'results.json').read_text())['best_step'] == STEPS
     assert capsys.readouterr().err.count('MR-full-mAP is no number: this checkpoint is kept') == 3
     rows = {folder: files.load_jsonl(folder / 'metrics.jsonl')
