@@ -246,7 +246,8 @@ def main() -> None:
             config, split, valid = load(model, name, release_name, args.annotations, root)
         # Models may share one; their seeds and so their batches differ.
         shared = name, release_name, config.data.max_tokens
-        pads.setdefault((*shared, config.train.batch_size), key | padding(config, split))
+        row = key | padding(config, split)
+        pads.setdefault((*shared, row['batch_size'], row['buckets']), row)
         evaluations.setdefault(
             (*shared, config.evaluate.batch_size), key | evaluation_padding(config, valid))
         if args.steps:

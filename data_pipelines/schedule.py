@@ -15,7 +15,9 @@ from data_pipelines import datasets
 from data_pipelines.errors import DataError
 
 GRID = 8, 4  # buckets are multiples of so many clips and tokens
-WORTH = 0.05  # a bucket more, which takes a compilation, saves this share of what is computed
+WORTH = 0.05  # a bucket more, which takes a compilation, saves this share of an evaluation
+COMPILATION = 50  # steps of training that take about as long
+LEAST = 0.01  # share of a training that a bucket more saves, however long it is
 EPOCHS = 4  # whose batches decide which buckets there are
 BATCHES = 4  # of an evaluation that pay for the compilation of another size
 OWN_TOKENS = 64  # that models have at most beside clips and text: dummies, moment queries
@@ -39,7 +41,7 @@ def limits(data: Any) -> Bucket:
     return Bucket(data.max_clips, data.max_tokens)
 
 
-def choose_buckets(sizes: np.ndarray, count: int) -> list[Bucket]:
+def choose_buckets(sizes: np.ndarray, count: int, worth: float = WORTH) -> list[Bucket]:
     """At most `count` buckets that hold all sizes, with as little padding as can be found.
 
     Buckets are added one by one where they save most, and after each the others are moved to where
@@ -48,6 +50,7 @@ def choose_buckets(sizes: np.ndarray, count: int) -> list[Bucket]:
     Args:
         sizes: int[N, 2], clips and tokens of what is padded together.
         count: 1 or more.
+        worth: share of what is computed that a bucket more has to save.
     """
     sizes, times = np.unique(sizes, axis=0, return_counts=True)
     largest = sizes.max(0)
@@ -64,7 +67,7 @@ def choose_buckets(sizes: np.ndarray, count: int) -> list[Bucket]:
             before = total(more)
             for i in range(1, len(more)):
                 more[i] = best_beside(more[:i] + more[i + 1:])
-        if total(more) > (1 - WORTH) * total(chosen):
+        if total(more) > (1 - worth) * total(chosen):
             break
         chosen = more
     return sorted(Bucket(*candidates[i].tolist()) for i in chosen)
@@ -158,9 +161,12 @@ class Schedule:
         if section.buckets == 1:
             buckets = [limits(data)]
         else:
-            each, steps = section.steps_per_call, EPOCHS * plans[0].steps_per_epoch
-            found = joint_sizes(plans, [range(i, i + each) for i in range(0, steps, each)])
-            buckets = choose_buckets(np.array([*found, sizes.max(0)]), section.buckets)
+            each, per_epoch = section.steps_per_call, plans[0].steps_per_epoch
+            found = joint_sizes(
+                plans, [range(i, i + each) for i in range(0, EPOCHS * per_epoch, each)])
+            steps = section.max_steps or section.epochs * per_epoch
+            buckets = choose_buckets(np.array([*found, sizes.max(0)]), section.buckets,
+                                     worth=max(COMPILATION / steps, LEAST))
         return [dataclasses.replace(plan, buckets=buckets) for plan in plans]
 
     @property

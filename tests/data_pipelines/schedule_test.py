@@ -45,6 +45,19 @@ def test_a_bucket_that_saves_little_is_left_out():
     assert schedule.choose_buckets(sizes, 4) == [Bucket(16, 4), Bucket(64, 20)]
 
 
+def test_a_long_training_pays_for_more_buckets():
+    """A fifth of it is saved by a second one, which is compiled in place of 50 steps."""
+    split, data = split_of([(48, 20)] * 50 + [(64, 20)] * 50), ConfigDict(
+        dict(max_clips=75, max_tokens=32))
+    section = ConfigDict(dict(batch_size=1, drop_last=False, like_lengths=0, buckets=8,
+                              steps_per_call=1, max_steps=0, epochs=1))
+    count = lambda **changes: len(
+        Schedule.of(split, data, ConfigDict(section.to_dict() | changes), 0)[0].buckets)
+    saved = 1 - (68 + 84) / (2 * 84)
+    assert [count(), count(epochs=20), count(epochs=20, max_steps=int(49 / saved)),
+            count(max_steps=int(51 / saved)), count(epochs=20, buckets=1)] == [1, 2, 1, 2, 1]
+
+
 def make(size=11, seed=5, **changes):
     rng = np.random.default_rng(0)
     return Schedule(rng.integers(1, 60, (size, 2)), **dict(batch_size=3, seed=seed) | changes)
@@ -91,7 +104,7 @@ def test_a_calls_bucket_holds_all_of_its_steps_in_all_runs():
     split = split_of(np.minimum(rng.geometric([0.1, 0.2], (200, 2)), (75, 32)))
     data = ConfigDict(dict(max_clips=75, max_tokens=32))
     section = ConfigDict(dict(batch_size=2, drop_last=False, like_lengths=0, buckets=4,
-                              steps_per_call=2))
+                              steps_per_call=2, max_steps=0, epochs=20))
     plans = Schedule.of(split, data, section, 3, 4)
     buckets = plans[0].buckets
     assert buckets is plans[1].buckets and len(buckets) > 1
@@ -111,7 +124,7 @@ def test_fewer_records_than_a_batch_are_one_or_an_error():
     split = split_of([(3, 4)] * 5)
     data = ConfigDict(dict(max_clips=75, max_tokens=32))
     section = ConfigDict(dict(batch_size=6, drop_last=True, like_lengths=0, buckets=4,
-                              steps_per_call=1))
+                              steps_per_call=1, max_steps=0, epochs=20))
     with pytest.raises(DataError, match='5 records.*batch of 6.*train.batch_size'):
         Schedule.of(split, data, section, 0)
     section.drop_last = False
