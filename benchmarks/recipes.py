@@ -205,9 +205,19 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         return lambda: jax.block_until_ready(step(batch))
 
     def seconds_of(prepare: Callable[[int], Callable]) -> Callable[[], float]:
-        """A measure that takes another step each time; the largest first, which does not count."""
+        """A measure that takes another step each time; the largest first, which does not count.
+
+        Each is taken twice, and the first time not counted: a program's first call, and PyTorch's
+        first one of a shape, take longer, but an epoch has few of them.
+        """
         rounds = iter([steps[-1], *steps])
-        return lambda: common.timed(prepare(next(rounds)))()
+
+        def measure() -> float:
+            call = prepare(next(rounds))
+            call()
+            return common.timed(call)()
+
+        return measure
 
     measures = dict(ours=seconds_of(ours))
     if source:
