@@ -207,17 +207,17 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
     def seconds_of(prepare: Callable[[int], Callable]) -> Callable[[], float]:
         """A measure that takes another step each time; the largest first, which does not count.
 
-        Each is taken twice, and the first time not counted: a program's first call, and PyTorch's
-        first one of a shape, take longer, but an epoch has few of them.
+        Each is taken twice and counted the second time: the first call of a program, and PyTorch's
+        of a shape, take longer, and an epoch repeats them.
         """
         rounds = iter([steps[-1], *steps])
 
-        def measure() -> float:
+        def warm() -> float:
             call = prepare(next(rounds))
             call()
             return common.timed(call)()
 
-        return measure
+        return warm
 
     measures = dict(ours=seconds_of(ours))
     if source:

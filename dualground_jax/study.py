@@ -85,7 +85,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
 
 
 def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[str, dict]:
-    """The file's lines by the names of their runs; some may be of other runs than these.
+    """The file's lines by the names of their runs, the last of each; some are of other runs.
 
     Raises:
         DataError: a line is no such record, or one of these runs had another config.
@@ -115,7 +115,7 @@ def train_encoders(study: ConfigDict) -> None:
     """Trains those that are not there yet.
 
     Raises:
-        CheckpointError: a folder holds another encoder.
+        CheckpointError: a folder holds another encoder, or one of more steps.
     """
     for name in study.encoders:
         folder, config = pathlib.Path(study.folder, name), encoder_config(study, name)

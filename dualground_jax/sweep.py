@@ -28,7 +28,7 @@ from dualground_jax.config import check_key as check_known
 from dualground_jax.config import with_arguments, with_recipe
 from dualground_jax.evaluate import MAIN_METRICS
 from dualground_jax.metrics import summary, tables
-from dualground_jax.runs import check_same_run, is_evaluated_anew
+from dualground_jax.runs import check_same_run, check_steps, is_evaluated_anew
 
 ConfigOf = Callable[[dict[str, Any]], ConfigDict]
 ARGUMENT = ':'  # what keys begin with that are arguments of the config's file
@@ -79,8 +79,12 @@ class Run:
         """Whether it is trained for as long as the config says."""
         if not self.results.exists():
             return False
-        there, here = json.loads(self.results.read_text())['config']['train'], self.config.train
-        return all(there[key] == here[key] for key in ('epochs', 'max_steps'))
+        result, saved = json.loads(self.results.read_text()), checkpoints.Checkpoints(self.workdir)
+        # Those of 0.2.0 have no config.
+        trained = result['config'] if 'config' in result else saved.config('latest').to_dict()
+        there, here = trained['train'], self.config.train
+        return (all(there[key] == here[key] for key in ('epochs', 'max_steps'))
+                and saved.step('best') == result['best_step'])  # else it was trained further
 
 
 def run(values: FlagValues, config: ConfigDict) -> None:
@@ -162,7 +166,7 @@ def train_all(config: ConfigDict, workdir: str | pathlib.Path, choices: dict[str
             for name, text in failed.items():
                 print(f'{name} failed: {text}')
             failures |= failed
-        write(config, workdir, choices, runs)
+            write(config, workdir, choices, runs)
     tell(config, workdir, choices, runs)
     if failures:
         named = '; '.join(f'{name} ({text})' for name, text in failures.items())
@@ -355,13 +359,15 @@ def check(runs: list[Run]) -> None:
 
 
 def check_same_config(one: Run) -> None:
-    """Raises UserError if the run's folder holds a run by another config."""
+    """Raises UserError if the run's folder holds a run by another config, or a longer one."""
     run_there = checkpoints.Checkpoints(str(one.workdir))
     if run_there.step('latest') is None:
         if one.results.exists():
             raise UserError(f'{one.results}: a finished run without its checkpoint, which says by '
                             'what config; expected both or none')
         return
+    if most := one.config.train.max_steps:
+        check_steps(one.workdir, run_there.step('latest'), most)
     changed = check_same_run(
         one.workdir, run_there.config('latest'), with_recipe(one.config))
     if is_evaluated_anew(changed):

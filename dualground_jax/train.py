@@ -219,9 +219,9 @@ def train(config: ConfigDict, workdir: str) -> dict:
 
     Raises:
         DataError: bad annotations or features; raised before anything is compiled.
-        CheckpointError: the workdir holds a run by another config or of other data.
+        CheckpointError: the workdir holds a run by another config, of other data, or of more steps.
         TrainingError: a loss is not finite.
-        ConfigError: a batch of no size, or one that the mesh cannot split.
+        ConfigError: a batch of no size, or one that the mesh cannot split, or no steps.
     """
     run, = train_many([config], [workdir])
     if run.failure:
@@ -256,6 +256,9 @@ def train_many(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLi
     for key in ('steps_per_call', 'buckets'):
         if config.train[key] < 1:
             raise ConfigError(f'train.{key}={config.train[key]}: expected 1 or more')
+    if (config.train.max_steps or config.train.epochs) < 1:
+        raise ConfigError(f'train.epochs={config.train.epochs}, train.max_steps='
+                          f'{config.train.max_steps}: expected 1 or more of either')
     train_split, val_split = load_splits(config)
     schedules = Schedule.of(
         train_split, config.data, config.train, *(own.seed for own in configs))

@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
 
     Raises:
         ConfigError: a size that can't be used.
-        CheckpointError: the workdir holds a run by another config.
+        CheckpointError: the workdir holds a run by another config, or of more steps.
         TrainingError: a loss is not finite.
     """
     # ---- Data --------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def read_token(path: str | None) -> str:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The address to serve at, where connections wait until then.
+    """The address to serve at, where connections wait until the server runs.
 
     It listens at once, else another service could bind it too.
 
@@ -118,16 +118,18 @@ def ends_at_once() -> Iterator[None]:
 
     Nothing that could be lost is in work yet, and an orderly end would wait for a thread that
     compiles, or crash it. Handlers alone are late: the main thread runs them, which does not wake
-    up where another thread got the signal.
+    up where another thread got the signal. They stay afterwards; uvicorn puts its own before them.
     """
-    for stop in (signal.SIGTERM, signal.SIGINT):
+    stops = signal.SIGTERM, signal.SIGINT
+    for stop in stops:
         signal.signal(stop, lambda *_: os._exit(0))
     came, told = os.pipe()
     os.set_blocking(told, False)
 
     def wait() -> None:
-        if os.read(came, 1):
-            os._exit(0)
+        while number := os.read(came, 1):
+            if number[0] in stops:
+                os._exit(0)
         os.close(came)
 
     threading.Thread(target=wait, name='signals', daemon=True).start()

@@ -41,9 +41,9 @@ def small_config(tmp_path):
     return synthetic_config.get_config(f'model=flash_vtg,runlocal,root={tmp_path}').lock()
 
 
-def save_checkpoint(config, workdir, step=1):
+def save_checkpoint(config, workdir, step=1, kind='latest'):
     state = state_lib.TrainState(np.int32(step), {'w': np.zeros(2, np.float32)}, {}, None)
-    checkpoints.Checkpoints(str(workdir)).save('latest', state, config, {})
+    checkpoints.Checkpoints(str(workdir)).save(kind, state, config, {})
 
 
 class Training:
@@ -64,6 +64,7 @@ class Training:
             raise error
         if checkpoints.Checkpoints(workdir).step('latest') is None:
             save_checkpoint(config, workdir)
+            save_checkpoint(config, workdir, config.seed + 100, 'best')
         brief = {'MR-full-mAP': MAP.get((config.model.tokens, config.seed), 40.0),
                  'MR-full-R1@0.5': 10.0 * config.seed, 'MR-short-mAP': 1.0}
         result = dict(brief=brief, best_step=config.seed + 100, parameters=7, full={},
@@ -316,6 +317,23 @@ def test_a_run_that_goes_on_is_not_finished_until_it_is(config, training, tmp_pa
     train_all(longer, tmp_path, ['seed=1,2'])
     assert training.calls == ['seed=1', 'seed=2']
     assert len(report_of(tmp_path)['runs']) == 2
+    shorter = config.copy_and_resolve_references()
+    shorter.train.max_steps = 19
+    with pytest.raises(UserError, match='seed=2: holds a run of 20 steps, 19 are asked for'):
+        train_all(shorter, tmp_path, ['seed=1,2'])
+
+
+def test_a_run_whose_best_model_is_another_than_that_of_its_results_is_not_finished(
+        config, training, tmp_path):
+    """As one that was extended, killed, and is asked for at its old length."""
+    train_all(config, tmp_path, ['seed=1'])
+    one, = sweep.plan(config, tmp_path, ['seed=1'])[1]
+    assert one.is_finished
+    result = json.loads(one.results.read_text())
+    one.results.write_text(json.dumps({k: v for k, v in result.items() if k != 'config'}))
+    assert one.is_finished, 'an older version told no config'
+    save_checkpoint(one.config, one.workdir, 150, 'best')
+    assert not one.is_finished
 
 
 @pytest.mark.parametrize('finished', [True, False])

@@ -19,7 +19,7 @@ import pytest
 
 from configs import synthetic as synthetic_config
 from data_pipelines import datasets, files, world
-from data_pipelines.errors import UserError
+from data_pipelines.errors import ConfigError, UserError
 from data_pipelines.schedule import Bucket, Schedule, limits, query_sizes
 from dualground_jax import checkpoints, evaluate, models, predict, runtime, sharding, train
 from dualground_jax import runs as runs_lib
@@ -207,6 +207,8 @@ def test_results_tell_how_long_the_run_was_trained(finished, config, tmp_path):
     with pytest.raises(checkpoints.CheckpointError,
                        match='run: holds a run of 12 steps, 11 are asked for; use another'):
         train.train(changed(config, train__max_steps=11), str(workdir))
+    with pytest.raises(ConfigError, match='train.epochs=0, train.max_steps=0: expected 1 or more'):
+        train.train(changed(config, train__epochs=0), str(workdir))
 
 
 @pytest.mark.parametrize('values, message', [
