@@ -17,7 +17,7 @@ from absl.flags import FlagValues
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import files
+from data_pipelines import files, progress
 from data_pipelines.errors import ConfigError, DataError
 from dualground_jax import sweep, train_encoder
 from dualground_jax.analysis import analyse, comparison, scaling
@@ -42,12 +42,16 @@ def run(values: FlagValues, config: ConfigDict) -> None:
     each run that is missing; with --collect it takes what is there.
 
     Raises:
-        ConfigError: the config has no study, or as `sweep`.
+        ConfigError: the config has no study, flags that contradict, or as `sweep`.
         DataError: `runs.jsonl` has a run of another config.
     """
     if 'study' not in config:
         raise ConfigError('--mode=study needs a config of a study, as configs/sweeps/study.py')
     folder, trains = pathlib.Path(values.workdir), not values.collect
+    if values.collect and values.commands:
+        raise ConfigError('--mode=study takes one of --collect and --commands')
+    if values.collect and not folder.is_dir():
+        raise ConfigError(f'--workdir={folder}: no such folder, --collect takes what is there')
     source = config_flags.get_config_filename(values['config'])
     overrides = config_flags.get_override_values(values['config'])
 
@@ -67,6 +71,7 @@ def run(values: FlagValues, config: ConfigDict) -> None:
         for one in missing:
             if not one.is_finished:
                 print(sweep.command(one, source, overrides), '&&', analysis_command(one))
+        progress.say(f'{len(missing)} of {len(runs)} runs are missing')
         return
     if trains:
         sweep.train_all(config, folder / 'runs', choices, missing)
@@ -96,8 +101,8 @@ def read_kept(path: pathlib.Path, runs: list[sweep.Run]) -> dict[str, dict]:
             raise DataError(f'{path}: line {line}: expected run, config and numbers')
         one = by_name.get(row['run'])
         if one and row.get('config') != digest(one.config):
-            raise DataError(f'{path}: line {line}: {row["run"]} had another config; delete the '
-                            'line to train it anew')
+            raise DataError(f'{path}: line {line}: {row["run"]} had another config than '
+                            'this command gives it; delete the line to train it anew')
         found[row['run']] = row
     return found
 

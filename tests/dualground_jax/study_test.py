@@ -94,7 +94,7 @@ def test_the_whole_study_has_no_run_twice_and_needs_no_encoder_to_be_planned(tmp
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (dict(config='x'), 'line 2: seed=2 had another config; delete the line'),
+    (dict(config='x'), 'line 2: seed=2 had another config than this command gives it; delete'),
     (dict(numbers=3), 'line 2: expected run, config and numbers'),
 ])
 def test_kept_numbers_of_another_config_are_refused(change, message, tmp_path):
@@ -132,6 +132,19 @@ def test_a_config_without_a_study_is_refused(monkeypatch, tmp_path):
                                      f'--workdir={tmp_path}'])
     with pytest.raises(SystemExit, match='needs a config of a study'):
         main.start()
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--collect'], 'nowhere: no such folder, --collect takes what is there'),
+    (['--collect', '--commands'], 'takes one of --collect and --commands'),
+])
+def test_what_can_not_be_collected(flags, message, monkeypatch, tmp_path):
+    command_line.start(monkeypatch, [
+        'main', '--mode=study', '--config=configs/sweeps/study.py:runlocal',
+        f'--workdir={tmp_path / "nowhere"}', *flags])
+    with pytest.raises(SystemExit, match=message):
+        main.start()
+    assert not (tmp_path / 'nowhere').exists()
 
 
 def test_runs_are_compared_with_usual_ones_and_with_rivals():
