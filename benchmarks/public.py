@@ -1,4 +1,4 @@
-"""A train step of the public PyTorch codes, imported from their checkouts when it is asked for.
+"""Train steps and predictions of the public PyTorch codes, imported from their checkouts.
 
 They need PyTorch, torchvision, pandas and nncore. Nothing of them is in this project: what stands
 here is how each is built and called. Without a GPU, `Tensor.cuda`, which they call in places
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 BUILD = {'flash_vtg': 'build_model1', 'cg_detr': 'build_model', 'tr_detr': 'build_model'}
 
 
-class TrainStep:
-    """A train step as the code's `train_epoch` does it: forward, losses, backward, clip, AdamW."""
+class Code:
+    """A model of a public code, as its script for a recipe trains it."""
 
     def __init__(self, source: str, config: ConfigDict, folder: str):
         """Builds model and criterion as the training script does.
@@ -44,6 +45,12 @@ class TrainStep:
             self.options = _options(package, checkout, path)
             build = getattr(importlib.import_module(f'{package}.model'), BUILD[self.name])
             self.model, self.criterion = build(self.options)
+            if self.name == 'flash_vtg':
+                # What its loaders and metrics need, which nothing here calls.
+                names = 'torchtext', 'sklearn', 'sklearn.metrics'
+                with mock.patch.dict(sys.modules, dict.fromkeys(names, mock.MagicMock())):
+                    inference = importlib.import_module(f'{package}.inference')
+                self.suppress = inference.post_processing_mr_nms
             if self.name == 'tr_detr':
                 losses = f'{package}.loss_fun'
                 self.ctc = importlib.import_module(f'{losses}.CTCLoss').CTC_Loss()
@@ -51,7 +58,7 @@ class TrainStep:
         widths = self.options.v_feat_dim, self.options.t_feat_dim
         if widths != (expected := (sum(config.data.video_dims) + 2, config.data.text_dim)):
             raise ValueError(f'{source}: features of widths {widths}, expected {expected}')
-        self.model.to(self.device).train()
+        self.model.to(self.device)
         self.criterion.to(self.device).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.options.lr, weight_decay=self.options.wd)
@@ -86,14 +93,35 @@ class TrainStep:
             fps=torch.full((256,), 1 / self.options.clip_length, device=self.device))
         return labels, inputs, targets
 
-    def __call__(self, labels: list, inputs: dict, targets: dict) -> float:
-        """Takes the step, and waits for the loss as the codes do."""
+    def train_step(self, labels: list, inputs: dict, targets: dict) -> float:
+        """A step of `train_epoch`: forward, losses, backward, clip, AdamW; waits for the loss."""
+        self.model.train()
         loss = self._loss(labels, inputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         self.optimizer.step()
         return loss.item()
+
+    @torch.no_grad()
+    def predict(self, labels: list, inputs: dict, targets: dict) -> tuple[list, list]:
+        """As the code's evaluation: the windows of a query, best first, and its clips' saliency.
+
+        `labels` and `targets` are read by FlashVTG, which also suppresses overlaps.
+        """
+        self.model.eval()
+        if self.name == 'flash_vtg':
+            out = self.model(**inputs, targets=dict(targets, label=labels))['_out']
+            rows = [dict(pred_relevant_windows=out['boundary'].tolist())]
+            self.suppress(rows, self.options.nms_thd, -1, -1, 'normal')
+            return rows[0]['pred_relevant_windows'], out['saliency'].tolist()
+        out = self.model(**inputs)
+        center, width = out['pred_spans'][0].T
+        bounds = torch.stack([center - width / 2, center + width / 2], -1)
+        seconds = bounds.clamp(0, 1) * inputs['src_vid'].shape[1] * self.options.clip_length
+        score = out['pred_logits'][0].softmax(-1)[:, :1]
+        order = score[:, 0].argsort(descending=True)
+        return torch.cat([seconds, score], -1)[order].tolist(), out['saliency_scores'][0].tolist()
 
     def _loss(self, labels: list, inputs: dict, targets: dict) -> torch.Tensor:
         if self.name == 'tr_detr':

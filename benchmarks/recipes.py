@@ -1,7 +1,7 @@
 """An epoch of every public recipe, on real annotations, beside the public PyTorch code.
 
     python -m benchmarks.recipes --annotations DIR [--public DIR] [--sets tacos,tvsum]
-        [--models flash_vtg,cg_detr] [--steps 3] [--memory-gb 12] [--output FILE.json]
+        [--models flash_vtg,cg_detr] [--steps 3] [--repeats 3] [--memory-gb 12] [--output FILE.json]
 
 --annotations has a folder for each set, with its annotation files. Features are random rows in
 memory, of the true widths and numbers. --public has a checkout of each public code, by the name of
@@ -9,10 +9,11 @@ its repository (FlashVTG, CGDETR, TR-DETR): its train step, on the same queries,
 ours (benchmarks/public.py). A recipe that stands in for a script that does not exist is left out.
 
 An epoch's seconds are those of N of its steps, which are drawn evenly from all of them in the
-order of their size. `compilations` is how many programs an epoch takes, `compile_s` the mean
-seconds of one: those of the drawn steps are compiled, or loaded where $JAX_COMPILATION_CACHE_DIR
-has them. `padding` is the share of the computed clips and tokens that are not there. A recipe whose
-drawn steps take more than `--memory-gb` (`memory_gb`, the compiler's) is compiled and not run.
+order of their size, each the median of its repeats. `compilations` is how many programs an epoch
+takes, `compile_s` the mean seconds of one: those of the drawn steps are compiled, or loaded where
+$JAX_COMPILATION_CACHE_DIR has them. `padding` is the share of the computed clips and tokens that
+are not there. A recipe whose drawn steps take more than `--memory-gb` (`memory_gb`, the compiler's)
+is compiled and not run.
 `--steps 0` prints the tables of padding alone, of an epoch and of an evaluation.
 """
 
@@ -210,7 +211,7 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
         Each is taken twice and counted the second time: the first call of a program, and PyTorch's
         of a shape, take longer, and an epoch repeats them.
         """
-        rounds = iter([steps[-1], *steps])
+        rounds = iter([steps[-1], *steps * args.repeats])
 
         def warm() -> float:
             call = prepare(next(rounds))
@@ -223,17 +224,18 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
     if source:
         from benchmarks import public  # PyTorch need not be there
 
-        theirs = public.TrainStep(source, config, args.public)
+        theirs = public.Code(source, config, args.public)
 
         def torch(number: int) -> Callable[[], object]:
             batch = batch_of(number, Bucket(*schedule.size(range(number, number + 1))))
             vids = [split.queries[i].vid for i in batch['index'] if i >= 0]
             arguments = theirs.batch(batch, vids)
-            return lambda: theirs(*arguments)
+            return lambda: theirs.train_step(*arguments)
 
         measures['torch'] = seconds_of(torch)
-    seconds = {name: float(found.mean()) for name, found in
-               common.in_turns(measures, len(steps)).items()}
+    turns = common.in_turns(measures, args.repeats * len(steps))
+    seconds = {name: float(np.median(found.reshape(args.repeats, -1), 0).mean())
+               for name, found in turns.items()}
     row |= dict(step_s=seconds['ours'], epoch_s=per_epoch * seconds['ours'])
     if source:
         row |= dict(torch_step_s=seconds['torch'], torch_epoch_s=per_epoch * seconds['torch'],
@@ -242,8 +244,9 @@ def measure(config: ConfigDict, split: datasets.Split, source: str, args: Any) -
 
 
 def main() -> None:
-    args = common.arguments(__doc__, annotations=str, public='', sets=','.join(SETS),
-                            models=','.join(models.MODELS), steps=3, memory_gb=12.0, output='')
+    args = common.arguments(
+        __doc__, annotations=str, public='', sets=','.join(SETS), models=','.join(models.MODELS),
+        steps=3, repeats=3, memory_gb=12.0, output='')
     chosen = [(key, recipe.source) for key, recipe in RECIPES.items()
               if key[0] in args.models.split(',') and key[1] in args.sets.split(',')
               and 'stands in' not in recipe.source + recipe.remark]

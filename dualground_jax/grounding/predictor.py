@@ -409,13 +409,11 @@ class Predictor:
     def _run(self, step: Callable, samples: Sequence[pipeline.Sample]) -> list[tuple]:
         """What a step says of each sample, evaluate.batch_size of them at a time at most."""
         most = pipeline.power_of_two(self.config.evaluate.batch_size + 1) // 2
-        placement = sharding.batch_sharding(self.mesh)
         found, starts = [], range(0, len(samples), most)
         for start in starts if len(starts) == 1 else progress.track(starts, 'reading', 'batches'):
             part = samples[start : start + most]
             size = min((size for size in self.sizes if size >= len(part)), default=0)
             batch = pipeline.pad(self.config.data, part, self.bucket, size)
-            batch = jax.device_put(batch, placement)
             rows = jax.device_get(step(self.params, batch))
             found += [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(len(part))]
         return found
