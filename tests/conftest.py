@@ -3,7 +3,10 @@
 import gc
 import importlib.metadata
 import os
+import pathlib
 import tempfile
+
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Unoptimised code compiles several times faster; sizes in the tests are tiny.
@@ -39,3 +42,19 @@ def pytest_collection_modifyitems(items):
     """Sorts files: first the longest ones."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_mappings():
+    """Lets go of compiled programs before they use up the 65530 mappings that a process may have.
+
+    One has up to 2000 of them. Without the older code generator the suite would get there: JAX ends
+    the process when it writes the next one to its cache.
+    """
+    import jax  # after the settings above
+
+    yield
+    maps = pathlib.Path('/proc/self/maps')
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
