@@ -95,7 +95,8 @@ class Code:
 
     def train_step(self, labels: list, inputs: dict, targets: dict) -> float:
         """A step of `train_epoch`: forward, losses, backward, clip, AdamW; waits for the loss."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         loss = self._loss(labels, inputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
@@ -109,7 +110,8 @@ class Code:
 
         `labels` and `targets` are read by FlashVTG, which also suppresses overlaps.
         """
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         if self.name == 'flash_vtg':
             out = self.model(**inputs, targets=dict(targets, label=labels))['_out']
             rows = [dict(pred_relevant_windows=out['boundary'].tolist())]
