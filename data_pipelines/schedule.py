@@ -1,7 +1,7 @@
 """Which queries a step of training or evaluation sees, and what batches are padded to.
 
-Both are functions of the split, the config and the seed alone: every process and every resumed run
-finds the same without asking.
+Both are functions of the split and the config alone, the order also of the seed: every process and
+every resumed run finds the same without asking.
 """
 
 import dataclasses
@@ -15,8 +15,9 @@ from data_pipelines import datasets
 from data_pipelines.errors import DataError
 
 GRID = 8, 4  # buckets are multiples of so many clips and tokens
+PRICE = 1, 0.2  # of a clip and a token: FLOPs of train steps; a token's are 0.06 to 0.27
 WORTH = 0.05  # a bucket more, which takes a compilation, saves this share of an evaluation
-COMPILATION = 50  # steps of training that take about as long
+COMPILATION = 10  # steps that take about as long: 30 to 50 on two cores, but runs share programs
 LEAST = 0.01  # share of a training that a bucket more saves, however long it is
 EPOCHS = 4  # whose batches decide which buckets there are
 BATCHES = 4  # of an evaluation that pay for the compilation of another size
@@ -45,7 +46,7 @@ def choose_buckets(sizes: np.ndarray, count: int, worth: float = WORTH) -> list[
     """At most `count` buckets that hold all sizes, with as little padding as can be found.
 
     Buckets are added one by one where they save most, and after each the others are moved to where
-    they save most. What is saved is counted in clips and tokens.
+    they save most. What is saved is counted in `PRICE`.
 
     Args:
         sizes: int[N, 2], clips and tokens of what is padded together.
@@ -56,7 +57,7 @@ def choose_buckets(sizes: np.ndarray, count: int, worth: float = WORTH) -> list[
     largest = sizes.max(0)
     rounded = np.minimum(-(-sizes // GRID) * GRID, largest)
     candidates = np.stack(np.meshgrid(*map(np.unique, rounded.T)), -1).reshape(-1, 2)
-    cost = _positions(candidates, sizes)
+    cost = _prices(candidates, sizes)
     total = lambda chosen: cost[chosen].min(0) @ times
     best_beside = lambda chosen: int((np.minimum(cost, cost[chosen].min(0)) @ times).argmin())
 
@@ -75,13 +76,13 @@ def choose_buckets(sizes: np.ndarray, count: int, worth: float = WORTH) -> list[
 
 def smallest(buckets: Sequence[Bucket], sizes: np.ndarray) -> np.ndarray:
     """Which of the buckets holds each of sizes int[N, 2] with the least padding, int[N]."""
-    return _positions(np.array(buckets), sizes).argmin(0)
+    return _prices(np.array(buckets), sizes).argmin(0)
 
 
-def _positions(buckets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Clips and tokens that each size [N, 2] takes in each bucket [K, 2]: [K, N], inf: no room."""
+def _prices(buckets: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What each size [N, 2] costs in each bucket [K, 2]: [K, N], inf where it has no room."""
     holds = (sizes <= buckets[:, None]).all(-1)
-    return np.where(holds, buckets.sum(1)[:, None], np.inf)
+    return np.where(holds, (buckets @ PRICE)[:, None], np.inf)
 
 
 def evaluation_plan(sizes: np.ndarray, data: Any, batch_size: int, count: int, parts: int = 1
@@ -162,8 +163,10 @@ class Schedule:
             buckets = [limits(data)]
         else:
             each, per_epoch = section.steps_per_call, plans[0].steps_per_epoch
+            # Of other seeds, always the same: a study's runs share the programs they compile.
+            samples = [dataclasses.replace(plan, seed=i) for i, plan in enumerate(plans)]
             found = joint_sizes(
-                plans, [range(i, i + each) for i in range(0, EPOCHS * per_epoch, each)])
+                samples, [range(i, i + each) for i in range(0, EPOCHS * per_epoch, each)])
             steps = section.max_steps or section.epochs * per_epoch
             buckets = choose_buckets(np.array([*found, sizes.max(0)]), section.buckets,
                                      worth=max(COMPILATION / steps, LEAST))
