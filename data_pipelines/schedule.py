@@ -93,7 +93,7 @@ def evaluation_plan(sizes: np.ndarray, data: Any, batch_size: int, count: int, p
         sizes: int[N, 2], clips and tokens of the queries.
         data: the `data` section of the config.
         batch_size: most of the longest, all processes together; of shorter ones a batch has as many
-            as take no more memory, of all as few as leave no rows empty.
+            as take no more memory, of all as few as leave few rows empty.
         count: how many buckets there may be, see `choose_buckets`, but one for `BATCHES` batches at
             most; 1: the limits of the config, and batches of `batch_size`.
         parts: that a batch is split into.
@@ -210,11 +210,11 @@ def _epoch_order(schedule: Schedule, epoch: int) -> np.ndarray:
     order = rng.permutation(size)
     if schedule.like_lengths < 2:
         return order
-    window = schedule.like_lengths * batch_size
-    order = np.concatenate([
-        part[np.argsort(schedule.sizes[part, 0], kind='stable')]
-        for part in np.split(order, range(window, size, window))])
-    # An incomplete batch stays the last one.
+    # An incomplete batch stays the last one, and is of any lengths: it may be dropped.
     whole = size // batch_size * batch_size
-    shuffled = rng.permutation(order[:whole].reshape(-1, batch_size)).reshape(-1)
+    window = schedule.like_lengths * batch_size
+    alike = np.concatenate([
+        part[np.argsort(schedule.sizes[part, 0], kind='stable')]
+        for part in np.split(order[:whole], range(window, whole, window))])
+    shuffled = rng.permutation(alike.reshape(-1, batch_size)).reshape(-1)
     return np.concatenate([shuffled, order[whole:]])

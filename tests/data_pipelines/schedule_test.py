@@ -92,6 +92,12 @@ def test_queries_of_like_lengths_share_batches():
         assert sum(inside) == 1 or set(batch) <= set(range(100)) - set(sum(windows, []))
 
 
+@pytest.mark.parametrize('like_lengths', [0, 2, 50])
+def test_every_query_is_trained_on_where_incomplete_batches_are_dropped(like_lengths):
+    plan = make(11, drop_last=True, like_lengths=like_lengths)
+    assert {i for step in range(30) for i in plan.queries(step)} == set(range(11))
+
+
 def split_of(sizes):
     fields = dict.fromkeys(('videos', 'video_index', 'source_index', 'text', 'skipped'))
     return datasets.Split(
