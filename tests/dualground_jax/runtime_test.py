@@ -14,23 +14,24 @@ import pytest
 from dualground_jax import runtime
 
 FAULTS = """
-import resource
+import resource, statistics
 from dualground_jax import runtime
 runtime.keep_memory()
 import jax, jax.numpy as jnp
-step = jax.jit(lambda x: jnp.cumsum(jnp.sin(x) @ x[:, :300] @ x[:300], 0))
+step = jax.jit(lambda x: jnp.roll(jnp.sin(x) @ x[:, :9] @ x[:9], 7, 0))
 x, faults = jnp.ones((3000, 3000)), []
-for _ in range(8):
+for _ in range(30):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults[4:]))
+print(int(statistics.median(faults)))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
-def test_buffers_of_a_step_are_mapped_once():
-    """A buffer has 8789 pages; without keep_memory a step maps some of them anew."""
+def test_most_steps_map_no_buffer_anew():
+    """A buffer has 8789 pages. Without keep_memory each step maps two of them; with it some of the
+    30 do, where threads left no hole that is large enough."""
     env = dict(os.environ, JAX_PLATFORMS='cpu')
     run = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, env=env)
     assert int(run.stdout) < 500, run.stderr
